@@ -1,0 +1,45 @@
+# make demo | test | quick | check | bench | protos | setup | clean     (each sets up what it needs)
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+JOBS   ?= 2
+
+.PHONY: help setup system demo test quick check bench protos clean
+
+help:           ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+setup: $(STAMP) ## virtual environment with everything; leaves .venv/bin/causeway
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Causeway needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+system:         # Debian packages for the simulated networks and the bench's peers, where permitted
+	@sh lab/system.sh
+
+demo: setup system   ## two nodes, two relays, killed under a download
+	$(BIN)/causeway demo
+
+test: setup system   ## all tests
+	sh tests/run.sh all
+
+quick: setup    ## the fast subset, under a minute
+	sh tests/run.sh quick
+
+check: setup    ## ruff format + lint, mypy --strict
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: setup system  ## side by side with peers, ratios in one run
+	$(BIN)/python -m bench
+
+protos: setup   ## regenerate protos/*_pb2*.py from protos/*.proto
+	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. protos/*.proto
+
+clean:          ## forget everything that was built
+	rm -rf $(VENV) build out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
