@@ -1,1 +1,1 @@
-""""""
+"""How any service runs: configuration, identity, TLS, serving, dialling, telemetry, process."""

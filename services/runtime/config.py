@@ -1,0 +1,393 @@
+"""The one schema of the configuration file, and the one loader.
+
+Keys are camelCase in the file and snake_case here. EdgeMesh's `edgemesh-agent.yaml` is accepted as it is;
+its keys without effect are removed by `edgemesh` and reported in `Config.warnings`.
+"""
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic.alias_generators import to_camel
+
+from services.runtime import address, document, edgemesh
+from services.runtime.document import KeyPath
+from services.runtime.problems import ConfigError, Problem, nearest, show
+
+__all__ = ["Config", "ConfigError", "Problem", "RelayNode", "load"]
+
+# sockaddr_un.sun_path holds 108 bytes with the final zero (unix(7)); the longest socket name of a node.
+SUN_PATH_MAX = 107
+LONGEST_SOCKET = "discovery.sock"
+
+# Where EdgeMesh's DaemonSet mounts the secret; used when no path is given and nothing lies beside the file.
+EDGEMESH_PSK = Path("/etc/edgemesh/psk")
+
+
+def _absolute(path: Path, info: ValidationInfo) -> Path:
+    base: Path = info.context if isinstance(info.context, Path) else Path.cwd()
+    return Path(os.path.normpath(base / path.expanduser()))
+
+
+def _short_enough(path: Path) -> Path:
+    length = len(os.fsencode(path)) + 1 + len(LONGEST_SOCKET)
+    if length > SUN_PATH_MAX:
+        raise ValueError(
+            f"a path of at most {SUN_PATH_MAX - 1 - len(LONGEST_SOCKET)} bytes (it holds Unix sockets, whose "
+            f"names are limited to {SUN_PATH_MAX}), not the {len(os.fsencode(path))} bytes of {path}"
+        )
+    return path
+
+
+def _node_name(text: str) -> str:
+    # DNS does not tell cases apart and the kubelet lower-cases host names; nor do we.
+    name = text.strip().lower()
+    if not address.is_node_name(name):
+        raise ValueError("letters, digits, '-' and '.' (RFC 1123), beginning and ending with a letter or digit, ≤ 253")
+    return name
+
+
+def _cluster_name(text: str) -> str:
+    if not address.is_cluster_name(text):
+        raise ValueError("lower-case letters, digits and '-' (RFC 1123 label), at most 63 characters")
+    return text
+
+
+def _ip_or_empty(text: str) -> str:
+    if text and not address.is_ip(text):
+        raise ValueError("one IP address of this host, or nothing for all interfaces")
+    return text
+
+
+def _endpoint(text: str) -> str:
+    address.split(text)
+    return text
+
+
+def _contact(text: str) -> str:
+    host, port = address.split(text, 20008)
+    return address.join(host, port)
+
+
+def _target_pattern(text: str) -> str:
+    if not address.is_target_pattern(text):
+        raise ValueError("cidr:port or host:port, where port is a number, a range as 8000-8100, or *")
+    return text
+
+
+def _switch(value: Any) -> Any:
+    # YAML 1.1 reads a bare `on` and `off` as booleans.
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+FilePath = Annotated[Path, AfterValidator(_absolute)]
+NodeName = Annotated[str, AfterValidator(_node_name)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
+Count = Annotated[int, Field(ge=1, le=10_000_000)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, no unknown keys."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, validate_default=True
+    )
+
+
+class Metrics(Section):
+    """Prometheus metrics. base_port 0: off; else discovery +0, tunnel +1, relay +2, proxy +3."""
+
+    listen_address: Annotated[str, AfterValidator(_ip_or_empty)] = "127.0.0.1"
+    base_port: Annotated[int, Field(ge=0, le=65532)] = 0
+
+
+class Mdns(Section):
+    """Finding nodes in the LAN."""
+
+    enable: bool = True
+
+
+class Dht(Section):
+    """Finding nodes across LANs."""
+
+    enable: bool = True
+
+
+class EdgeDiscovery(Section):
+    """Who is out there. bootstrap: extra first contacts, "host:port" of discovery services."""
+
+    listen_port: Port = 20008
+    mdns: Mdns = Mdns()
+    dht: Dht = Dht()
+    bootstrap: list[Annotated[str, AfterValidator(_contact)]] = Field(default=[], max_length=256)
+    services_file: FilePath | None = None
+
+
+class RelayNode(Section):
+    """A node named as relay. advertise_address: IP or DNS name, ":port" where it differs from the relay port."""
+
+    node_name: NodeName
+    advertise_address: list[Annotated[str, AfterValidator(_endpoint)]] = Field(default=[], max_length=64)
+
+
+class Psk(Section):
+    """One secret for the whole cluster. certificate_lifetime_seconds: of the certificates derived from it."""
+
+    enable: bool = True
+    path: FilePath = Path("psk")
+    certificate_lifetime_seconds: Annotated[int, Field(ge=3, le=365 * 86400)] = 86400
+
+
+class Ca(Section):
+    """Certificates from `causeway ca`, instead of a PSK. crl_file is optional and reread when it changes."""
+
+    enable: bool = False
+    ca_file: FilePath = Path("ca.crt")
+    cert_file: FilePath = Path("node.crt")
+    key_file: FilePath = Path("node.key")
+    crl_file: FilePath | None = None
+
+
+def _each_once(nodes: list[RelayNode]) -> list[RelayNode]:
+    names = [node.node_name for node in nodes]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"each node once, but {', '.join(twice)} is named twice")
+    return nodes
+
+
+class EdgeTunnel(Section):
+    """Sessions to other nodes. listen_port 0: does not listen. Sizes in MiB, times in seconds."""
+
+    enable: bool = True
+    listen_port: Port = 20006
+    advertise_address: list[Annotated[str, AfterValidator(_endpoint)]] = Field(default=[], max_length=64)
+    psk: Psk = Psk()
+    ca: Ca = Ca()
+    relay_nodes: Annotated[list[RelayNode], AfterValidator(_each_once)] = Field(default=[], max_length=256)
+    session_hold_seconds: Annotated[float, Field(gt=0, le=86400)] = 60
+    max_sessions: Count = 1024
+    max_streams: Count = 16384
+    resend_buffer_mib: Annotated[int, Field(ge=1, le=1024, alias="resendBufferMiB")] = 16
+    node_buffer_mib: Annotated[int, Field(ge=1, le=65536, alias="nodeBufferMiB")] = 256
+
+    @model_validator(mode="after")
+    def _trusts_something(self) -> "EdgeTunnel":
+        if not self.psk.enable and not self.ca.enable:
+            raise ValueError("psk.enable or ca.enable to be true: nodes always authenticate each other")
+        return self
+
+
+class RelayLimits(Section):
+    """What a relay grants. max_bytes_per_second_per_peer 0: no limit. reservation TTL: libp2p relay v2."""
+
+    max_reservations: Count = 512
+    max_circuits: Count = 1024
+    max_circuits_per_peer: Count = 64
+    max_bytes_per_second_per_peer: Annotated[int, Field(ge=0)] = 0
+    idle_timeout_seconds: Annotated[float, Field(gt=0, le=86400)] = 300
+    max_half_open: Count = 256
+    reservation_ttl_seconds: Annotated[float, Field(gt=0, le=86400)] = 3600
+
+
+class EdgeRelay(Section):
+    """Helping nodes that cannot reach each other. auto: when named in relayNodes, or proven capable."""
+
+    mode: Switch = "auto"
+    listen_port: Port = 20007
+    limits: RelayLimits = RelayLimits()
+
+
+class Socks5Proxy(Section):
+    """SOCKS5 with node names as targets."""
+
+    enable: bool = False
+    listen_port: Port = 10800
+
+
+class EdgeProxy(Section):
+    """What applications talk to. allowed_targets: what may be dialled here beyond the endpoints of services."""
+
+    enable: bool = True
+    socks5_proxy: Socks5Proxy = Field(default=Socks5Proxy(), alias="socks5Proxy")
+    allowed_targets: list[Annotated[str, AfterValidator(_target_pattern)]] = Field(default=[], max_length=4096)
+
+
+class Modules(Section):
+    """One section for each service."""
+
+    edge_discovery: EdgeDiscovery = EdgeDiscovery()
+    edge_tunnel: EdgeTunnel = EdgeTunnel()
+    edge_relay: EdgeRelay = EdgeRelay()
+    edge_proxy: EdgeProxy = EdgeProxy()
+
+
+class Config(Section):
+    """The whole configuration of a node. All paths are absolute after `load`."""
+
+    node_name: NodeName
+    cluster: Annotated[str, AfterValidator(_cluster_name)] = "default"
+    state_dir: FilePath = Path("state")
+    run_dir: Annotated[FilePath, AfterValidator(_short_enough)] = Path("run")
+    listen_address: Annotated[str, AfterValidator(_ip_or_empty)] = ""
+    metrics: Metrics = Metrics()
+    modules: Modules = Modules()
+    _source: Path | None = PrivateAttr(default=None)
+    _warnings: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def source(self) -> Path | None:
+        """The file it was loaded from; None for the embedded defaults."""
+        return self._source
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What was accepted but has no effect, one line each."""
+        return self._warnings
+
+
+def load(path: Path | None) -> Config:
+    """The configuration in the file, or the embedded defaults for None.
+
+    Relative paths are relative to the file (to the working directory for None). Raises ConfigError with all
+    problems at once.
+    """
+    raw, lines = document.read(path) if path else ({}, {})
+    name = str(path) if path else "defaults"
+    # Not resolved: in a ConfigMap volume the file is a symlink into a folder that changes with every update.
+    base = path.absolute().parent if path else Path.cwd()
+    kept, inert, strangers = edgemesh.strip(raw)
+
+    name_source = ""
+    if "nodeName" not in kept:
+        name_source = "$NODE_NAME" if os.environ.get("NODE_NAME") else "the host name"
+        kept["nodeName"] = os.environ.get("NODE_NAME") or socket.gethostname()
+    _default_psk(kept, base)
+
+    problems = [
+        Problem(
+            name, key, "unknown key", "", nearest(key.rpartition(".")[2], tree), _line(lines, tuple(key.split(".")))
+        )
+        for key, tree in strangers
+    ]
+    config = None
+    try:
+        config = Config.model_validate(kept, context=base)
+    except ValidationError as error:
+        for item in error.errors(include_url=False):
+            location = item["loc"]
+            problem = _problem(name, item, _line(lines, location))
+            if location == ("nodeName",) and name_source:
+                hint = f"{problem.expected}; it was taken from {name_source}: set nodeName"
+                problem = Problem(name, "nodeName", problem.found, hint)
+            problems.append(problem)
+    if problems or config is None:
+        raise ConfigError(sorted(problems, key=lambda problem: problem.line))
+    warnings = [f"{name}:{_line(lines, tuple(k.split('.')))}: {k} has no effect here" for k in inert]
+    if not config.modules.edge_tunnel.enable:
+        warnings.append(f"{name}: modules.edgeTunnel.enable: false has no effect here: do not start the tunnel instead")
+    config._source = path.absolute() if path else None
+    config._warnings = tuple(warnings)
+    return config
+
+
+def _default_psk(kept: dict[str, Any], base: Path) -> None:
+    if (base / "psk").exists() or not EDGEMESH_PSK.exists():
+        return
+    section: Any = kept
+    for key in ("modules", "edgeTunnel", "psk"):
+        section = section.setdefault(key, {}) if isinstance(section, dict) else None
+    if isinstance(section, dict):
+        section.setdefault("path", str(EDGEMESH_PSK))
+
+
+def _line(lines: dict[KeyPath, int], location: KeyPath) -> int:
+    for end in range(len(location), 0, -1):
+        if location[:end] in lines:
+            return lines[location[:end]]
+    return 0
+
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text (put it in quotes)",
+    "list_type": "a list",
+    "model_type": "a mapping of keys",
+    "path_type": "a path",
+}
+
+
+def _problem(file: str, item: Any, line: int) -> Problem:
+    location: KeyPath = item["loc"]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    kind: str = item["type"]
+    value = item["input"]
+    if kind == "extra_forbidden":
+        meant, valid = _meant(location)
+        return Problem(file, key, "unknown key", "" if meant else valid, meant, line)
+    if kind == "missing":
+        return Problem(file, key, "missing", "a value", line=line)
+    if kind == "value_error":
+        # An outermost mapping tells nothing that the message does not tell.
+        return Problem(file, key, show(value), str(item["ctx"]["error"]), line=line)
+    if kind == "literal_error":
+        choices = item["ctx"]["expected"]
+        return Problem(file, key, show(value), f"one of {choices}", nearest(str(value), choices.split("'")[1::2]), line)
+    return Problem(file, key, show(value), _EXPECTED.get(kind, item["msg"].removeprefix("Input should be ")), line=line)
+
+
+def _meant(location: KeyPath) -> tuple[str, str]:
+    """The valid key an unknown one probably stands for (misplaced, or misspelt), and all that would be valid."""
+    unknown = str(location[-1])
+    elsewhere = [path for path in _paths(Config, "") if path.rpartition(".")[2] == unknown]
+    if elsewhere and len(unknown) > 6:  # short names such as `enable` are everywhere
+        return elsewhere[0], ""
+    model: type[BaseModel] | None = Config
+    inert: Any = edgemesh.INERT
+    for part in location[:-1]:
+        if isinstance(part, int):
+            continue
+        inert = inert.get(part) if isinstance(inert, dict) else None
+        model = _children(model).get(part) if model else None
+    names = _aliases(model) if model else []
+    others = list(inert) if isinstance(inert, dict) else []
+    return nearest(unknown, [*names, *others]), f"one of {', '.join(names)}"
+
+
+def _aliases(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _children(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    children: dict[str, type[BaseModel]] = {}
+    for name, field in model.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                children[field.alias or name] = kind
+    return children
+
+
+def _paths(model: type[BaseModel], prefix: str) -> list[str]:
+    paths = [prefix + alias for alias in _aliases(model)]
+    for alias, child in _children(model).items():
+        paths += _paths(child, f"{prefix}{alias}.")
+    return paths
