@@ -1,1 +1,1 @@
-""""""
+"""The relay service: reservations, and circuits spliced in the kernel."""

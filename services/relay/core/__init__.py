@@ -1,0 +1,1 @@
+"""Decisions of the relay: no IO, no clock; time and randomness are arguments."""

@@ -1,0 +1,45 @@
+"""What a relay allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits in force. Times in seconds, sizes in bytes."""
+
+    max_reservations: int = 1024
+    """Peers that may be reached through this relay."""
+    max_circuits: int = 1024
+    """Circuits open or being opened."""
+    max_circuits_per_peer: int = 256
+    """Circuits in which one peer takes part, as caller or as callee."""
+    max_bytes_per_second_per_peer: int = 0
+    """Bytes carried for one peer, both directions together; 0: no limit."""
+    idle_timeout: float = 600.0
+    """A circuit without a byte for so long is closed. Tunnels ping an idle link every 15 s at the latest."""
+    max_half_open: int = 512
+    """Connections to the public port that have not yet said who they are."""
+    max_half_open_per_source: int = 64
+    """The same, from one IP (one /64 in IPv6)."""
+    reservation_ttl: float = 3600.0
+    """As in libp2p's relay v2."""
+    pairing_timeout: float = 10.0
+    """Time for both legs of a circuit to arrive."""
+    heartbeat_timeout: float = 45.0
+    """A control connection that is silent for three heartbeats of 15 s is dead."""
+    greeting_timeout: float = 5.0
+    """Time for the first bytes, and for the whole TLS handshake with its greeting."""
+    max_connections_per_peer: int = 4
+    """Control connections of one name. More than one is normal for a moment: the node restarted and its former
+    self is not yet known to be dead. The oldest yields."""
+    max_messages_per_second: float = 50.0
+    """Control messages read from one connection; a faster client is read more slowly, never refused."""
+    max_messages_burst: int = 200
+    """Control messages that may come at once."""
+
+    @property
+    def max_connections(self) -> int:
+        """Control connections in all: every reservation, and as many that only call."""
+        return 2 * self.max_reservations
