@@ -1,0 +1,81 @@
+"""Labs without root: `python -m lab.rootless COMMAND…`.
+
+Runs a command as "root" of fresh user, network, mount and process namespaces. Whatever it builds or starts
+ends with it, however it ends. As real root it does the same, so that nothing can be left on the machine.
+`python -m lab.rootless` without a command says whether this machine allows it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from lab.namespace import LabError, connect
+from lab.nat import Nat
+from lab.network import Network
+from lab.wire import Shape
+
+MARK = "CAUSEWAY_LAB_WRAPPED"  # environment variable: set inside the wrapper
+PROBE_TIMEOUT = 20.0  # seconds; the probe takes about 0.3
+TOOLS = {"unshare": "util-linux", "ip": "iproute2", "nft": "nftables"}
+
+
+def wrapped(argv: Sequence[str]) -> list[str]:
+    """The command line that runs `argv` inside."""
+    return ["unshare", "-Urnmpf", "--kill-child", "--mount-proc", "env", f"{MARK}=1", *argv]
+
+
+def inside() -> bool:
+    """Whether this process runs in the wrapper."""
+    return os.environ.get(MARK) == "1"
+
+
+def available() -> str | None:
+    """None when labs can be built here, in this process or in the wrapper; else why not, in one line."""
+    search = os.environ.get("PATH", "/usr/bin:/bin") + ":/usr/sbin:/sbin"
+    missing = [f"{tool} (package {package})" for tool, package in TOOLS.items() if not shutil.which(tool, path=search)]
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    if inside():
+        return probe()
+    command = wrapped([sys.executable, "-m", "lab.rootless", "--probe"])
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        return f"making namespaces did not end within {PROBE_TIMEOUT:.0f} s"
+    if done.returncode == 0:
+        return None
+    lines = (done.stdout + done.stderr).strip().splitlines()
+    return lines[-1] if lines else f"unshare ended with {done.returncode}"
+
+
+def probe() -> str | None:
+    """Builds one of everything in this process: None, or what failed."""
+    try:
+        with Network() as network:
+            network.lan("probe", Nat(hairpin=True), shape=Shape(delay=0.001)).host("host")
+            connect(network.internet, "x", network.namespace("other"), "x")
+    except (LabError, OSError, subprocess.SubprocessError) as error:
+        return " ".join(str(error).split())[:300] or type(error).__name__
+    return None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point."""
+    if list(argv) == ["--probe"]:
+        why = probe()
+        print(why or "ok")
+        return 1 if why else 0
+    if argv:
+        command = wrapped(argv)
+        os.execvp(command[0], command)
+    why = available()
+    print(f"no simulated networks here: {why}" if why else "simulated networks work here")
+    return 1 if why else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,156 @@
+"""Each kind of NAT maps and filters as its name says, tried with real sockets."""
+
+import socket
+
+import pytest
+
+from lab.nat import Kind, Nat
+from lab.network import Network
+from tests.lab.sockets import listener, seen_from, tcp, udp, until
+
+pytestmark = pytest.mark.lab
+
+INDEPENDENT = [Kind.FULL_CONE, Kind.RESTRICTED, Kind.PORT_RESTRICTED]
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_mapping_of_datagrams(network: Network, kind: Kind) -> None:
+    servers = [udp(network.public(name)) for name in ("s1", "s2")]
+    servers += [udp(network.public("s3")) for _ in range(1)]
+    lan = network.lan("home", Nat(kind))
+    host = lan.host("host")
+    with udp(host, 40000) as inside:
+        sources = [seen_from(inside, server) for server in servers]
+    outside = host.address if kind is Kind.FIREWALL else lan.wan_address
+    assert {address for address, _ in sources} == {outside}
+    assert (len({port for _, port in sources}) > 1) == (kind is Kind.SYMMETRIC)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_mapping_of_connections(network: Network, kind: Kind) -> None:
+    servers = [listener(network.public(name)) for name in ("s1", "s2", "s3")]
+    host = network.lan("home", Nat(kind)).host("host")
+    sources = set()
+    for server in servers:
+        with tcp(host, 40000) as inside:
+            inside.connect(server.getsockname())
+            accepted, source = server.accept()
+            accepted.close()
+            sources.add(source)
+    assert (len(sources) > 1) == (kind is Kind.SYMMETRIC)
+
+
+@pytest.mark.parametrize(
+    ("kind", "accepted"),
+    [
+        (Kind.FULL_CONE, {b"other port", b"other address"}),
+        (Kind.RESTRICTED, {b"other port"}),
+        (Kind.PORT_RESTRICTED, set()),
+        (Kind.SYMMETRIC, set()),
+        (Kind.FIREWALL, set()),
+    ],
+)
+def test_filtering(network: Network, kind: Kind, accepted: set[bytes]) -> None:
+    server, stranger = network.public("server"), network.public("stranger")
+    known, other_port, other_address = udp(server), udp(server), udp(stranger)
+    with udp(network.lan("home", Nat(kind)).host("host"), 40000) as inside:
+        outside = seen_from(inside, known)
+        other_port.sendto(b"other port", outside)
+        other_address.sendto(b"other address", outside)
+        known.sendto(b"known", outside)
+        # What passes has passed when a packet sent after it is there.
+        assert set(until(inside, b"known")) == accepted | {b"known"}
+
+
+def test_an_early_packet_does_not_spoil_the_mapping(network: Network) -> None:
+    """A packet that came too early must leave no trace, else punching fails for those who start first."""
+    server = network.public("server")
+    a, b = network.lan("a"), network.lan("b")
+    observer = udp(server)
+    with udp(a.host("a0"), 40000) as one, udp(b.host("b0"), 40001) as two:
+        outside_one, outside_two = seen_from(one, observer), seen_from(two, observer)
+        one.sendto(b"too early", outside_two)
+        two.sendto(b"opens", outside_one)
+        assert one.recvfrom(100) == (b"opens", outside_two)
+        one.sendto(b"now", outside_two)
+        assert two.recvfrom(100) == (b"now", outside_one)
+
+
+@pytest.mark.parametrize("kind", INDEPENDENT)
+@pytest.mark.parametrize("hairpin", [True, False])
+def test_hairpin(network: Network, kind: Kind, hairpin: bool) -> None:
+    observer = udp(network.public("server"))
+    lan = network.lan("home", Nat(kind, hairpin=hairpin))
+    with udp(lan.host("one"), 40000) as one, udp(lan.host("two"), 40001) as two:
+        outside_one, outside_two = seen_from(one, observer), seen_from(two, observer)
+        two.sendto(b"around", outside_one)
+        two.sendto(b"inside", one.getsockname())
+        got = [one.recvfrom(100)]
+        while got[-1][0] != b"inside":
+            got.append(one.recvfrom(100))
+        assert ((b"around", outside_two) in got) == hairpin
+
+
+@pytest.mark.parametrize("kind", [Kind.SYMMETRIC, Kind.FIREWALL])
+def test_hairpin_is_refused_where_it_cannot_work(kind: Kind) -> None:
+    with pytest.raises(ValueError, match="endpoint-independent"):
+        Nat(kind, hairpin=True)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_unwanted_connections_are_reset_or_vanish(network: Network, kind: Kind) -> None:
+    stranger = network.public("stranger")
+    for name, nat in (("rude", Nat(kind, answers_rst=True)), ("silent", Nat(kind))):
+        lan = network.lan(name, nat)
+        host = lan.host(f"{name}-host")
+        target = host.address if kind is Kind.FIREWALL else lan.wan_address
+        with tcp(stranger) as sock:
+            if nat.answers_rst:
+                with pytest.raises(ConnectionRefusedError):
+                    sock.connect((target, 40000))
+            else:
+                sock.settimeout(0.3)
+                with pytest.raises(TimeoutError):
+                    sock.connect((target, 40000))
+
+
+def test_two_nats_in_a_row(network: Network) -> None:
+    server = udp(network.public("server"))
+    carrier = network.lan("carrier", Nat(Kind.SYMMETRIC), carrier=True)
+    home = network.lan("home", behind=carrier)
+    with udp(home.host("host"), 40000) as inside:
+        source = seen_from(inside, server)
+        assert source[0] == carrier.wan_address
+        server.sendto(b"back", source)
+        assert inside.recv(100) == b"back"
+    assert home.wan_address.startswith("100.64.")
+
+
+@pytest.mark.parametrize("kind", [Kind.PORT_RESTRICTED, Kind.SYMMETRIC])
+def test_private_addresses_are_not_reachable_from_outside(network: Network, kind: Kind) -> None:
+    stranger = udp(network.public("stranger"))
+    with udp(network.lan("home", Nat(kind)).host("host"), 40000) as inside:
+        outside = seen_from(inside, stranger)
+        stranger.sendto(b"to the private address", inside.getsockname())
+        stranger.sendto(b"to the mapping", outside)
+        assert until(inside, b"to the mapping") == [b"to the mapping"]
+
+
+def test_multicast_stays_in_the_lan(network: Network) -> None:
+    group, port = "224.0.0.251", 5353
+    lan = network.lan("home")
+    speaker, neighbour, outsider = lan.host("speaker"), lan.host("neighbour"), network.public("outsider")
+    ears = []
+    for host in (neighbour, outsider):
+        ear = host.namespace.socket(socket.SOCK_DGRAM)
+        ear.bind(("", port))
+        membership = socket.inet_aton(group) + socket.inet_aton(host.address)
+        ear.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+        ear.settimeout(10)
+        ears.append(ear)
+    with udp(speaker) as mouth:
+        mouth.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, 255)
+        mouth.sendto(b"who is there", (group, port))
+        mouth.sendto(b"end", (outsider.address, port))
+    assert ears[0].recv(100) == b"who is there"
+    assert ears[1].recv(100) == b"end"
