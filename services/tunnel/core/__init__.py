@@ -1,0 +1,1 @@
+"""The tunnel's pure core: bytes and time in, bytes and events out."""

@@ -1,0 +1,214 @@
+"""One link as the session sees it: what is in flight on it, how fast it answers, whether it can be trusted.
+
+Liveness is per direction and by data: the peer reports how many records it heard on this link, so a link
+that still brings data but no longer takes any is noticed (FAILURES: one-way reachability).
+"""
+
+from collections import deque
+from typing import Any, Protocol
+
+from services.tunnel.core.outbox import Outbox, Record
+
+DIRECT, PUNCHED, RELAYED = 1, 2, 3
+
+SUSPECT_FLOOR = 0.3
+SUSPECT_CEILING = 1.5
+SUSPECT_RTTS = 3
+"""A link is suspect when nothing is heard for clamp(3 x RTT, 300 ms, 1.5 s) while something is
+outstanding: iroh uses clamp(3 x RTT, 500 ms, 5 s); ours only doubles traffic, so it may be quicker."""
+UNTIL_MEASURED = 1.0
+"""Suspicion before the first round trip is measured, seconds."""
+DEAD_AFTER = 10.0
+"""A suspect link that says nothing for this long is closed, seconds."""
+PING_QUICK = 1.0
+PING_IDLE = 15.0
+"""Idle links are asked after 1 s, then ever more rarely up to every 15 s."""
+BACKLOG_LIMIT = 512 * 1024
+"""Bytes that wait for the kernel before streams are no longer read: a switch has to repeat what waits."""
+
+
+class PacketCipher(Protocol):
+    """Seals and opens packets in place; raises on anything forged."""
+
+    def seal(self, number: int, header: memoryview, plain: memoryview, out: memoryview) -> None: ...
+
+    def open(self, epoch: int, number: int, header: memoryview, body: memoryview, out: memoryview) -> None: ...
+
+
+class RoundTrip:
+    """Smoothed round trip in seconds (RFC 6298 gain 1/8) and the smallest one seen."""
+
+    __slots__ = ("best", "smoothed")
+
+    def __init__(self) -> None:
+        self.smoothed: float | None = None
+        self.best: float | None = None
+
+    def sample(self, seconds: float) -> None:
+        self.best = seconds if self.best is None else min(self.best, seconds)
+        self.smoothed = seconds if self.smoothed is None else self.smoothed + (seconds - self.smoothed) / 8
+
+
+class Link:
+    """State of one link; the shell sends what is in `queue` and calls `sent` for it."""
+
+    __slots__ = (
+        "active_since",
+        "acked_sent",
+        "backlog",
+        "bytes_in",
+        "bytes_out",
+        "cipher",
+        "closing",
+        "closing_since",
+        "confirmed",
+        "counter_in",
+        "counter_out",
+        "data_rtt",
+        "distrusted",
+        "draining",
+        "goaway_heard",
+        "goaway_sent",
+        "heard_at",
+        "heard_bytes",
+        "heard_in",
+        "heard_out",
+        "heard_said",
+        "id",
+        "inflight",
+        "kind",
+        "last_in",
+        "next_ping",
+        "owner",
+        "path_rtt",
+        "ping_interval",
+        "ping_sent",
+        "progress",
+        "queue",
+        "relay",
+        "remote",
+        "started",
+        "suspect_since",
+    )
+
+    def __init__(
+        self, link_id: int, kind: int, cipher: PacketCipher, now: float, *, relay: str = "", remote: str = ""
+    ) -> None:
+        self.id = link_id
+        self.kind = kind
+        self.relay = relay
+        self.remote = remote
+        self.cipher = cipher
+        self.owner: Any = None
+        self.started = now
+        self.queue: deque[tuple[memoryview, Record | None]] = deque()
+        self.backlog = 0
+        """Bytes in `queue`."""
+        self.inflight: deque[tuple[Record, float]] = deque()
+        """Records in the order they were put on this link, not yet heard, with the time of each."""
+        self.counter_out = 0
+        self.counter_in = -1
+        self.confirmed = False
+        """The peer has proved, by a sealed packet on this link, that it is there now."""
+        self.heard_out = 0
+        """Records of ours that the peer heard on this link."""
+        self.heard_in = 0
+        """Records of the peer's that came on this link; `heard_said` of them were reported, `heard_bytes` not."""
+        self.heard_said = 0
+        self.heard_bytes = 0
+        self.heard_at = now
+        self.acked_sent = 0
+        self.progress = now
+        """When the peer last confirmed something that we sent here."""
+        self.last_in = now
+        self.path_rtt = RoundTrip()
+        """By pings: the path's own delay; used to compare paths."""
+        self.data_rtt = RoundTrip()
+        """By records, queues included; used to judge silence."""
+        self.ping_sent: float | None = None
+        self.next_ping = now
+        self.ping_interval = PING_QUICK
+        self.suspect_since: float | None = None
+        self.distrusted = False
+        """The peer suspects it."""
+        self.draining = False
+        """Its relay is about to stop: usable, but to be left."""
+        self.closing = False
+        """GOAWAY was said or heard: no new records."""
+        self.closing_since = now
+        self.goaway_sent = False
+        self.goaway_heard = False
+        self.active_since = now
+        self.bytes_in = 0
+        self.bytes_out = 0
+
+    @property
+    def rtt(self) -> float:
+        """Path round trip for comparison, seconds; 0.25 until measured."""
+        return self.path_rtt.smoothed if self.path_rtt.smoothed is not None else 0.25
+
+    @property
+    def usable(self) -> bool:
+        return self.confirmed and not self.closing and self.suspect_since is None and not self.distrusted
+
+    @property
+    def silence_allowed(self) -> float:
+        """Seconds without news about outstanding data before the link is suspect."""
+        measured = [rtt.smoothed for rtt in (self.path_rtt, self.data_rtt) if rtt.smoothed is not None]
+        if not measured:
+            return UNTIL_MEASURED
+        return min(max(SUSPECT_RTTS * max(measured), SUSPECT_FLOOR), SUSPECT_CEILING)
+
+    def outstanding_since(self) -> float | None:
+        """Since when the peer owes us an answer on this link."""
+        oldest = self.inflight[0][1] if self.inflight else None
+        if self.ping_sent is not None and (oldest is None or self.ping_sent < oldest):
+            oldest = self.ping_sent
+        return None if oldest is None else max(oldest, self.progress)
+
+    def silent(self, now: float) -> bool:
+        """True when an answer is overdue."""
+        since = self.outstanding_since()
+        return since is not None and now - since > self.silence_allowed
+
+    def push(self, record: Record, now: float) -> None:
+        """Puts a record on this link."""
+        self.queue.append((record.view, record))
+        self.backlog += record.size
+        record.queued += 1
+        record.carried += 1
+        self.inflight.append((record, now))
+
+    def push_packet(self, packet: bytes | bytearray) -> None:
+        """Puts a link's own packet (CONTROL, DATAGRAM) on this link."""
+        self.queue.append((memoryview(packet), None))
+        self.backlog += len(packet)
+
+    def confirm(self, heard: int, held: float, now: float) -> bool:
+        """The peer has heard so many records on this link. True if that is news."""
+        news = heard - self.heard_out
+        if news <= 0:
+            return False
+        if news > len(self.inflight):
+            raise ValueError(f"peer heard {heard} records where {self.heard_out + len(self.inflight)} were sent")
+        self.heard_out = heard
+        for _ in range(news):
+            record, when = self.inflight.popleft()
+            record.carried -= 1
+            record.heard = True
+        self.data_rtt.sample(max(now - when - held, 0.0))
+        self.progress = now
+        return True
+
+    def drop(self, outbox: Outbox) -> None:
+        """The link is gone: what it carried alone becomes orphans, its queue is forgotten."""
+        for _, record in self.queue:
+            if record is not None:
+                record.queued -= 1
+                outbox.forget(record)
+        self.queue.clear()
+        self.backlog = 0
+        for record, _ in self.inflight:
+            record.carried -= 1
+            outbox.orphan(record)
+        self.inflight.clear()

@@ -1,0 +1,78 @@
+"""Which link carries the data, and which ones are worth keeping."""
+
+from collections.abc import Iterable, Sequence
+
+from services.tunnel.core.link import DIRECT, Link
+
+GAIN_SECONDS = 0.005
+GAIN_SHARE = 0.2
+"""Within a class a switch must gain max(5 ms, 20 %): iroh uses 5 ms, firezone 20 % and 10 ms."""
+SETTLE_SECONDS = 1.0
+"""A link that has just become active is not left for a faster one of its class any sooner."""
+
+
+def rank(link: Link) -> tuple[int, int, float]:
+    """Order of preference: staying, class (direct, punched, relayed), round trip."""
+    return (link.draining, link.kind, link.rtt)
+
+
+def choose(links: Iterable[Link], active: Link | None, now: float) -> Link | None:
+    """The link that should be active; `active` stays unless it is unusable or clearly beaten."""
+    usable = [link for link in links if link.usable]
+    if not usable:
+        return None
+    best = min(usable, key=rank)
+    if active is None or active not in usable or best is active:
+        return best
+    if rank(best)[:2] < rank(active)[:2]:
+        return best
+    if best.path_rtt.smoothed is None or now - active.active_since < SETTLE_SECONDS:
+        return active
+    return best if active.rtt - best.rtt >= max(GAIN_SECONDS, GAIN_SHARE * active.rtt) else active
+
+
+def standby(links: Iterable[Link], active: Link | None) -> Link | None:
+    """The best usable link that does not share the active one's fate; else any other usable one."""
+    usable = [link for link in links if link.usable and link is not active]
+    if active is None or not usable:
+        return min(usable, key=rank, default=None)
+    apart = [link for link in usable if not link.relay or link.relay != active.relay]
+    return min(apart or usable, key=rank)
+
+
+def wants_standby(active: Link | None) -> bool:
+    """Relayed and punched paths get a warm standby; a direct one stands alone."""
+    return active is not None and active.kind != DIRECT
+
+
+def surplus(links: Sequence[Link], active: Link | None) -> list[Link]:
+    """Usable links that serve nothing: neither active nor the standby."""
+    if active is None:
+        return []
+    keep = {active.id}
+    if wants_standby(active) and (second := standby(links, active)) is not None:
+        keep.add(second.id)
+    return [
+        link
+        for link in links
+        if link.confirmed and not link.closing and link.id not in keep and link.suspect_since is None
+    ]
+
+
+def explain(link: Link, active: Link | None) -> str:
+    """One line: why this link is or is not the active one."""
+    if link is active:
+        return "draining, no better path yet" if link.draining else "best usable path"
+    if not link.confirmed:
+        return "not confirmed by the peer yet"
+    if link.closing:
+        return "closing"
+    if link.suspect_since is not None or link.distrusted:
+        return "no answer in time" if link.suspect_since is not None else "the peer gets no answer on it"
+    if link.draining:
+        return "its relay is draining"
+    if active is not None and link.kind != active.kind:
+        return "lower class of path" if link.kind > active.kind else "about to become active"
+    if active is not None and active.relay and link.relay == active.relay:
+        return "standby over the same relay"
+    return "warm standby"

@@ -1,0 +1,663 @@
+"""The session: the pairing of two nodes, which owns sequence numbers and streams and outlives its links.
+
+The data's way. Out: the shell reads a client straight into `slot()`, says `commit()`; `flush()` seals what
+has gathered into one record and puts it on the active link's queue. In: the shell hands every packet to
+`receive()` and gets events, DATA among them as views into the opened record.
+
+Five verbs, time always an argument: `receive`, `flush`, `tick`, `link_up`, `link_down`; the rest names what
+streams do. Nothing here reads a clock, a socket or a key.
+"""
+
+from collections import deque
+from typing import Protocol
+
+from services.tunnel.core import control, events, frames, paths
+from services.tunnel.core.control import Control
+from services.tunnel.core.events import Event
+from services.tunnel.core.frames import FRAME, FRAME_SIZE, Opening, Reason
+from services.tunnel.core.inbox import Inbox
+from services.tunnel.core.link import BACKLOG_LIMIT, DEAD_AFTER, PING_IDLE, PING_QUICK, Link, PacketCipher
+from services.tunnel.core.outbox import Outbox, Record
+from services.tunnel.core.packets import (
+    CONTROL,
+    DATAGRAM,
+    FULL_RECORD,
+    HEADER,
+    HEADER_SIZE,
+    MAX_PLAIN,
+    RECORD,
+    TAG_SIZE,
+    CorruptLink,
+    ProtocolError,
+)
+from services.tunnel.core.stream import Stream
+
+ACK_DELAY = 0.02
+"""An acknowledgement waits at most this long for company, seconds: a tenth of the quickest suspicion."""
+ACK_BYTES = 1024 * 1024
+"""… or for this many bytes."""
+CLOSE_AFTER = 5.0
+"""A link that was said goodbye to is closed after this long even if not all was heard, seconds."""
+REKEY_RECORDS = 1 << 22
+"""Records under one key: well below the 2^24.5 that RFC 8446 §5.5 allows for AES-GCM with full records."""
+REKEY_SECONDS = 3600.0
+LATE_DATAGRAMS = 256
+"""Datagrams that wait for a link; then the oldest are dropped."""
+DATAGRAM_HEAD = frames.Struct("!II")
+REFUSED_LIMIT = 6
+"""RefusalReason.LIMIT of protos/tunnel.proto."""
+
+
+class SessionCipher(PacketCipher, Protocol):
+    """Seals with the newest epoch; `rekey` starts the next one."""
+
+    epoch: int
+
+    def rekey(self) -> None: ...
+
+
+class Buffers(Protocol):
+    """Where large buffers come from and return to."""
+
+    def take(self, size: int) -> bytearray: ...
+
+    def give(self, buffer: bytearray) -> None: ...
+
+
+class Session:
+    """See the module. `initiator` opens odd stream ids and alone retires surplus links.
+
+    `capacity`: bytes of unacknowledged records; `max_streams`: open streams; `scratch`: a writable view of
+    MAX_PLAIN bytes that may be shared by all sessions of a process, as events are used up before the next call.
+    """
+
+    def __init__(
+        self,
+        *,
+        initiator: bool,
+        cipher: SessionCipher,
+        buffers: Buffers,
+        scratch: memoryview,
+        now: float,
+        capacity: int = 16 * 1024 * 1024,
+        max_streams: int = 16384,
+    ) -> None:
+        self.initiator = initiator
+        self.streams: dict[int, Stream] = {}
+        self.links: list[Link] = []
+        self.active: Link | None = None
+        self.second: Link | None = None
+        """While the active link is doubted: the link that gets everything too."""
+        self.outbox = Outbox(capacity, buffers.give)
+        self.inbox = Inbox(4 * capacity)
+        self.now = now
+        self.started = now
+        self.linkless_since: float | None = now
+        self.ended = False
+        self.bytes_in = self.bytes_out = 0
+        self.resent = self.switches = 0
+        self.used_at = now
+        """When a stream last sent or received something."""
+        self._cipher = cipher
+        self._buffers = buffers
+        self._scratch = scratch
+        self._max_streams = max_streams
+        self._next_id = 1 if initiator else 2
+        self._last_peer_id = 0
+        self._buffer: bytearray | None = None
+        self._view = scratch[:0]
+        self._fill = 0
+        self._late: deque[tuple[Stream, int, bytes]] = deque(maxlen=LATE_DATAGRAMS)
+        self._rekeyed_at = now
+        self._rekeyed_sequence = 0
+        self._stalled: tuple[str, float] | None = None
+        self._surveyed_at = now
+        self._was_blocked = False
+
+    # ---------------------------------------------------------------- streams, outbound
+
+    def open(self, opening: Opening) -> Stream:
+        """A new stream; data may be sent at once, before the exit accepts."""
+        if len(self.streams) >= self._max_streams:
+            raise OverflowError(f"{self._max_streams} streams are open in this session")
+        stream = Stream(self._next_id, local=True, datagram=opening.network == frames.UDP)
+        self._next_id += 2
+        self.streams[stream.id] = stream
+        self._frame(frames.OPEN, stream.id, opening.encode())
+        return stream
+
+    def accept(self, stream: Stream) -> None:
+        """The backend of a stream that the peer opened is connected."""
+        stream.accepted = True
+        self._frame(frames.ACCEPT, stream.id)
+
+    @property
+    def blocked(self) -> bool:
+        """True while streams must not be read: the link, or the memory for unacknowledged records, is full."""
+        outbox = self.outbox
+        if outbox.full:
+            blocked = True
+        elif self.second is not None:
+            blocked = self.second.backlog > BACKLOG_LIMIT
+        elif self.active is not None:
+            blocked = self.active.backlog > BACKLOG_LIMIT
+        else:
+            blocked = outbox.bytes > BACKLOG_LIMIT
+        self._was_blocked = self._was_blocked or blocked
+        return blocked
+
+    def slot(self, stream: Stream) -> memoryview:
+        """Where the next bytes of the stream go: at least 1 byte, not more than its credit. Then `commit`."""
+        room = FULL_RECORD - FRAME_SIZE - self._fill
+        if room < 2048:
+            self.flush(self.now)
+            room = FULL_RECORD - FRAME_SIZE
+        if self._buffer is None:
+            self._take_buffer()
+        start = self._fill + FRAME_SIZE
+        credit = stream.send_limit - stream.sent
+        return self._view[start : start + (room if room < credit else credit)]
+
+    def commit(self, stream: Stream, size: int) -> None:
+        """`size` bytes were written into the slot."""
+        FRAME.pack_into(self._view, self._fill, frames.DATA, stream.id, size)
+        self._fill += FRAME_SIZE + size
+        stream.sent += size
+        self.bytes_out += size
+
+    def send(self, stream: Stream, data: bytes | memoryview) -> int:
+        """As slot and commit, for bytes at hand; returns how many the credit allowed."""
+        sent = 0
+        while sent < len(data) and stream.credit > 0:
+            slot = self.slot(stream)
+            size = min(len(slot), len(data) - sent)
+            slot[:size] = data[sent : sent + size]
+            self.commit(stream, size)
+            sent += size
+        return sent
+
+    def finish(self, stream: Stream) -> None:
+        """No more data from this side."""
+        if not stream.fin_sent and stream.id in self.streams:
+            stream.fin_sent = True
+            self._frame(frames.FIN, stream.id)
+            self._forget_finished(stream)
+
+    def reset(self, stream: Stream, reason: Reason) -> None:
+        """The stream is over in both directions; what is queued before still arrives."""
+        if self.streams.pop(stream.id, None) is not None:
+            self._frame(frames.RESET, stream.id, reason.encode())
+
+    def consumed(self, stream: Stream, size: int) -> None:
+        """The local application took so many bytes; tells the peer when enough have gathered."""
+        stream.consumed += size
+        if stream.granted - stream.consumed > stream.window - (stream.window >> 2) or stream.fin_received:
+            return
+        rtt = self.active.rtt if self.active is not None else 0.0
+        limit = stream.grant(self.now, rtt)
+        if limit is not None and stream.id in self.streams:
+            self._frame(frames.WINDOW, stream.id, frames.encode_limit(limit))
+
+    def send_datagram(self, stream: Stream, payload: bytes | memoryview) -> None:
+        """Sends one datagram now or never: when the link is backed up the oldest that wait are dropped."""
+        if len(payload) > MAX_PLAIN - DATAGRAM_HEAD.size:
+            return
+        stream.datagrams_out = (stream.datagrams_out + 1) & 0xFFFFFFFF
+        self.bytes_out += len(payload)
+        self.used_at = self.now
+        link = self.second or self.active
+        if link is None or link.backlog > BACKLOG_LIMIT // 2:
+            self._late.append((stream, stream.datagrams_out, bytes(payload)))
+            return
+        self._put_datagram(stream.id, stream.datagrams_out, payload)
+
+    # ---------------------------------------------------------------- the five verbs
+
+    def flush(self, now: float) -> None:
+        """Seals what has gathered into one record and puts it on its way."""
+        self.now = now
+        if not self._fill:
+            return
+        buffer = self._buffer
+        assert buffer is not None
+        size = self._fill
+        cipher, outbox = self._cipher, self.outbox
+        sequence = outbox.next_sequence
+        if sequence - self._rekeyed_sequence >= REKEY_RECORDS or now - self._rekeyed_at > REKEY_SECONDS:
+            cipher.rekey()
+            self._rekeyed_sequence, self._rekeyed_at = sequence, now
+        total = HEADER_SIZE + size + TAG_SIZE
+        packet = self._buffers.take(total)
+        view = memoryview(packet)
+        HEADER.pack_into(packet, 0, RECORD, cipher.epoch, 0, size + TAG_SIZE, sequence)
+        cipher.seal(sequence, view[:HEADER_SIZE], self._view[:size], view[HEADER_SIZE:total])
+        self._fill = 0
+        self._view = self._scratch[:0]
+        self._buffer = None
+        self._buffers.give(buffer)
+        self.used_at = now
+        self._dispatch(outbox.add(packet, total), now)
+
+    def receive(self, link: Link, header: memoryview, body: memoryview, now: float) -> list[Event]:
+        """One packet from a link. CorruptLink: drop this link. ProtocolError: end the session."""
+        self.now = now
+        kind, epoch, _, length, number = HEADER.unpack(header)
+        size = length - TAG_SIZE
+        if not 0 <= size <= MAX_PLAIN:
+            raise CorruptLink(f"packet of {length} bytes")
+        plain = self._scratch[:size]
+        out: list[Event] = []
+        try:
+            (self._cipher if kind == RECORD else link.cipher).open(epoch, number, header, body, plain)
+        except Exception as error:
+            raise CorruptLink(f"packet kind {kind} number {number} is not authentic") from error
+        link.last_in = now
+        link.bytes_in += length
+        if not link.confirmed:
+            link.confirmed = True
+            out.append((events.LINK_READY, link, None))
+            self._elect(now, "link_up", out)
+        if kind == RECORD:
+            link.heard_in += 1
+            link.heard_at = now
+            link.heard_bytes += length
+            if self.inbox.admit(number, plain):
+                self._read_frames(plain, out)
+                for early in self.inbox.ready():
+                    self._read_frames(early, out)
+            if link.heard_bytes >= ACK_BYTES:
+                self._say(link)
+            return out
+        if number <= link.counter_in:
+            raise CorruptLink("packet number went back")
+        link.counter_in = number
+        if kind == CONTROL:
+            self._read_control(link, Control.decode(plain), out)
+        elif kind == DATAGRAM:
+            self._read_datagram(plain, out)
+        else:
+            raise CorruptLink(f"unknown packet kind {kind}")
+        return out
+
+    def tick(self, now: float) -> list[Event]:
+        """What time brings: acknowledgements, pings, suspicion, closed links. Every 10 ms while `busy`, else every second."""
+        self.now = now
+        out: list[Event] = []
+        for link in list(self.links):
+            if link.closing:
+                done = link.goaway_sent and link.goaway_heard and not link.inflight and not link.queue
+                if done or now - link.closing_since > CLOSE_AFTER:
+                    out.append((events.CLOSE_LINK, link, "retired"))
+                    continue
+            if link.heard_said != link.heard_in and now - link.heard_at >= ACK_DELAY:
+                self._say(link)
+            if now >= link.next_ping:
+                self._ping(link, now)
+            if link.suspect_since is None:
+                if link.confirmed and link.silent(now):
+                    self._suspect(link, now, out)
+            elif now - link.suspect_since > DEAD_AFTER:
+                out.append((events.CLOSE_LINK, link, "silent"))
+        if not any(link.confirmed for link in self.links) and self.linkless_since is None:
+            self.linkless_since = now
+        if now - self._surveyed_at >= 1.0:
+            self._surveyed_at = now
+            self._elect(now, "better_path", out)
+            if self.initiator:
+                for link in paths.surplus(self.links, self.active):
+                    self.retire(link)
+        self._drain_late()
+        return out
+
+    def link_up(self, link: Link, now: float) -> None:
+        """A link was joined; it is used once the peer's first sealed packet came. Asks for that at once."""
+        self.now = now
+        self.links.append(link)
+        self._ping(link, now)
+
+    def link_down(self, link: Link, now: float, cause: str) -> list[Event]:
+        """The shell lost or closed a link. What only it carried goes onto the next one at once."""
+        self.now = now
+        out: list[Event] = []
+        if link not in self.links:
+            return out
+        self.links.remove(link)
+        was_needed = link is self.active and not link.closing
+        if was_needed and self.streams:
+            self._stall(cause, link, now)
+        link.drop(self.outbox)
+        if self.second is link:
+            self.second = None
+        if self.active is link:
+            self.active = None
+        self._elect(now, cause, out)
+        if self.active is not None:
+            self._send_orphans(now)
+        if not self.links:
+            self.linkless_since = now
+        return out
+
+    # ---------------------------------------------------------------- links
+
+    @property
+    def busy(self) -> bool:
+        """True while something waits that `tick` must look after soon."""
+        return any(
+            link.inflight or link.heard_said != link.heard_in or link.ping_sent is not None or link.closing
+            for link in self.links
+        )
+
+    def retire(self, link: Link) -> None:
+        """Leaves a link in order: says so, sends nothing new on it, closes when the rest was heard."""
+        if not link.closing:
+            link.closing, link.closing_since = True, self.now
+        if not link.goaway_sent:
+            link.goaway_sent = True
+            self._say(link, control.GOAWAY)
+
+    def drain_relay(self, relay: str) -> list[Event]:
+        """The relay said that it will stop: its links are left as soon as there is another."""
+        out: list[Event] = []
+        for link in self.links:
+            if link.relay == relay:
+                link.draining = True
+        self._elect(self.now, "drain", out)
+        return out
+
+    def revalidate(self, now: float) -> None:
+        """The clock jumped or the network changed: ask every link at once."""
+        for link in self.links:
+            link.ping_interval = PING_QUICK
+            self._ping(link, now)
+
+    def note(self, text: bytes) -> None:
+        """Tells the peer's driver something, if a link is there; not repeated when that link dies."""
+        if self.active is not None:
+            self._say(self.active, control.NOTE, note=text)
+
+    def end(self, now: float) -> None:
+        """Says goodbye on every link; the shell closes them after sending."""
+        self.now = now
+        self.flush(now)
+        self.ended = True
+        for link in self.links:
+            self._say(link, control.END)
+
+    def _elect(self, now: float, cause: str, out: list[Event]) -> None:
+        best = paths.choose(self.links, self.active, now)
+        if best is None:
+            best = self.active
+            if best is None:
+                doubted = [link for link in self.links if link.confirmed and not link.closing]
+                best = max(doubted, key=lambda link: link.progress, default=None)
+        if best is self.active:
+            return
+        if self.active is not None and (self.active.suspect_since is not None or self.active.distrusted):
+            self._double(now)  # whichever answers first becomes active, see _answered
+            return
+        self._activate(best, now, cause, out)
+
+    def _activate(self, link: Link | None, now: float, cause: str, out: list[Event]) -> None:
+        if self.active is not None or link is None:
+            self.switches += 1
+        self.active = link
+        self.second = None
+        out.append((events.SWITCHED, link, cause))
+        if link is not None:
+            link.active_since = now
+            self.linkless_since = None
+            self._send_orphans(now)
+            self._unblock(out)
+
+    def _suspect(self, link: Link, now: float, out: list[Event]) -> None:
+        """No answer in time: from now on everything goes over the standby too."""
+        link.suspect_since = now
+        if link is self.second:
+            self.second = None
+        out.append((events.SUSPECTED, link, None))
+        if link is self.active:
+            if self.streams:
+                self._stall("relay_silent" if link.relay else "path_silent", link, now)
+            self._double(now)
+            self._unblock(out)
+
+    def _double(self, now: float) -> None:
+        """Sends on the standby what the doubted active link did not get through, and all that follows."""
+        active = self.active
+        second = paths.standby(self.links, active)
+        if active is None or second is None or second is self.second:
+            return
+        self.second = second
+        self._say(second, control.SUSPECT, about=active.id)
+        self._ping(second, now)
+        for record, _ in list(active.inflight):
+            if not (record.acked or record.heard or record.carried > 1):
+                self.resent += 1
+                second.push(record, now)
+
+    def _answered(self, link: Link, now: float, out: list[Event]) -> None:
+        """The peer confirmed something on this link."""
+        link.distrusted = False
+        if link.suspect_since is not None:
+            link.suspect_since = None
+            out.append((events.RECOVERED, link, None))
+        if link is self.second:
+            self._activate(link, now, "silent", out)
+        elif link is self.active and self.second is not None:
+            self.second = None
+        if self._stalled is not None and link is self.active:
+            cause, since = self._stalled
+            self._stalled = None
+            out.append((events.STALLED, cause, max(now - since, 0.0)))
+
+    def _stall(self, cause: str, link: Link, now: float) -> None:
+        if self._stalled is None:
+            since = link.outstanding_since()
+            self._stalled = (cause, now if since is None else since)
+
+    def _unblock(self, out: list[Event]) -> None:
+        if self._was_blocked:
+            self._was_blocked = False
+            if self.blocked:
+                return
+            out.append((events.UNBLOCKED, None, None))
+
+    def sent(self, link: Link, size: int) -> list[Event]:
+        """The shell handed so many bytes of the link's queue to the kernel."""
+        link.backlog -= size
+        link.bytes_out += size
+        out: list[Event] = []
+        if self._was_blocked:
+            self._unblock(out)
+        if self._late:
+            self._drain_late()
+        return out
+
+    # ---------------------------------------------------------------- inside: sending
+
+    def _dispatch(self, record: Record, now: float) -> None:
+        active, second = self.active, self.second
+        if second is not None:
+            second.push(record, now)
+            if active is not None and active.backlog < BACKLOG_LIMIT // 8:
+                active.push(record, now)
+        elif active is not None:
+            active.push(record, now)
+        else:
+            self.outbox.orphan(record)
+
+    def _send_orphans(self, now: float) -> None:
+        for record in self.outbox.take_orphans():
+            self.resent += 1
+            self._dispatch(record, now)
+
+    def _take_buffer(self) -> None:
+        self._buffer = self._buffers.take(MAX_PLAIN)
+        self._view = memoryview(self._buffer)[:MAX_PLAIN]
+
+    def _frame(self, kind: int, stream_id: int, payload: bytes = b"") -> None:
+        size = FRAME_SIZE + len(payload)
+        if self._fill + size > MAX_PLAIN:
+            self.flush(self.now)
+        if self._buffer is None:
+            self._take_buffer()
+        at = self._fill
+        FRAME.pack_into(self._view, at, kind, stream_id, len(payload))
+        if payload:
+            self._view[at + FRAME_SIZE : at + size] = payload
+        self._fill = at + size
+
+    def _seal_on(self, link: Link, kind: int, plain: bytes | bytearray) -> None:
+        """A packet under the link's own key, into its queue."""
+        size = len(plain)
+        packet = bytearray(HEADER_SIZE + size + TAG_SIZE)
+        view = memoryview(packet)
+        HEADER.pack_into(packet, 0, kind, 0, 0, size + TAG_SIZE, link.counter_out)
+        link.cipher.seal(link.counter_out, view[:HEADER_SIZE], memoryview(plain), view[HEADER_SIZE:])
+        link.counter_out += 1
+        link.push_packet(packet)
+
+    def _say(
+        self, link: Link, flags: int = 0, *, echo: int = 0, stamp: int = 0, about: int = 0, note: bytes = b""
+    ) -> None:
+        held = int((self.now - link.heard_at) * 1000)
+        message = Control(flags, self.inbox.expected, link.heard_in, max(held, 0), stamp, echo, about, note)
+        link.heard_said = link.heard_in
+        link.heard_bytes = 0
+        self._seal_on(link, CONTROL, message.encode())
+
+    def _ping(self, link: Link, now: float) -> None:
+        if link.ping_sent is None:
+            link.ping_sent = now
+        recent = now - self.used_at < PING_IDLE
+        link.ping_interval = (
+            PING_QUICK if recent or link.suspect_since is not None else min(link.ping_interval * 2, PING_IDLE)
+        )
+        link.next_ping = now + link.ping_interval
+        self._say(link, control.PING, stamp=int(now * 1e6) & 0xFFFFFFFF)
+
+    def _put_datagram(self, stream_id: int, counter: int, payload: bytes | memoryview) -> None:
+        plain = DATAGRAM_HEAD.pack(stream_id, counter) + payload
+        for link in (self.second, self.active):
+            if link is not None and link.backlog <= BACKLOG_LIMIT:
+                self._seal_on(link, DATAGRAM, plain)
+
+    def _drain_late(self) -> None:
+        link = self.second or self.active
+        while self._late and link is not None and link.backlog <= BACKLOG_LIMIT // 2:
+            stream, counter, payload = self._late.popleft()
+            if stream.id in self.streams:
+                self._put_datagram(stream.id, counter, payload)
+
+    def _forget_finished(self, stream: Stream) -> None:
+        if stream.finished:
+            self.streams.pop(stream.id, None)
+
+    # ---------------------------------------------------------------- inside: receiving
+
+    def _read_frames(self, plain: memoryview, out: list[Event]) -> None:
+        at, end = 0, len(plain)
+        streams = self.streams
+        while at < end:
+            if end - at < FRAME_SIZE:
+                raise ProtocolError("a frame's header is cut off")
+            kind, stream_id, size = FRAME.unpack_from(plain, at)
+            start = at + FRAME_SIZE
+            at = start + size
+            if at > end:
+                raise ProtocolError("a frame is longer than its record")
+            stream = streams.get(stream_id)
+            if stream is None:
+                if kind == frames.OPEN:
+                    self._read_open(stream_id, plain[start:at], out)
+                elif not frames.OPEN < kind <= frames.WINDOW:
+                    raise ProtocolError(f"unknown frame kind {kind}")
+                continue
+            if kind == frames.DATA:
+                stream.received += size
+                if stream.received > stream.granted or stream.fin_received:
+                    raise ProtocolError(f"stream {stream_id} got more than its credit, or data after FIN")
+                self.bytes_in += size
+                out.append((events.DATA, stream, plain[start:at]))
+            elif kind == frames.WINDOW:
+                limit = frames.decode_limit(plain[start:at])
+                if limit > stream.send_limit:
+                    starved = stream.send_limit <= stream.sent
+                    stream.send_limit = limit
+                    if starved:
+                        out.append((events.CREDIT, stream, None))
+            elif kind == frames.FIN:
+                if not stream.fin_received:
+                    stream.fin_received = True
+                    out.append((events.FINISHED, stream, None))
+                    self._forget_finished(stream)
+            elif kind == frames.ACCEPT:
+                stream.accepted = True
+                out.append((events.ACCEPTED, stream, None))
+            elif kind == frames.RESET:
+                del streams[stream_id]
+                out.append((events.RESET, stream, Reason.decode(bytes(plain[start:at]))))
+            else:
+                raise ProtocolError(f"unknown frame kind {kind}, or stream {stream_id} opened twice")
+        self.used_at = self.now
+
+    def _read_open(self, stream_id: int, payload: memoryview, out: list[Event]) -> None:
+        if stream_id <= self._last_peer_id or stream_id % 2 == self.initiator:
+            raise ProtocolError(f"stream id {stream_id} is not the peer's to open")
+        opening = Opening.decode(bytes(payload))
+        self._last_peer_id = stream_id
+        if len(self.streams) >= self._max_streams:
+            reason = Reason(REFUSED_LIMIT, f"{self._max_streams} streams are open already")
+            self._frame(frames.RESET, stream_id, reason.encode())
+            return
+        stream = Stream(stream_id, local=False, datagram=opening.network == frames.UDP)
+        self.streams[stream_id] = stream
+        out.append((events.OPENED, stream, opening))
+
+    def _read_control(self, link: Link, message: Control, out: list[Event]) -> None:
+        now, flags = self.now, message.flags
+        try:
+            acked = self.outbox.acknowledge(message.acked)
+            news = link.confirm(message.heard, message.held / 1000, now)
+        except ValueError as error:
+            raise ProtocolError(str(error)) from error
+        if flags & control.PING:
+            self._say(link, control.PONG, echo=message.stamp)
+        if flags & control.PONG and link.ping_sent is not None:
+            link.path_rtt.sample(((int(now * 1e6) - message.echo) & 0xFFFFFFFF) / 1e6)
+            link.ping_sent = None
+            link.progress = now
+            news = True
+        if news:
+            self._answered(link, now, out)
+        if acked:
+            self._unblock(out)
+        if flags & control.SUSPECT:
+            for doubted in self.links:
+                if doubted.id == message.about and doubted is not link:
+                    doubted.distrusted = True
+                    if doubted is self.active:
+                        if self.streams:
+                            self._stall("relay_silent" if doubted.relay else "path_silent", doubted, now)
+                        self._double(now)
+        if flags & control.GOAWAY:
+            link.goaway_heard = True
+            self.retire(link)
+            if self.active is link:
+                self._elect(now, "goaway", out)
+        if flags & control.NOTE:
+            out.append((events.NOTE, link, message.note))
+        if flags & control.END:
+            self.ended = True
+            out.append((events.ENDED, None, None))
+
+    def _read_datagram(self, plain: memoryview, out: list[Event]) -> None:
+        if len(plain) < DATAGRAM_HEAD.size:
+            raise ProtocolError("DATAGRAM without its head")
+        stream_id, counter = DATAGRAM_HEAD.unpack_from(plain)
+        stream = self.streams.get(stream_id)
+        if stream is None or not stream.datagram or not stream.admit_datagram(counter):
+            return
+        self.used_at = self.now
+        self.bytes_in += len(plain) - DATAGRAM_HEAD.size
+        out.append((events.DATAGRAM, stream, plain[DATAGRAM_HEAD.size :]))
