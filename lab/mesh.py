@@ -1,0 +1,103 @@
+"""The mesh of the demo and of the end-to-end tests: a and b cannot reach each other, r1 and r2 can be reached.
+
+Simulated, a is behind a masquerading router and b behind a symmetric one, which no hole punching gets
+through; r1 and r2 have public addresses. On loopback, a and b do not listen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+from pathlib import Path
+from typing import Any
+
+from lab.manifest import Document, service
+from lab.nat import Kind, Nat
+from lab.network import Network
+from lab.node import Node
+from lab.place import Loopback, Place, simulated
+from lab.wire import Shape
+
+# One way, in seconds. Round trips: a–r1 20 ms, a–r2 24 ms, a–r1–b 40 ms, a–r2–b 48 ms.
+HOME_SHAPE = Shape(delay=0.005)
+RELAY_SHAPES = (Shape(delay=0.005), Shape(delay=0.007))
+
+
+class Mesh:
+    """Four nodes; use `loopback` or `simulated`."""
+
+    def __init__(
+        self, places: list[Place], cluster_ips: tuple[str, str], folder: Path, network: Network | None
+    ) -> None:
+        self.folder = folder
+        self.psk = secrets.token_hex(32)
+        self.cluster_ips = cluster_ips
+        """Addresses for services, at a and at b: two nodes on one machine cannot both listen on one."""
+        self._network = network
+        relays = places[2:]
+        self.nodes = {
+            it.name: Node(it, folder / it.name, psk=self.psk, relays=relays, **_options(it, relays)) for it in places
+        }
+        self.a, self.b, self.r1, self.r2 = (self.nodes[it.name] for it in places)
+
+    @classmethod
+    def loopback(cls, folder: Path) -> Mesh:
+        """On the loopback interface of this machine; needs no rights."""
+        loopback = Loopback(random.Random())
+        places = [loopback.place(name, listens=name[0] == "r") for name in ("a", "b", "r1", "r2")]
+        return cls(places, (loopback.address(), loopback.address()), folder, None)
+
+    @classmethod
+    def simulated(cls, folder: Path, *, home: Shape = HOME_SHAPE, relays: tuple[Shape, Shape] = RELAY_SHAPES) -> Mesh:
+        """In a simulated network. home: the links of the two LANs; relays: those of r1 and r2."""
+        network = Network()
+        try:
+            lans = [network.lan("home-a", shape=home), network.lan("home-b", Nat(Kind.SYMMETRIC), shape=home)]
+            places = [simulated(lan.host(name), lan.wire) for lan, name in zip(lans, "ab", strict=True)]
+            places += [simulated(network.public(f"r{1 + i}", shape=shape)) for i, shape in enumerate(relays)]
+            return cls(places, ("127.88.0.1", "127.88.0.1"), folder, network)
+        except BaseException:
+            network.close()
+            raise
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether there are real NATs between the nodes."""
+        return self._network is not None
+
+    def publish(self, name: str, port: int, target_port: int, protocol: str = "TCP") -> str:
+        """Makes b's `target_port` a service at a, and returns the address there. Earlier services go."""
+        for node, cluster_ip in zip((self.a, self.b), self.cluster_ips, strict=True):
+            node.publish(self.service(name, cluster_ip, port, target_port, protocol))
+        return self.cluster_ips[0]
+
+    def service(self, name: str, cluster_ip: str, port: int, target_port: int, protocol: str = "TCP") -> list[Document]:
+        """Manifests of a service whose backend is at b."""
+        return service(
+            name,
+            cluster_ip=cluster_ip,
+            port=port,
+            node=self.b.name,
+            address=self.b.place.address,
+            target_port=target_port,
+            protocol=protocol,
+        )
+
+    async def start(self) -> None:
+        """Starts all nodes and waits until they serve."""
+        for node in self.nodes.values():
+            node.start()
+        await asyncio.gather(*(node.ready() for node in self.nodes.values()))
+
+    async def stop(self) -> None:
+        """Ends all processes, then takes the network down."""
+        with contextlib.ExitStack() as stack:
+            if self._network is not None:
+                stack.callback(self._network.close)
+            await asyncio.gather(*(node.stop(timeout=5) for node in self.nodes.values()))
+
+
+def _options(place: Place, relays: list[Place]) -> dict[str, Any]:
+    return {"relay_mode": "auto" if place in relays else "off"}
