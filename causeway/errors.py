@@ -1,0 +1,17 @@
+"""What a command may fail with. `causeway.__main__` prints it as one line a problem and exits with its code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+USAGE = 2  # the command line or the configuration is wrong: trying again will not help
+RUNTIME = 1  # something that may be different next time
+
+
+class CommandError(Exception):
+    """One or more lines for a person, and the exit code of the process."""
+
+    def __init__(self, *lines: str, code: int = RUNTIME) -> None:
+        super().__init__("\n".join(lines))
+        self.lines: Sequence[str] = lines
+        self.code = code
