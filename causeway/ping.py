@@ -86,15 +86,16 @@ def ping(
 async def _ping(
     run_dir: Path, node: str, count: int, interval: float, timeout: float, *, quiet: bool
 ) -> dict[str, Any]:
+    path = run_dir / "tunnel.sock"
+    if not path.exists():
+        raise CommandError(place.not_running("tunnel", path))
+
     import grpc
     from google.protobuf.duration_pb2 import Duration
 
     from protos import tunnel_pb2, tunnel_pb2_grpc
     from services.runtime.dial import local_channel
 
-    path = run_dir / "tunnel.sock"
-    if not path.exists():
-        raise CommandError(place.not_running("tunnel", path))
     wait = Duration()
     wait.FromMilliseconds(int(timeout * 1000))
     result: dict[str, Any] = {

@@ -52,9 +52,9 @@ def status(output: str, watch: float | None, config: Path | None, run_dir: Path 
       streams {open, total}, connections {accepted_total, dialled_total, refused {reason: n}}
       warnings[]       {service, message}
     """
+    directory = place.run_directory(config, run_dir)
     from causeway import snapshot
 
-    directory = place.run_directory(config, run_dir)
     if watch is None:
         found = asyncio.run(snapshot.take(directory))
         if output == "json":

@@ -51,8 +51,8 @@ def up(config: Path | None, without: tuple[str, ...]) -> None:
         names.remove("proxy")
         _say("proxy is left out: modules.edgeProxy.enable is false")
     lock = _lock(settings.run_dir)
-    nursery.preload()
     _introduce(settings)
+    nursery.preload()
     supervisor = Supervisor(
         programs=[Program(name, partial(service.run, name, path), service.CALLS[name]) for name in names],
         say=_say,
