@@ -37,8 +37,8 @@ EDGEMESH_PSK = Path("/etc/edgemesh/psk")
 
 
 def _absolute(path: Path, info: ValidationInfo) -> Path:
-    base: Path = info.context if isinstance(info.context, Path) else Path.cwd()
-    return Path(os.path.normpath(base / path.expanduser()))
+    # Without a base, as in the defaults below, a path stays as it is; `load` gives the base.
+    return Path(os.path.normpath(info.context / path.expanduser())) if isinstance(info.context, Path) else path
 
 
 def _short_enough(path: Path) -> Path:
@@ -103,7 +103,12 @@ class Section(BaseModel):
     """A part of the configuration: immutable, no unknown keys."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, validate_default=True
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        revalidate_instances="always",
     )
 
 

@@ -1,0 +1,355 @@
+"""Who this node is, and whether others are who they say.
+
+A peer is judged by us, not by the TLS library, so that a refusal has a reason a person can act on, and
+both sides can be told. The decision: a certificate signed by the cluster CA, within its time, not revoked,
+whose URI names the cluster and the node.
+"""
+
+import datetime
+import logging
+import ssl
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from services.runtime import authority, files
+from services.runtime.authority import Authority, AuthorityError
+from services.runtime.config import Config
+
+if TYPE_CHECKING:
+    import grpc
+
+# A certificate of ours takes 0.6 KiB; nobody makes us parse more than this.
+MAX_CERTIFICATE_BYTES = 16384
+
+IdentityError = AuthorityError
+_log = logging.getLogger("causeway.identity")
+
+
+class Rejection(Exception):
+    """A peer that is not accepted. reason: one of the words in the wire's Reject; message: one line."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What a node shows and trusts at one time; replaced as a whole."""
+
+    key: ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+    authority: Authority
+
+    def chain_pem(self) -> bytes:
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+
+class Identity:
+    """The node's key and certificate, and its judgement of others.
+
+    generation: grows with every change of the credentials; a gRPC channel keeps those it was made with.
+    clock: Unix seconds.
+    """
+
+    def __init__(self, config: Config, clock: Callable[[], float] = time.time) -> None:
+        tunnel = config.modules.edge_tunnel
+        self.node_name = config.node_name
+        self.cluster = config.cluster
+        self.generation = 0
+        self.lifetime = float(tunnel.psk.certificate_lifetime_seconds)
+        self._psk = None if tunnel.ca.enable else tunnel.psk.path
+        self._ca = tunnel.ca
+        self._folder = config.state_dir / "identity"
+        self._clock = clock
+        self._stamps: object = None
+        self._revoked: frozenset[int] = frozenset()
+        self._revocation_stamp: object = None
+        self._complaint = ""
+        self.credentials: Credentials
+        self.certificate_der: bytes
+
+    @classmethod
+    def load(cls, config: Config, clock: Callable[[], float] = time.time) -> "Identity":
+        """Reads key and certificate; in psk mode makes them on first start. IdentityError in one line."""
+        identity = cls(config, clock)
+        identity._adopt(identity._read())
+        return identity
+
+    def refresh(self) -> bool:
+        """Renews at 2/3 of the lifetime, and takes over what another service or a person renewed.
+
+        True when the credentials changed. Keeps the old ones, and logs why once, where new ones are unusable.
+        """
+        if self._fresh(self.credentials.certificate) and self._stamps == self._stamp():
+            return False
+        try:
+            credentials = self._read()
+        except IdentityError as error:
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                _log.error("credentials not renewed, the old ones stay", extra={"error": self._complaint})
+            return False
+        old = self.credentials
+        if credentials.certificate == old.certificate and credentials.authority.pem() == old.authority.pem():
+            self._stamps = self._stamp()
+            return False
+        self._adopt(credentials)
+        return True
+
+    # Judging others
+
+    def judge(self, certificate_der: bytes | None, expected_node: str = "") -> str:
+        """The node name in an acceptable certificate. Raises Rejection.
+
+        Proves nothing about possession of the key: that is the TLS handshake's or a signature's matter.
+        """
+        return self._examine(certificate_der, expected_node)[0]
+
+    def sign(self, data: bytes) -> bytes:
+        """ECDSA P-256 with SHA-256, DER."""
+        return self.credentials.key.sign(data, ec.ECDSA(hashes.SHA256()))
+
+    def verify(self, certificate_der: bytes, data: bytes, signature: bytes) -> str:
+        """Judges the certificate, checks the signature over `data`, returns the node name. Raises Rejection
+        (for the signature with the reason "bad-signature")."""
+        node_name, key = self._examine(certificate_der, "")
+        try:
+            key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
+        except InvalidSignature:
+            raise Rejection("bad-signature", f"the signature was not made by the key of {node_name}") from None
+        return node_name
+
+    def caller(self, auth_context: Mapping[str, Iterable[bytes]]) -> str:
+        """The node that calls, from a gRPC servicer's `context.auth_context()`. Raises Rejection."""
+        pem = next(iter(auth_context.get("x509_pem_cert", ())), b"")
+        try:
+            der = ssl.PEM_cert_to_DER_cert(pem.decode()) if pem else None
+        except ValueError:
+            raise Rejection("bad-certificate", "the certificate of the caller is not readable") from None
+        return self.judge(der)
+
+    # For gRPC
+
+    def server_credentials(self) -> "grpc.ServerCredentials":
+        """Mutual TLS; each handshake uses the credentials of its time."""
+        import grpc
+
+        def configuration() -> grpc.ServerCertificateConfiguration:
+            current = self.credentials
+            pair = (authority.key_pem(current.key), current.chain_pem())
+            return grpc.ssl_server_certificate_configuration([pair], root_certificates=current.authority.pem())
+
+        served = self.generation
+
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal served
+            if served == self.generation:
+                return None  # means: as before
+            served = self.generation
+            return configuration()
+
+        return grpc.dynamic_ssl_server_credentials(configuration(), fetch, require_client_authentication=True)  # type: ignore[arg-type]
+
+    def channel_credentials(self) -> "grpc.ChannelCredentials":
+        """For channels to other nodes; make a new channel when `generation` has changed."""
+        import grpc
+
+        current = self.credentials
+        return grpc.ssl_channel_credentials(
+            current.authority.pem(), authority.key_pem(current.key), current.chain_pem()
+        )
+
+    def target_name(self, node_name: str) -> str:
+        """Value of `grpc.ssl_target_name_override` that makes gRPC accept this node only."""
+        return authority.dns_name(self.cluster, node_name)
+
+    # Inside
+
+    def _examine(self, der: bytes | None, expected: str) -> tuple[str, ec.EllipticCurvePublicKey]:
+        if not der:
+            raise Rejection("no-certificate", f"no certificate was presented to {self.node_name}, which requires one")
+        certificate, cluster, name, key = _parse(der)
+        if cluster != self.cluster:
+            raise Rejection(
+                "wrong-cluster",
+                f"{name} belongs to the cluster {cluster!r} and {self.node_name} to {self.cluster!r}; "
+                "set the same `cluster` on both, or remove one from the other's configuration",
+            )
+        if not self.credentials.authority.issued(certificate):
+            raise self._not_ours(name)
+        now = self._clock()
+        begin, end = _validity(certificate)
+        if now < begin:
+            raise Rejection(
+                "certificate-not-yet-valid",
+                f"the certificate of {name} is valid from {_utc(begin)} but the clock of {self.node_name} says "
+                f"{_utc(now)} (a difference of {authority.CLOCK_SKEW // 60} min is allowed for already); set the clock "
+                "that is wrong",
+            )
+        if now > end:
+            raise Rejection(
+                "certificate-expired",
+                f"the certificate of {name} expired at {_utc(end)} and the clock of {self.node_name} says {_utc(now)}; "
+                f"{'set the clock that is wrong' if self._psk else 'issue a new one with `causeway ca issue`'}",
+            )
+        if certificate.serial_number in self._revocations():
+            raise Rejection(
+                "revoked",
+                f"the certificate of {name} was revoked (serial {certificate.serial_number:x}); issue a new one",
+            )
+        if expected and name != expected:
+            raise Rejection(
+                "name-mismatch",
+                f"expected {expected}, but the certificate says {name}; correct the address of {expected}, or the name",
+            )
+        return name, key
+
+    def _not_ours(self, name: str) -> Rejection:
+        if self._psk:
+            return Rejection(
+                "wrong-psk",
+                f"{name} and {self.node_name} do not have the same PSK; put the same secret into the PSK file of both",
+            )
+        return Rejection(
+            "bad-certificate",
+            f"the certificate of {name} was not issued by the cluster CA that {self.node_name} trusts; "
+            "issue it with `causeway ca issue`, or give both the same caFile",
+        )
+
+    def _revocations(self) -> frozenset[int]:
+        if not self._ca.enable or self._ca.crl_file is None:
+            return frozenset()
+        stamp = files.stamp(self._ca.crl_file)
+        if stamp != self._revocation_stamp:
+            self._revocation_stamp = stamp
+            try:
+                self._revoked = authority.read_revocations(self._ca.crl_file, self.credentials.authority)
+            except AuthorityError as error:
+                _log.error("revocation list not reread, the old one stays", extra={"error": str(error)})
+        return self._revoked
+
+    def _adopt(self, credentials: Credentials) -> None:
+        self.credentials = credentials
+        self.certificate_der = credentials.certificate.public_bytes(serialization.Encoding.DER)
+        self.generation += 1
+        self._stamps = self._stamp()
+        self._complaint = ""
+
+    def _stamp(self) -> object:
+        if self._psk:
+            return files.stamp(self._psk), files.stamp(self._folder / "node.pem")
+        return tuple(files.stamp(p) for p in (self._ca.ca_file, self._ca.cert_file, self._ca.key_file))
+
+    def _read(self) -> Credentials:
+        return self._read_psk(self._psk) if self._psk else self._read_ca()
+
+    def _read_psk(self, psk: Path) -> Credentials:
+        trusted = authority.from_psk(authority.read_psk(psk), self.cluster)
+        path = self._folder / "node.pem"  # key and certificate in one file, so that they always match
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with files.locked(self._folder / "lock"):
+                stored = self._stored(path, trusted)
+                if stored is not None:
+                    return stored
+                key = authority.new_key()
+                made = trusted.issue(self.cluster, self.node_name, key.public_key(), self._clock(), self.lifetime)
+                credentials = Credentials(key, made, trusted)
+                files.write_atomically(path, authority.key_pem(key) + credentials.chain_pem())
+                return credentials
+        except OSError as error:
+            raise IdentityError(
+                f"{self._folder}: the node's key cannot be kept here: {error.strerror}; set stateDir to a folder that "
+                "can be written"
+            ) from None
+
+    def _stored(self, path: Path, trusted: Authority) -> Credentials | None:
+        if not path.exists():
+            return None
+        try:
+            key, certificate = authority.read_key(path), authority.read_certificates(path)[0]
+        except AuthorityError as error:
+            _log.warning("stored certificate replaced", extra={"reason": str(error)})
+            return None
+        names = _names(certificate)
+        usable = (
+            certificate.public_key() == key.public_key()
+            and names == (self.cluster, self.node_name)
+            and trusted.issued(certificate)
+            and self._fresh(certificate)
+        )
+        return Credentials(key, certificate, trusted) if usable else None
+
+    def _fresh(self, certificate: x509.Certificate) -> bool:
+        begin, end = _validity(certificate)
+        issued = begin + authority.CLOCK_SKEW
+        return begin <= self._clock() < issued + (end - issued) * 2 / 3
+
+    def _read_ca(self) -> Credentials:
+        trusted = Authority(authority.read_certificates(self._ca.ca_file))
+        certificate = authority.read_certificates(self._ca.cert_file)[0]
+        key = authority.read_key(self._ca.key_file)
+        file = self._ca.cert_file
+        advice = f"issue one with `causeway ca issue {self.node_name}`"
+        if certificate.public_key() != key.public_key():
+            raise IdentityError(f"{file}: does not belong to the key in {self._ca.key_file}; {advice}")
+        names = _names(certificate)
+        if names != (self.cluster, self.node_name):
+            says = "no node at all" if names is None else f"node {names[1]} of cluster {names[0]}"
+            raise IdentityError(
+                f"{file}: is for {says}, expected node {self.node_name} of cluster {self.cluster}; {advice}, or correct "
+                "nodeName and cluster"
+            )
+        if not trusted.issued(certificate):
+            raise IdentityError(f"{file}: was not issued by the CA in {self._ca.ca_file}; {advice}")
+        if self._clock() > _validity(certificate)[1]:
+            raise IdentityError(f"{file}: expired at {_utc(_validity(certificate)[1])}; {advice}")
+        return Credentials(key, certificate, trusted)
+
+
+def _names(certificate: x509.Certificate) -> tuple[str, str] | None:
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        uris = extension.value.get_values_for_type(x509.UniformResourceIdentifier)
+    except (x509.ExtensionNotFound, ValueError):
+        return None
+    # More than one identity is none (SPIFFE X509-SVID, section 2).
+    return authority.parse_spiffe_id(uris[0]) if len(uris) == 1 else None
+
+
+def _parse(der: bytes) -> tuple[x509.Certificate, str, str, ec.EllipticCurvePublicKey]:
+    if len(der) > MAX_CERTIFICATE_BYTES:
+        raise Rejection(
+            "bad-certificate", f"a certificate of {len(der)} bytes; at most {MAX_CERTIFICATE_BYTES} are read"
+        )
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        names = _names(certificate)
+        key = certificate.public_key()
+        _validity(certificate)
+    except Exception as error:
+        # Whatever a parser raises on hostile bytes: the certificate is bad, and we go on.
+        raise Rejection("bad-certificate", f"not a certificate that can be read: {error}") from None
+    if names is None:
+        raise Rejection("bad-certificate", "a certificate that names no node (one URI spiffe://CLUSTER/node/NAME)")
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise Rejection("bad-certificate", f"the certificate of {names[1]} has no P-256 key")
+    return certificate, names[0], names[1], key
+
+
+def _validity(certificate: x509.Certificate) -> tuple[float, float]:
+    return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+
+
+def _utc(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
