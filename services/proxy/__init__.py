@@ -1,1 +1,1 @@
-""""""
+"""The proxy service: listeners for services, balancing, policy, dialling of local backends."""

@@ -1,0 +1,239 @@
+"""The proxy's one connection to `tunnel.attach`: sockets go in, with a header each, and are the tunnel's from then on.
+
+A message is one SEQPACKET datagram with one descriptor (SCM_RIGHTS); the kernel takes it whole or not at all, so
+nothing is ever half sent. Sends never block. What the tunnel cannot take now waits in a bounded queue, also while
+the tunnel is away: a restart of the tunnel costs new clients a short wait instead of an error.
+"""
+
+import asyncio
+import errno
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from logging import Logger
+from pathlib import Path
+
+MAX_WAITING = 1024  # messages; each holds a descriptor
+MAX_WAIT = 5.0  # s that a client waits for the tunnel
+MAX_MESSAGE = 64 * 1024  # bytes, by the contract in tunnel.proto
+_RETRY_BUSY = 0.1  # s between attempts to connect while clients wait
+_RETRY_IDLE = 2.0  # s between attempts while nobody does
+_RETRY_FULL = 0.01  # s until descriptors in flight (ETOOMANYREFS) may have been taken
+_FULL = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM}
+_UNSENDABLE = {errno.EMSGSIZE, errno.EBADF}  # this message, never the next
+_FD = struct.Struct("i")
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends a reset
+
+
+@dataclass(slots=True)
+class _Waiting:
+    header: bytes
+    sock: socket.socket | None
+    lost: Callable[[], None] | None  # None: belongs to this very tunnel process, worthless to the next
+    deadline: float  # loop time
+
+
+class AttachSocket:
+    """Hands sockets to the tunnel. Owned by the driver: `open`, then `give` at will, then `close`."""
+
+    def __init__(self, path: Path, log: Logger) -> None:
+        self._path = str(path)
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._peer: socket.socket | None = None
+        self._queue: deque[_Waiting] = deque()
+        self._writing = False  # the loop tells when the tunnel takes more
+        self._retry: asyncio.TimerHandle | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    @property
+    def connected(self) -> bool:
+        return self._peer is not None
+
+    @property
+    def waiting(self) -> int:
+        """Messages the tunnel has not taken yet."""
+        return len(self._queue)
+
+    def open(self) -> None:
+        """Connects now, or in the background as soon as the tunnel is there."""
+        self._connect()
+
+    def give(self, header: bytes, sock: socket.socket | None, lost: Callable[[], None] | None = None) -> None:
+        """Sends `header` (an encoded Attach) with `sock`, then closes our copy of it.
+
+        `lost` marks a message that outlives a restart of the tunnel (Outbound); it is called when the message could
+        not be handed over within MAX_WAIT, and the socket is then reset. Without it the message is an answer
+        to this very tunnel process, and dies with the connection.
+        """
+        if self._peer is not None and not self._queue:
+            try:
+                _send(self._peer, header, sock)
+                return
+            except OSError as error:
+                if error.errno in _UNSENDABLE:
+                    self._drop(_Waiting(header, sock, lost, 0))
+                    return
+                if not self._survives(error):
+                    self._lose(error)
+        if (self._peer is None and lost is None) or len(self._queue) >= MAX_WAITING or self._closed:
+            self._drop(_Waiting(header, sock, lost, 0))
+            return
+        self._queue.append(_Waiting(header, sock, lost, self._loop.time() + MAX_WAIT))
+        if self._expiry is None:
+            self._expiry = self._loop.call_later(MAX_WAIT, self._expire)
+        if self._peer is None:
+            self._connect()
+        elif not self._writing and self._retry is None:
+            self._writing = True
+            self._loop.add_writer(self._peer, self._flush)
+
+    def close(self) -> None:
+        """Drops what waits. The sockets that the tunnel has are not touched."""
+        self._closed = True
+        for timer in (self._retry, self._expiry):
+            if timer is not None:
+                timer.cancel()
+        self._retry = self._expiry = None
+        self._disconnect()
+        while self._queue:
+            self._drop(self._queue.popleft())
+
+    # ── connecting ──
+
+    def _connect(self) -> None:
+        """One attempt; arms the next when it fails. A Unix connect succeeds or fails at once."""
+        if self._closed or self._peer is not None:
+            return
+        if self._retry is not None:
+            if self._queue and self._retry.when() - self._loop.time() > _RETRY_BUSY:
+                self._retry.cancel()
+            else:
+                return
+        self._retry = None
+        peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            peer.connect(self._path)
+        except OSError:  # not there yet, or its backlog is full
+            peer.close()
+            self._arm(_RETRY_BUSY if self._queue else _RETRY_IDLE, self._reconnect)
+            return
+        self._peer = peer
+        self._loop.add_reader(peer, self._readable)
+        self._log.info("attached to the tunnel", extra={"waiting": len(self._queue)})
+        self._flush()
+
+    def _reconnect(self) -> None:
+        self._retry = None
+        self._connect()
+
+    def _arm(self, delay: float, action: Callable[[], None]) -> None:
+        self._retry = self._loop.call_later(delay, action)
+
+    def _readable(self) -> None:
+        """AttachResults (none is asked for today) and the end of the tunnel."""
+        if self._peer is None:
+            return
+        try:
+            if self._peer.recv(MAX_MESSAGE):
+                return
+            self._lose(None)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError | None) -> None:
+        """The tunnel went away: answers to it are worthless, clients wait for the next."""
+        self._log.warning("the tunnel went away: %s; clients wait for it", error or "it closed tunnel.attach")
+        self._disconnect()
+        kept = [item for item in self._queue if item.lost is not None]
+        for item in self._queue:
+            if item.lost is None:
+                self._drop(item)
+        self._queue = deque(kept)
+        if self._retry is not None:
+            self._retry.cancel()
+        self._arm(_RETRY_BUSY, self._reconnect)
+
+    def _disconnect(self) -> None:
+        if self._peer is not None:
+            self._loop.remove_reader(self._peer)
+            self._loop.remove_writer(self._peer)
+            self._peer.close()
+        self._peer, self._writing = None, False
+
+    # ── the queue ──
+
+    def _survives(self, error: OSError) -> bool:
+        """Whether the connection lives on after a failed send; sees to the next attempt."""
+        if error.errno in _FULL:
+            return True
+        if error.errno == errno.ETOOMANYREFS:
+            # Too many descriptors on their way: the tunnel must take some; the socket stays writable meanwhile.
+            if self._writing and self._peer is not None:
+                self._loop.remove_writer(self._peer)
+                self._writing = False
+            if self._retry is None:
+                self._arm(_RETRY_FULL, self._resume)
+            return True
+        return False
+
+    def _resume(self) -> None:
+        self._retry = None
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._queue and self._peer is not None:
+            item = self._queue[0]
+            try:
+                _send(self._peer, item.header, item.sock)
+            except OSError as error:
+                if error.errno in _UNSENDABLE:
+                    self._drop(self._queue.popleft())
+                    continue
+                if not self._survives(error):
+                    self._lose(error)
+                elif self._retry is None and not self._writing:
+                    self._writing = True
+                    self._loop.add_writer(self._peer, self._flush)
+                return
+            self._queue.popleft()
+        if self._writing and self._peer is not None:
+            self._loop.remove_writer(self._peer)
+            self._writing = False
+
+    def _expire(self) -> None:
+        """Drops what waited too long. All wait equally long, so the head is always the oldest."""
+        now = self._loop.time()
+        while self._queue and self._queue[0].deadline <= now:
+            self._drop(self._queue.popleft())
+        self._expiry = self._loop.call_at(self._queue[0].deadline, self._expire) if self._queue else None
+
+    def _drop(self, item: _Waiting) -> None:
+        if item.sock is not None:
+            reset(item.sock)
+        if item.lost is not None:
+            item.lost()
+
+
+def _send(peer: socket.socket, header: bytes, sock: socket.socket | None) -> None:
+    """One message, whole; closes `sock` once the kernel holds it. Raises OSError and closes nothing otherwise."""
+    if sock is None:
+        peer.send(header)
+    else:
+        peer.sendmsg((header,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD.pack(sock.fileno())),))
+        sock.close()
+
+
+def reset(sock: socket.socket) -> None:
+    """Closes `sock` so that the peer sees a reset, not an orderly end of data. Plain close for datagrams."""
+    try:
+        if sock.type == socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    except OSError:
+        pass
+    sock.close()

@@ -1,0 +1,132 @@
+"""Services and endpoints as the proxy sees them, and the snapshot-then-deltas state that holds them.
+
+The shapes are Kubernetes' own, cut down to what the proxy reads. Every address is an IP literal in canonical form.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Network = Literal["tcp", "udp"]
+
+
+class Spot(NamedTuple):
+    """Where a service is served: one transport on one address of this node."""
+
+    network: Network
+    ip: str
+    port: int  # 1 to 65535
+
+    def __str__(self) -> str:
+        return join(self.ip, self.port)
+
+
+class Backend(NamedTuple):
+    """One place to send a client to."""
+
+    node: str
+    ip: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        return join(self.ip, self.port)
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port of a service, or of an endpoint: they belong together by name."""
+
+    name: str  # "" where there is only one
+    network: Network
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A backend address with its ports; `node` is "" when nobody knows where it runs."""
+
+    addresses: tuple[str, ...]
+    ports: tuple[Port, ...]
+    node: str
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service with the endpoints of all its slices. `key` is "namespace/name"."""
+
+    key: str
+    cluster_ips: tuple[str, ...]  # empty: headless
+    ports: tuple[Port, ...]
+    endpoints: tuple[Endpoint, ...]
+
+    def backends(self, port: Port) -> tuple[Backend, ...]:
+        """Endpoints that can serve `port` now: ready, and on a known node. In the order of the endpoints."""
+        return tuple(
+            Backend(endpoint.node, endpoint.addresses[0], own.number)
+            for endpoint in self.endpoints
+            if endpoint.ready and endpoint.node and endpoint.addresses
+            for own in endpoint.ports
+            if own.name == port.name and own.network == port.network
+        )
+
+
+class Catalog:
+    """The services known now. A new snapshot replaces the old one only when it is complete, so a source that
+    restarts never makes services vanish for a moment."""
+
+    def __init__(self) -> None:
+        self._services: dict[str, Service] = {}
+        self._seen: set[str] | None = None  # keys of the snapshot being read; None between snapshots
+        self.synced = False  # one snapshot was complete, ever
+
+    def __iter__(self) -> Iterator[Service]:
+        return iter(self._services.values())
+
+    def __len__(self) -> int:
+        return len(self._services)
+
+    def begin(self) -> None:
+        """A snapshot from the beginning starts."""
+        self._seen = set()
+
+    def put(self, service: Service) -> bool:
+        """Adds or replaces; True when anything changed."""
+        if self._seen is not None:
+            self._seen.add(service.key)
+        if self._services.get(service.key) == service:
+            return False
+        self._services[service.key] = service
+        return True
+
+    def remove(self, key: str) -> bool:
+        if self._seen is not None:
+            self._seen.discard(key)
+        return self._services.pop(key, None) is not None
+
+    def complete(self) -> bool:
+        """The snapshot is complete: what it did not name is gone. True when anything changed."""
+        seen, self._seen, self.synced = self._seen, None, True
+        gone = [] if seen is None else [key for key in self._services if key not in seen]
+        for key in gone:
+            del self._services[key]
+        return bool(gone)
+
+
+def local_addresses(services: Iterable[Service], node: str) -> dict[tuple[Network, str, int], str]:
+    """Every endpoint address and port that lives on `node`, with (one of) the services it belongs to. Headless
+    services and endpoints that are not ready count too, since they are as much this node's own."""
+    return {
+        (port.network, address, port.number): service.key
+        for service in services
+        for endpoint in service.endpoints
+        if endpoint.node == node
+        for address in endpoint.addresses
+        for port in endpoint.ports
+    }
+
+
+def join(ip: str, port: int) -> str:
+    """ "ip:port", with brackets around IPv6."""
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"

@@ -1,0 +1,142 @@
+"""What this node, as the exit of the mesh, may dial on behalf of other nodes.
+
+A target is allowed when it is the address and port of an endpoint of a known service that lives on this node, or
+when it matches an entry of `modules.edgeProxy.allowedTargets`. Everything else is denied: a peer that can name any
+address would turn every node into an open proxy of its LAN.
+"""
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from services.proxy.core.catalog import Network, Service, join, local_addresses
+
+_Net = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class PolicyError(ValueError):
+    """An entry of allowedTargets that means nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer for one target. `resolve`: `host` is a name, to be looked up first."""
+
+    allowed: bool
+    why: str  # one line; on a denial it is sent to the caller
+    host: str = ""
+    port: int = 0
+    resolve: bool = False
+    service: str = ""  # "namespace/name" whose endpoint it is; the caller's word is not taken for it
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of allowedTargets: a network of addresses or one name, and a range of ports (both ends included)."""
+
+    text: str
+    net: _Net | None
+    name: str
+    first: int
+    last: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Entry":
+        """`CIDR:port`, `IP:port`, `[IPv6 or CIDR]:port` or `name:port`; the port may be `from-to` or `*`."""
+        host, _, ports = text.strip().rpartition(":")
+        low, dash, high = ("1", "-", "65535") if ports == "*" else ports.partition("-")
+        try:
+            first, last = _port(low), _port(high if dash else low)
+            if first > last or not host:
+                raise ValueError
+            if host.startswith("[") and host.endswith("]"):
+                return cls(text, ipaddress.ip_network(host[1:-1], strict=False), "", first, last)
+            if ":" in host:
+                raise ValueError
+            try:
+                return cls(text, ipaddress.ip_network(host, strict=False), "", first, last)
+            except ValueError:
+                if "/" in host or host.replace(".", "").isdigit():
+                    raise
+                return cls(text, None, _fold(host), first, last)
+        except ValueError:
+            raise PolicyError(
+                f"allowedTargets: got {text!r}, expected address, CIDR or name, then :port, :from-to or :*"
+                " (IPv6 in brackets)"
+            ) from None
+
+    def matches(self, host: str, ip: ipaddress.IPv4Address | ipaddress.IPv6Address | None, port: int) -> bool:
+        if not self.first <= port <= self.last:
+            return False
+        if ip is None:
+            return self.net is None and self.name == _fold(host)
+        return self.net is not None and ip in self.net
+
+
+class Policy:
+    """Judges targets. Call `update` whenever services change; `judge` costs a dictionary lookup for endpoints."""
+
+    def __init__(self, node: str, allowed_targets: Iterable[str] = ()) -> None:
+        """Raises PolicyError for the first entry that means nothing."""
+        self._node = node
+        self._entries = [Entry.parse(text) for text in allowed_targets]
+        self._own: dict[tuple[Network, str], Verdict] = {}
+
+    def update(self, services: Iterable[Service]) -> None:
+        """These are all the services known now."""
+        self._own = {
+            (network, join(ip, port)): Verdict(True, "endpoint on this node", ip, port, service=service)
+            for (network, ip, port), service in local_addresses(services, self._node).items()
+        }
+
+    def judge(self, network: Network, address: str) -> Verdict:
+        """May `address` ("ip:port" or "name:port") be dialled? Never raises: the address comes from another node."""
+        known = self._own.get((network, address))
+        if known is not None:
+            return known
+        try:
+            host, port = parse_target(address)
+        except ValueError as error:
+            return Verdict(False, f"target {address[:100]!r}: {error}")
+        try:
+            ip = ipaddress.ip_address(host)
+        except ValueError:
+            ip = None
+        if isinstance(ip, ipaddress.IPv6Address):
+            ip = ip.ipv4_mapped or ip  # ::ffff:10.0.0.1 is 10.0.0.1: no way around an IPv4 rule, nor a surprise
+        if ip is not None:
+            host = str(ip)
+            known = self._own.get((network, join(host, port)))
+            if known is not None:
+                return known
+        for entry in self._entries:
+            if entry.matches(host, ip, port):
+                return Verdict(True, f"allowedTargets {entry.text}", host, port, resolve=ip is None)
+        return Verdict(
+            False,
+            f"{network} {join(host, port)} is not an endpoint of a known service on node {self._node!r},"
+            " nor in its modules.edgeProxy.allowedTargets",
+        )
+
+
+def parse_target(address: str) -> tuple[str, int]:
+    """ "ip:port", "[v6]:port" or "name:port" as (host, port); ValueError says what was expected."""
+    host, colon, number = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError("expected brackets around an IPv6 address")
+    if not colon or not host or len(host) > 253 or not host.isascii() or not host.isprintable() or "%" in host:
+        raise ValueError("expected ip:port or name:port")
+    return host, _port(number)
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536):
+        raise ValueError("expected a port from 1 to 65535")
+    return int(text)
+
+
+def _fold(name: str) -> str:
+    """DNS names compare without case and without the final dot."""
+    return name.lower().rstrip(".")

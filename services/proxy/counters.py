@@ -1,0 +1,15 @@
+"""What the proxy counts. Plain integers: an increment on the path of every connection must cost nothing."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Counters:
+    """Since the start of the service. Service keys are "namespace/name", "" where no service is known."""
+
+    accepted: Counter[str] = field(default_factory=Counter)  # connections and flows from applications, by service
+    dialled: Counter[str] = field(default_factory=Counter)  # connections to backends on this node, by service
+    refused_inbound: Counter[str] = field(default_factory=Counter)  # streams of other nodes, by reason
+    refused_local: Counter[tuple[str, str]] = field(default_factory=Counter)  # clients, by service and reason
+    dropped: Counter[str] = field(default_factory=Counter)  # datagrams, by reason

@@ -1,0 +1,124 @@
+"""Non-blocking connections to backends, all at once, none waiting for another.
+
+Callbacks instead of coroutines: a connect over loopback is over before it could be awaited, so the common case is
+three system calls and no task.
+"""
+
+import asyncio
+import errno
+import socket
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.proxy import errors
+from services.proxy.core.catalog import Network
+
+CONNECT_TIMEOUT = 5.0  # s
+MAX_DIALS = 4096  # connections being made at once; more are refused, since each holds a descriptor
+
+_REASONS = {errno.ECONNREFUSED: errors.CONNECTION_REFUSED, errno.EMFILE: errors.LIMIT, errno.ENFILE: errors.LIMIT}
+
+
+class Done(Protocol):
+    """Called once per dial: the connected non-blocking socket, or None with a reason of `errors` and one line."""
+
+    def __call__(self, sock: socket.socket | None, reason: str, why: str) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Dial:
+    sock: socket.socket
+    address: tuple[str, int]
+    done: Done | None  # None: over
+    deadline: float
+
+
+class Dialer:
+    """Makes connections. `done` may be called before `dial` returns."""
+
+    def __init__(self, *, timeout: float = CONNECT_TIMEOUT) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timeout = timeout
+        self._pending = 0
+        self._order: deque[_Dial] = deque()  # by deadline: all have the same timeout; finished ones leave lazily
+        self._timer: asyncio.TimerHandle | None = None
+
+    def dial(self, network: Network, ip: str, port: int, done: Done) -> None:
+        """Connects to ip:port (an IP literal). A UDP socket is connected as soon as it has its peer's address."""
+        if self._pending >= MAX_DIALS:
+            done(None, errors.LIMIT, f"{MAX_DIALS} connections are being made already")
+            return
+        family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+        kind = socket.SOCK_STREAM if network == "tcp" else socket.SOCK_DGRAM
+        try:
+            sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            done(None, *_explain(error.errno or 0, ip, port))
+            return
+        address = (ip, port)
+        try:
+            if kind == socket.SOCK_STREAM:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            code = sock.connect_ex(address)
+            if code == errno.EINPROGRESS:
+                code = sock.connect_ex(address)  # over loopback the handshake is complete by now
+        except OSError as error:  # an address that means nothing here, such as a multicast scope
+            code = error.errno or errno.EINVAL
+        if code in (errno.EALREADY, errno.EINPROGRESS):
+            self._wait(sock, address, done)
+        elif code in (0, errno.EISCONN):
+            done(sock, "", "")
+        else:
+            sock.close()
+            done(None, *_explain(code, ip, port))
+
+    def close(self) -> None:
+        """Gives up every dial; their callbacks are not called."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for dial in self._order:
+            if dial.done is not None:
+                self._loop.remove_writer(dial.sock)
+                dial.sock.close()
+        self._order.clear()
+
+    def _wait(self, sock: socket.socket, address: tuple[str, int], done: Done) -> None:
+        dial = _Dial(sock, address, done, self._loop.time() + self._timeout)
+        self._pending += 1
+        self._loop.add_writer(sock, self._ready, dial)
+        while self._order and self._order[0].done is None:
+            self._order.popleft()
+        self._order.append(dial)
+        if self._timer is None:
+            self._timer = self._loop.call_at(dial.deadline, self._expire)
+
+    def _ready(self, dial: _Dial) -> None:
+        code = dial.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        self._end(dial, code)
+
+    def _expire(self) -> None:
+        now = self._loop.time()
+        while self._order and (self._order[0].done is None or self._order[0].deadline <= now):
+            dial = self._order.popleft()
+            if dial.done is not None:
+                self._end(dial, errno.ETIMEDOUT)
+        self._timer = self._loop.call_at(self._order[0].deadline, self._expire) if self._order else None
+
+    def _end(self, dial: _Dial, code: int) -> None:
+        done, dial.done = dial.done, None
+        if done is None:
+            return
+        self._pending -= 1
+        self._loop.remove_writer(dial.sock)
+        if code == 0:
+            done(dial.sock, "", "")
+            return
+        dial.sock.close()
+        done(None, *_explain(code, *dial.address))
+
+
+def _explain(code: int, ip: str, port: int) -> tuple[str, str]:
+    """The reason to count, and one line for the caller."""
+    text = "no answer within the time" if code == errno.ETIMEDOUT else errno.errorcode.get(code, str(code))
+    return _REASONS.get(code, errors.UNREACHABLE), f"connect to {ip} port {port}: {text}"

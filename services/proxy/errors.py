@@ -1,0 +1,12 @@
+"""What the proxy gives up with, and the names under which refusals are counted."""
+
+# Reasons in GetStatusResponse.refused and in causeway_proxy_refused_total{reason=…}.
+DENIED = "denied"  # inbound: policy
+UNREACHABLE = "unreachable"  # inbound or same node: the backend does not answer
+CONNECTION_REFUSED = "connection_refused"  # inbound or same node: the backend said no
+LIMIT = "limit"  # too many dials at once
+NO_ENDPOINT = "no_endpoint"  # accepted: no ready endpoint on a known node
+NO_TUNNEL = "no_tunnel"  # accepted: the tunnel stayed away, or took no more
+OVERSIZE = "oversize"  # first datagrams of a flow that fit in no Attach message
+OVERFLOW = "overflow"  # datagrams from more new clients than the proxy can hold
+LATE = "late"  # datagrams that missed their flow

@@ -1,0 +1,172 @@
+"""The services that the proxy calls, discovery and tunnel: their protobuf on one side, our shapes on the other."""
+
+import asyncio
+import ipaddress
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from logging import Logger
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from protos import discovery_pb2, discovery_pb2_grpc, tunnel_pb2, tunnel_pb2_grpc
+from services.proxy import errors
+from services.proxy.core.catalog import Backend, Catalog, Endpoint, Network, Port, Service, join
+from services.runtime import dial
+
+_LISTEN_FIRST = 0.1  # s until Listen is called again after it ended; doubles up to _LISTEN_LAST
+_LISTEN_LAST = 2.0
+_LISTEN_TAKEN = 5.0  # s after another proxy took over: two that fight would starve both
+
+_NETWORKS: dict[int, Network] = {discovery_pb2.PROTOCOL_TCP: "tcp", discovery_pb2.PROTOCOL_UDP: "udp"}
+_OFFERED: dict[int, Network] = {tunnel_pb2.NETWORK_TCP: "tcp", tunnel_pb2.NETWORK_UDP: "udp"}
+_REFUSALS = {
+    errors.DENIED: tunnel_pb2.REFUSAL_REASON_DENIED,
+    errors.UNREACHABLE: tunnel_pb2.REFUSAL_REASON_UNREACHABLE,
+    errors.CONNECTION_REFUSED: tunnel_pb2.REFUSAL_REASON_CONNECTION_REFUSED,
+    errors.LIMIT: tunnel_pb2.REFUSAL_REASON_LIMIT,
+}
+
+
+# ── tunnel: headers on tunnel.attach ──
+
+
+class Opening:
+    """The header that starts a stream to one backend: made once, completed for each client."""
+
+    def __init__(self, backend: Backend, network: Network, service: str) -> None:
+        self._attach = tunnel_pb2.Attach(
+            open=tunnel_pb2.Outbound(
+                node=backend.node,
+                target=tunnel_pb2.Target(
+                    network=tunnel_pb2.NETWORK_TCP if network == "tcp" else tunnel_pb2.NETWORK_UDP,
+                    address=backend.address,
+                    service=service,
+                ),
+            )
+        )
+        self._open = self._attach.open
+
+    def encode(self, client: str, traceparent: str = "", datagrams: Sequence[bytes] = ()) -> bytes:
+        """The encoded Attach for a client at "ip:port"."""
+        self._open.client = client
+        self._open.traceparent = traceparent
+        if not datagrams:
+            return self._attach.SerializeToString()
+        self._open.datagrams.extend(datagrams)
+        encoded = self._attach.SerializeToString()
+        del self._open.datagrams[:]
+        return encoded
+
+
+def accept(token: bytes) -> bytes:
+    """The header that answers an offer with a connection."""
+    return tunnel_pb2.Attach(accept=tunnel_pb2.Accept(token=token)).SerializeToString()
+
+
+def refuse(token: bytes, reason: str, message: str) -> bytes:
+    """The header that answers an offer with no; `reason` is one of `errors`."""
+    refusal = tunnel_pb2.Refusal(reason=_REFUSALS[reason], message=message)
+    return tunnel_pb2.Attach(refuse=tunnel_pb2.Refuse(token=token, refusal=refusal)).SerializeToString()
+
+
+# ── tunnel: offers ──
+
+
+@dataclass(slots=True)
+class Offer:
+    """A stream that another node asks for."""
+
+    token: bytes
+    peer: str
+    network: Network | None  # None: one we do not know
+    address: str
+    service: str
+    traceparent: str
+    client: str
+
+
+async def listen(run_dir: Path, serve: Callable[[Offer], None], log: Logger) -> None:
+    """Takes the tunnel's offers for ever, over its restarts and ours."""
+    channel = dial.local_channel(run_dir, "tunnel")
+    delay = _LISTEN_FIRST
+    try:
+        stub: Any = tunnel_pb2_grpc.TunnelServiceStub(channel)
+        while True:
+            try:
+                async for response in stub.Listen(tunnel_pb2.ListenRequest(), wait_for_ready=True):
+                    delay = _LISTEN_FIRST
+                    for offer in response.offers:
+                        serve(_offer(offer))
+                log.warning("the tunnel ended Listen; calling again")
+            except grpc.aio.AioRpcError as error:
+                taken = error.code() == grpc.StatusCode.ABORTED
+                if taken:
+                    delay = _LISTEN_TAKEN
+                log.log(
+                    30 if taken else 20,
+                    "Listen: %s",
+                    "another proxy took over the tunnel's offers; is one running twice?" if taken else error.details(),
+                )
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _LISTEN_LAST)
+    finally:
+        await channel.close()
+
+
+def _offer(offer: tunnel_pb2.Offer) -> Offer:
+    target = offer.target
+    return Offer(
+        offer.token,
+        offer.peer,
+        _OFFERED.get(target.network),
+        target.address,
+        target.service,
+        offer.traceparent,
+        offer.client,
+    )
+
+
+# ── discovery: services ──
+
+
+async def follow_services(run_dir: Path, catalog: Catalog, changed: Callable[[], Awaitable[None] | None]) -> None:
+    """Keeps `catalog` equal to what discovery knows, for ever; the last state stays while discovery is away."""
+    raise NotImplementedError
+
+
+def service(message: discovery_pb2.Service) -> Service:
+    """Addresses in canonical form; what is no IP literal or has an unknown protocol is left out."""
+    return Service(
+        key=f"{message.namespace}/{message.name}",
+        cluster_ips=tuple(dict.fromkeys(_literals(message.cluster_ips))),
+        ports=tuple(
+            Port(port.name, _NETWORKS[port.protocol], port.port)
+            for port in message.ports
+            if port.protocol in _NETWORKS and 0 < port.port < 65536
+        ),
+        endpoints=tuple(
+            Endpoint(
+                addresses=tuple(_literals(endpoint.addresses)),
+                ports=tuple(
+                    Port(port.name, _NETWORKS[port.protocol], port.port)
+                    for port in endpoint.ports
+                    if port.protocol in _NETWORKS and 0 < port.port < 65536
+                ),
+                node=endpoint.node_name.lower(),  # node names are lower case, as the kubelet makes them
+                ready=endpoint.ready,
+            )
+            for endpoint in message.endpoints
+        ),
+    )
+
+
+def _literals(texts: Sequence[str]) -> list[str]:
+    literals = []
+    for text in texts:
+        try:
+            literals.append(str(ipaddress.ip_address(text)))
+        except ValueError:
+            continue
+    return literals

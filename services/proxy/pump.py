@@ -1,0 +1,153 @@
+"""Copying between a client and a backend on this same node: no session is needed, so none is used.
+
+One scratch buffer serves every pump of the process (there is one thread); only what the slower side did not take is
+kept, one read at most, so an idle connection holds no buffer and a stalled one at most SCRATCH bytes each way.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+from services.proxy.attach import reset
+
+SCRATCH = 256 * 1024  # bytes a read at most; larger ones gain nothing over loopback
+DATAGRAM_IDLE = 60.0  # s without a datagram either way until a flow ends; as long as the tunnel's flows
+_BURST = 16  # datagrams or reads a turn, so that one busy pair leaves room for the others
+
+_scratch = memoryview(bytearray(SCRATCH))
+
+
+class StreamPump:
+    """Both directions of one TCP connection. Half-close travels; a reset on one side becomes one on the other."""
+
+    def __init__(self, one: socket.socket, two: socket.socket, ended: Callable[["StreamPump"], None]) -> None:
+        """Owns two connected non-blocking sockets from now on. `ended` is called once, when both are closed."""
+        self._loop = asyncio.get_running_loop()
+        self._socks = (one, two)
+        self._ended = ended
+        self._left: list[bytes] = [b"", b""]  # read from socks[i], not yet taken by the other
+        self._done = [False, False]  # direction i has seen its end of data, and passed it on
+        self._closed = False
+        for side in (0, 1):
+            self._loop.add_reader(self._socks[side], self._read, side)
+
+    def _read(self, side: int) -> None:
+        source, sink = self._socks[side], self._socks[1 - side]
+        for _ in range(_BURST):
+            try:
+                size = source.recv_into(_scratch)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.abort()
+                return
+            if size == 0:
+                self._loop.remove_reader(source)
+                self._finish(side)
+                return
+            try:
+                sent = sink.send(_scratch[:size])
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.abort()
+                return
+            if sent < size:
+                self._left[side] = bytes(_scratch[sent:size])
+                self._loop.remove_reader(source)
+                self._loop.add_writer(sink, self._write, side)
+                return
+            if size < SCRATCH:
+                return  # most likely all there was: epoll will tell, for less than a failing read
+
+    def _write(self, side: int) -> None:
+        """The sink of direction `side` takes data again."""
+        sink = self._socks[1 - side]
+        try:
+            sent = sink.send(self._left[side])
+        except BlockingIOError:
+            return
+        except OSError:
+            self.abort()
+            return
+        self._left[side] = self._left[side][sent:]
+        if not self._left[side]:
+            self._loop.remove_writer(sink)
+            self._loop.add_reader(self._socks[side], self._read, side)
+
+    def _finish(self, side: int) -> None:
+        self._done[side] = True
+        try:
+            self._socks[1 - side].shutdown(socket.SHUT_WR)
+        except OSError:
+            self.abort()
+            return
+        if all(self._done):
+            self.close()
+
+    def abort(self) -> None:
+        """Ends both sides with a reset: data was, or may have been, lost."""
+        if not self._closed:
+            self._detach()
+            for sock in self._socks:
+                reset(sock)
+            self._ended(self)
+
+    def close(self) -> None:
+        """Ends both sides in order."""
+        if not self._closed:
+            self._detach()
+            for sock in self._socks:
+                sock.close()
+            self._ended(self)
+
+    def _detach(self) -> None:
+        self._closed = True
+        for sock in self._socks:
+            self._loop.remove_reader(sock)
+            self._loop.remove_writer(sock)
+
+
+class DatagramPump:
+    """Both directions of one UDP flow. What the other side does not take at once is dropped, as a network would."""
+
+    def __init__(self, one: socket.socket, two: socket.socket, ended: Callable[["DatagramPump"], None]) -> None:
+        """Owns two connected non-blocking datagram sockets from now on."""
+        self._loop = asyncio.get_running_loop()
+        self._socks = (one, two)
+        self._ended = ended
+        self._closed = False
+        self._last = self._loop.time()
+        self._timer = self._loop.call_later(DATAGRAM_IDLE, self._check)
+        for side in (0, 1):
+            self._loop.add_reader(self._socks[side], self._read, side)
+
+    def _read(self, side: int) -> None:
+        self._last = self._loop.time()
+        source, sink = self._socks[side], self._socks[1 - side]
+        for _ in range(_BURST):
+            try:
+                size = source.recv_into(_scratch)
+                sink.send(_scratch[:size])
+            except BlockingIOError:
+                return
+            except OSError:  # an ICMP error of an earlier datagram: reported once, and not the end of the flow
+                continue
+
+    def _check(self) -> None:
+        quiet = self._loop.time() - self._last
+        if quiet >= DATAGRAM_IDLE:
+            self.close()
+        else:
+            self._timer = self._loop.call_later(DATAGRAM_IDLE - quiet, self._check)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._timer.cancel()
+            for sock in self._socks:
+                self._loop.remove_reader(sock)
+                sock.close()
+            self._ended(self)
+
+    abort = close

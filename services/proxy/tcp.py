@@ -1,0 +1,80 @@
+"""Listening for TCP clients of one service port."""
+
+import asyncio
+import errno
+import socket
+from logging import Logger
+
+from services.proxy.core.catalog import Spot
+from services.proxy.departure import Departure, Route
+
+BACKLOG = 1024  # connections the kernel holds for us
+BURST = 64  # accepts a turn of the loop: a storm on one service leaves room for the others
+PAUSE = 0.2  # s without accepting after descriptors or memory ran out; clients wait in the backlog
+
+# accept(2): errors of the connection that was to be accepted, not of the listener.
+_PASSING = {
+    errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET,
+    errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH, errno.EPERM, errno.EINTR,
+}  # fmt: skip
+
+
+class TcpListener:
+    """Raises OSError when the address cannot be had."""
+
+    def __init__(self, spot: Spot, route: Route, departure: Departure, log: Logger) -> None:
+        self.route = route
+        self._departure = departure
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._resume: asyncio.TimerHandle | None = None
+        self._sock = socket.socket(
+            socket.AF_INET6 if ":" in spot.ip else socket.AF_INET,
+            socket.SOCK_STREAM | socket.SOCK_NONBLOCK,
+            socket.IPPROTO_TCP,
+        )
+        try:
+            if self._sock.family == socket.AF_INET6:
+                self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            # Connections that the tunnel still carries hold the port after a restart of the proxy.
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            # Accepted sockets inherit it: one system call here instead of one for each client.
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._sock.bind((spot.ip, spot.port))
+            self._sock.listen(BACKLOG)
+        except OSError:
+            self._sock.close()
+            raise
+        self._loop.add_reader(self._sock, self._accept, BURST)
+
+    def close(self) -> None:
+        """Sends on those who are in the backlog already, and listens no longer."""
+        if self._resume is not None:
+            self._resume.cancel()
+        self._loop.remove_reader(self._sock)
+        self._accept(BACKLOG)
+        if self._resume is not None:
+            self._resume.cancel()
+        self._sock.close()
+
+    def _accept(self, burst: int) -> None:
+        accept, send, route = self._sock.accept, self._departure.send, self.route
+        for _ in range(burst):
+            try:
+                client, address = accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _PASSING:
+                    continue
+                self._pause(error)
+                return
+            send(client, address, route)
+
+    def _pause(self, error: OSError) -> None:
+        """Out of descriptors or memory (EMFILE, ENFILE, ENOBUFS, ENOMEM): without a pause the loop would spin."""
+        self._log.warning(
+            "cannot accept: %s; pausing %.1f s", error.strerror, PAUSE, extra={"service": self.route.label}
+        )
+        self._loop.remove_reader(self._sock)
+        self._resume = self._loop.call_later(PAUSE, self._loop.add_reader, self._sock, self._accept, BURST)
