@@ -1,0 +1,95 @@
+"""tests/run.sh: every kind of test is run, a failure is never lost, and the sum is right."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow  # each run starts pytest up to three times
+
+RUNNER = Path(__file__).parents[1] / "run.sh"
+
+SETTINGS = '[tool.pytest.ini_options]\nmarkers = ["slow: s", "lab: l", "serial: e"]\n'
+KINDS = """
+import pytest
+def test_plain(): pass
+def test_other(): pass
+@pytest.mark.skip(reason="x")
+def test_skipped(): pass
+@pytest.mark.slow
+def test_slow(): pass
+@pytest.mark.serial
+def test_serial(): pass
+@pytest.mark.lab
+def test_lab():
+    import os
+    assert os.environ.get("CAUSEWAY_LAB_WRAPPED") == "1" or os.environ.get("NATLAB_REQUIRED") != "1"
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A repository with this runner and nothing else."""
+    (tmp_path / "tests").mkdir()
+    shutil.copy(RUNNER, tmp_path / "tests" / "run.sh")
+    (tmp_path / "pyproject.toml").write_text(SETTINGS)
+    # Not sys.executable's target: a virtual environment is found by the path of its interpreter.
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
+    return tmp_path
+
+
+def run(tree: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    command = ["sh", str(tree / "tests" / "run.sh"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=env | {"JOBS": "1"})
+
+
+def last(done: "subprocess.CompletedProcess[str]") -> str:
+    return done.stdout.strip().splitlines()[-1].rpartition(" in ")[0]
+
+
+def test_all_runs_each_kind_once_and_sums_them_up(tree: Path) -> None:
+    (tree / "tests" / "test_kinds.py").write_text(KINDS)
+    done = run(tree, "all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert last(done) == "===== 5 passed, 1 skipped"
+
+
+def test_quick_leaves_out_what_takes_time(tree: Path) -> None:
+    (tree / "tests" / "test_kinds.py").write_text(KINDS)
+    done = run(tree, "quick")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert last(done) == "===== 2 passed, 1 skipped"
+
+
+@pytest.mark.parametrize("mark", ["", "@pytest.mark.serial", "@pytest.mark.lab"])
+def test_a_failure_in_any_pass_fails_the_run(tree: Path, mark: str) -> None:
+    (tree / "tests" / "test_kinds.py").write_text(
+        f"import pytest\ndef test_fine(): pass\n{mark}\ndef test_bad(): assert 0\n"
+    )
+    done = run(tree, "all")
+    assert done.returncode == 1
+    *_, summary, verdict = done.stdout.strip().splitlines()
+    assert summary.startswith("===== 1 failed, 1 passed in ")
+    assert verdict.startswith("failed: tests ") and verdict.endswith("(exit 1)")
+
+
+def test_an_error_in_collection_fails_the_run(tree: Path) -> None:
+    (tree / "tests" / "test_kinds.py").write_text("import nothing_of_this_name\n")
+    assert run(tree, "quick").returncode == 1
+
+
+def test_no_test_at_all_is_a_failure(tree: Path) -> None:
+    (tree / "tests" / "test_kinds.py").write_text("")
+    done = run(tree, "all")
+    assert done.returncode == 1
+    assert done.stdout.strip().endswith("failed: no test was selected")
+
+
+def test_an_unknown_selection_is_refused(tree: Path) -> None:
+    done = run(tree, "some")
+    assert done.returncode == 2
+    assert done.stderr == "tests/run.sh: 'some' is not a selection; expected all or quick\n"
