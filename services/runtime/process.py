@@ -1,0 +1,140 @@
+"""How a service starts, stops and fails."""
+
+import argparse
+import asyncio
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.runtime import config as configuration
+from services.runtime import log, telemetry
+from services.runtime.config import Config, ConfigError
+from services.runtime.identity import Identity, IdentityError
+
+# Offsets to metrics.basePort.
+METRICS_PORTS = {"discovery": 0, "tunnel": 1, "relay": 2, "proxy": 3}
+
+# How often credentials are looked at: at least every 5 min, and 12 times in the life of a certificate. Seconds.
+REFRESH_PERIOD = 300.0
+
+# More descriptors than this only make programs slow that walk all of them.
+_MAX_DESCRIPTORS = 1 << 20
+
+
+@dataclass
+class Service:
+    """What a service is given. stopping: set by SIGTERM and SIGINT; its main then returns."""
+
+    name: str
+    config: Config
+    identity: Identity
+    log: logging.Logger
+    stopping: asyncio.Event
+
+
+Main = Callable[[Service], Awaitable[None]]
+
+
+def command(name: str, main: Main, arguments: Sequence[str] | None = None) -> int:
+    """`python -m services.NAME --config FILE`: loads the configuration and runs; returns the exit code."""
+    parser = argparse.ArgumentParser(prog=f"causeway {name}", description=f"Run the {name} service in the foreground.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="configuration file (default: embedded defaults)")
+    options = parser.parse_args(arguments)
+    try:
+        config = configuration.load(options.config)
+    except ConfigError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return run(name, config, main)
+
+
+def run(name: str, config: Config, main: Main) -> int:
+    """Runs `main` until it returns; gives the exit code: 0, or 1 after one clear line on standard error."""
+    try:
+        logger = log.set_up(name, config.node_name)
+        raise_descriptor_limit()
+        identity = Identity.load(config)
+        telemetry.set_up(name, config.node_name)
+    except (ValueError, OSError, IdentityError) as error:
+        sys.stderr.write(f"causeway {name}: {error}\n")
+        return 1
+    for warning in config.warnings:
+        logger.warning(warning)
+    try:
+        if config.metrics.base_port:
+            _serve_metrics(name, config)
+        asyncio.run(_run(Service(name, config, identity, logger, asyncio.Event()), main))
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        detail = logger.isEnabledFor(logging.DEBUG)
+        logger.error("stopped by an error", extra={"error": describe(error)}, exc_info=error if detail else None)
+        return 1
+    finally:
+        telemetry.shut_down()
+    return 0
+
+
+async def _run(service: Service, main: Main) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop(received: signal.Signals) -> None:
+        if service.stopping.is_set():
+            os._exit(128 + received)  # asked twice: at once
+        service.log.info("stopping", extra={"reason": received.name})
+        service.stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop, number)
+    refreshing = asyncio.create_task(_refresh(service.identity, service.log), name="refresh")
+    try:
+        await main(service)
+    finally:
+        refreshing.cancel()
+        await asyncio.gather(refreshing, return_exceptions=True)
+
+
+async def _refresh(identity: Identity, logger: logging.Logger) -> None:
+    period = min(REFRESH_PERIOD, identity.lifetime / 12)
+    while True:
+        await asyncio.sleep(period)
+        try:
+            if identity.refresh():
+                logger.info("credentials renewed")
+        except Exception as error:
+            # Whatever it was, the next attempt may succeed, and the old certificate lives on until then.
+            logger.error("credentials not renewed", extra={"error": describe(error)})
+
+
+def _serve_metrics(name: str, config: Config) -> None:
+    from prometheus_client import start_http_server
+
+    port = config.metrics.base_port + METRICS_PORTS[name]
+    listen = config.metrics.listen_address or "::"
+    try:
+        start_http_server(port, listen)
+    except OSError as error:
+        raise OSError(
+            f"metrics cannot be served on {listen} port {port}: {error.strerror}; set metrics.basePort"
+        ) from None
+
+
+def raise_descriptor_limit() -> None:
+    """Lifts the soft limit of open files to the hard one: a node holds a descriptor for each stream."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line; of a group, its first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, OSError) else f"{type(error).__name__}: {text}"
