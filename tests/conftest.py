@@ -1,0 +1,57 @@
+"""Fixtures for all tests."""
+
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+# A PSK for tests; real ones are random.
+PSK = "test-only-psk-0123456789-abcdefghijklmnop"
+
+WriteConfig = Callable[..., Path]
+
+
+@pytest.fixture
+def loopback_ip() -> Callable[[], str]:
+    """Makes loopback addresses that no other test uses: one for each node, so that all keep the default ports."""
+    # 127.64.0.0 to 127.250.255.255: 12 million addresses make a clash with a parallel test unlikely.
+    given: set[str] = set()
+
+    def make() -> str:
+        while (ip := f"127.{random.randint(64, 250)}.{random.randint(0, 255)}.{random.randint(2, 254)}") in given:
+            pass
+        given.add(ip)
+        return ip
+
+    return make
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose path is short enough for Unix sockets (tmp_path often is not)."""
+    path = Path(tempfile.mkdtemp(prefix="cw-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def node_config(short_path: Path) -> WriteConfig:
+    """`node_config("edge-a", cluster=…, psk=…, modules={…}, **other keys)` writes a folder with a configuration
+    and a PSK, and returns the path of the configuration. mDNS is off unless asked for."""
+
+    def write(name: str, *, psk: str | None = PSK, **keys: Any) -> Path:
+        folder = short_path / name
+        folder.mkdir()
+        if psk is not None:
+            (folder / "psk").write_text(psk + "\n")
+        keys.setdefault("modules", {}).setdefault("edgeDiscovery", {}).setdefault("mdns", {"enable": False})
+        path = folder / "causeway.yaml"
+        path.write_text(yaml.safe_dump({"nodeName": name, **keys}))
+        return path
+
+    return write
