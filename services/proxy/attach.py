@@ -123,7 +123,7 @@ class AttachSocket:
             return
         self._peer = peer
         self._loop.add_reader(peer, self._readable)
-        self._log.info("attached to the tunnel", extra={"waiting": len(self._queue)})
+        self._log.info("attached to the tunnel", extra={"count": len(self._queue)})
         self._flush()
 
     def _reconnect(self) -> None:
@@ -148,7 +148,9 @@ class AttachSocket:
 
     def _lose(self, error: OSError | None) -> None:
         """The tunnel went away: answers to it are worthless, clients wait for the next."""
-        self._log.warning("the tunnel went away: %s; clients wait for it", error or "it closed tunnel.attach")
+        self._log.warning(
+            "the tunnel went away, clients wait for it", extra={"error": error or "it closed tunnel.attach"}
+        )
         self._disconnect()
         kept = [item for item in self._queue if item.lost is not None]
         for item in self._queue:

@@ -86,7 +86,7 @@ class Departure:
     def _stay(self, client: socket.socket, backend: Backend, route: Route, datagrams: Sequence[bytes]) -> None:
         def connected(sock: socket.socket | None, reason: str, why: str) -> None:
             if sock is None:
-                self._log.debug("same-node backend: %s", why, extra={"service": route.label})
+                self._log.debug("cannot reach a backend here", extra={"target": route.label, "error": why})
                 self._refuse(client, route, reason)
                 return
             self._counters.dialled[route.service] += 1

@@ -77,6 +77,6 @@ class Inbound:
             span.end()
             return
         self._counters.refused_inbound[reason] += 1
-        self._log.debug("refused a stream: %s", why)
+        self._log.debug("refused a stream", extra={"reason": reason, "error": why})
         self._attach.give(peers.refuse(token, reason, why), None)
         span.end(error=why)

@@ -51,7 +51,7 @@ class Listeners:
         steps = plan.diff(self._open, spots)
         for spot in steps.close:
             self._open.pop(spot).close()
-            self._log.info("closed listener", extra={"address": str(spot), "network": spot.network})
+            self._log.info("no longer listening for %s", spot.network, extra={"address": str(spot)})
         routes = {}
         for want in spots.values():
             key = want.service, want.port
@@ -67,6 +67,10 @@ class Listeners:
         self._try(fresh)
         if fresh.keys() & self._failed.keys():
             self._rearm(RETRY_FIRST)
+
+    def count(self) -> int:
+        """Addresses listened on now."""
+        return len(self._open)
 
     def rows(self) -> list[Row]:
         rows = [Row(spot, one.route.label, len(one.route), "") for spot, one in self._open.items()]
@@ -99,12 +103,16 @@ class Listeners:
             except OSError as error:
                 text = NOT_LOCAL if error.errno == errno.EADDRNOTAVAIL else f"cannot listen: {error.strerror}"
                 if spot not in self._failed:
-                    self._log.warning("%s", text, extra={"address": str(spot), "service": want.label})
+                    self._log.warning(
+                        "not listening for %s",
+                        spot.network,
+                        extra={"address": str(spot), "target": want.label, "error": text},
+                    )
                 self._failed[spot] = want, text
                 continue
             self._failed.pop(spot, None)
             self._open[spot] = listener
-            self._log.info("listening", extra={"address": str(spot), "network": spot.network, "service": want.label})
+            self._log.info("listening for %s", spot.network, extra={"address": str(spot), "target": want.label})
 
     def _rearm(self, delay: float) -> None:
         if self._retry is not None:

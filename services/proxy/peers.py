@@ -2,7 +2,7 @@
 
 import asyncio
 import ipaddress
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from logging import Logger
 from pathlib import Path
@@ -12,7 +12,7 @@ import grpc
 
 from protos import discovery_pb2, discovery_pb2_grpc, tunnel_pb2, tunnel_pb2_grpc
 from services.proxy import errors
-from services.proxy.core.catalog import Backend, Catalog, Endpoint, Network, Port, Service, join
+from services.proxy.core.catalog import Backend, Catalog, Endpoint, Network, Port, Service
 from services.runtime import dial
 
 _LISTEN_FIRST = 0.1  # s until Listen is called again after it ended; doubles up to _LISTEN_LAST
@@ -90,29 +90,29 @@ class Offer:
 async def listen(run_dir: Path, serve: Callable[[Offer], None], log: Logger) -> None:
     """Takes the tunnel's offers for ever, over its restarts and ours."""
     channel = dial.local_channel(run_dir, "tunnel")
+    stub: Any = tunnel_pb2_grpc.TunnelServiceStub(channel)
     delay = _LISTEN_FIRST
+    failing = False
     try:
-        stub: Any = tunnel_pb2_grpc.TunnelServiceStub(channel)
         while True:
+            problem = "ended by the tunnel"
             try:
-                async for response in stub.Listen(tunnel_pb2.ListenRequest(), wait_for_ready=True):
-                    delay = _LISTEN_FIRST
+                async for response in stub.Listen(tunnel_pb2.ListenRequest()):
+                    failing, delay = False, _LISTEN_FIRST
                     for offer in response.offers:
                         serve(_offer(offer))
-                log.warning("the tunnel ended Listen; calling again")
             except grpc.aio.AioRpcError as error:
-                taken = error.code() == grpc.StatusCode.ABORTED
-                if taken:
-                    delay = _LISTEN_TAKEN
-                log.log(
-                    30 if taken else 20,
-                    "Listen: %s",
-                    "another proxy took over the tunnel's offers; is one running twice?" if taken else error.details(),
-                )
+                problem = f"{error.code().name}: {error.details()}"
+                if error.code() is grpc.StatusCode.ABORTED:
+                    problem = "another proxy took over this node's inbound streams; is one running twice?"
+                    failing, delay = False, _LISTEN_TAKEN
+            if not failing:
+                failing = True
+                log.warning("offers interrupted, trying again", extra={"source": "tunnel", "error": problem})
             await asyncio.sleep(delay)
             delay = min(delay * 2, _LISTEN_LAST)
     finally:
-        await channel.close()
+        await channel.close(None)
 
 
 def _offer(offer: tunnel_pb2.Offer) -> Offer:
@@ -131,9 +131,33 @@ def _offer(offer: tunnel_pb2.Offer) -> Offer:
 # ── discovery: services ──
 
 
-async def follow_services(run_dir: Path, catalog: Catalog, changed: Callable[[], Awaitable[None] | None]) -> None:
-    """Keeps `catalog` equal to what discovery knows, for ever; the last state stays while discovery is away."""
-    raise NotImplementedError
+async def follow_services(run_dir: Path, catalog: Catalog, changed: Callable[[], None]) -> None:
+    """Keeps `catalog` equal to what discovery knows, for ever; the last state stays while discovery is away.
+    `changed` is called after the first snapshot, and after every change since."""
+    channel = dial.local_channel(run_dir, "discovery")
+    stub: Any = discovery_pb2_grpc.DiscoveryServiceStub(channel)
+
+    def watch(revision: int) -> Any:
+        return stub.WatchServices(discovery_pb2.WatchServicesRequest(resume_revision=revision))
+
+    def apply(response: discovery_pb2.WatchServicesResponse) -> None:
+        known = catalog.synced
+        match response.WhichOneof("event"):
+            case "added":
+                news = catalog.put(service(response.added))
+            case "removed":
+                news = catalog.remove(response.removed)
+            case "synced":
+                news = catalog.complete() or not known
+            case _:
+                news = False
+        if news and catalog.synced:
+            changed()
+
+    try:
+        await dial.follow(watch, apply, name="services", on_relist=catalog.begin)
+    finally:
+        await channel.close(None)
 
 
 def service(message: discovery_pb2.Service) -> Service:

@@ -74,7 +74,7 @@ class TcpListener:
     def _pause(self, error: OSError) -> None:
         """Out of descriptors or memory (EMFILE, ENFILE, ENOBUFS, ENOMEM): without a pause the loop would spin."""
         self._log.warning(
-            "cannot accept: %s; pausing %.1f s", error.strerror, PAUSE, extra={"service": self.route.label}
+            "cannot accept: %s; pausing %.1f s", error.strerror, PAUSE, extra={"target": self.route.label}
         )
         self._loop.remove_reader(self._sock)
         self._resume = self._loop.call_later(PAUSE, self._loop.add_reader, self._sock, self._accept, BURST)

@@ -198,7 +198,7 @@ class UdpListener:
     def _pause(self, error: OSError) -> None:
         """Out of descriptors or memory; the kernel's queue drops what is too much meanwhile."""
         self._log.warning(
-            "cannot open a flow: %s; pausing %.1f s", error.strerror, PAUSE, extra={"service": self.route.label}
+            "cannot open a flow: %s; pausing %.1f s", error.strerror, PAUSE, extra={"target": self.route.label}
         )
         self._read(False)
         self._next = self._loop.call_later(PAUSE, self._open_flows)

@@ -1,0 +1,57 @@
+"""The proxy's counters in Prometheus' format, read when somebody asks. Imported only where metrics are served."""
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import REGISTRY, Collector
+
+from services.proxy.counters import Counters
+
+
+class ProxyCollector(Collector):
+    """Called from the thread that serves metrics: reads copies."""
+
+    def __init__(self, counters: Counters, listeners: Callable[[], int], waiting: Callable[[], int]) -> None:
+        self._counters = counters
+        self._listeners = listeners
+        self._waiting = waiting
+
+    def collect(self) -> Iterator[Metric]:
+        counters = self._counters
+        accepted = CounterMetricFamily(
+            "causeway_proxy_accepted", "Connections and flows accepted from applications.", labels=["target"]
+        )
+        for service, count in counters.accepted.copy().items():
+            accepted.add_metric([service], count)
+        yield accepted
+        dialled = CounterMetricFamily(
+            "causeway_proxy_dialled", "Connections and flows made to backends on this node.", labels=["target"]
+        )
+        for service, count in counters.dialled.copy().items():
+            dialled.add_metric([service], count)
+        yield dialled
+        refused = CounterMetricFamily(
+            "causeway_proxy_refused", "Clients and inbound streams refused.", labels=["direction", "target", "reason"]
+        )
+        for reason, count in counters.refused_inbound.copy().items():
+            refused.add_metric(["inbound", "", reason], count)
+        for (service, reason), count in counters.refused_local.copy().items():
+            refused.add_metric(["outbound", service, reason], count)
+        yield refused
+        dropped = CounterMetricFamily(
+            "causeway_proxy_datagrams_dropped", "First datagrams of flows that were dropped.", labels=["reason"]
+        )
+        for reason, count in counters.dropped.copy().items():
+            dropped.add_metric([reason], count)
+        yield dropped
+        yield GaugeMetricFamily("causeway_proxy_listeners", "Addresses listened on.", self._listeners())
+        yield GaugeMetricFamily(
+            "causeway_proxy_waiting", "Sockets and answers that wait for the tunnel to take them.", self._waiting()
+        )
+
+
+def register(counters: Counters, listeners: Callable[[], int], waiting: Callable[[], int]) -> Callable[[], None]:
+    """Adds the counters to what the process serves; returns the way to take them out again."""
+    collector = ProxyCollector(counters, listeners, waiting)
+    REGISTRY.register(collector)
+    return lambda: REGISTRY.unregister(collector)
