@@ -42,7 +42,7 @@ def fork(work: object, *arguments: object) -> int:
     return pid
 
 
-async def main(total: int, pairs: int) -> None:
+async def main(total: int, pairs: int) -> list[int]:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     children = []
@@ -66,11 +66,12 @@ async def main(total: int, pairs: int) -> None:
         f"(user {after.user - cpu.user:.2f} s), {engine.bytes_total / max(1, engine.splices_total) / 1024:.0f} KiB a splice"
     )
     engine.close()
-    for child in children:
-        os.waitpid(child, 0)
+    return children
 
 
 if __name__ == "__main__":
-    asyncio.run(
+    started = asyncio.run(
         main(int(float(sys.argv[1] if len(sys.argv) > 1 else 4) * 1e9), int(sys.argv[2]) if len(sys.argv) > 2 else 1)
     )
+    for child in started:
+        os.waitpid(child, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +43,12 @@ class Limits:
     def max_connections(self) -> int:
         """Control connections in all: every reservation, and as many that only call."""
         return 2 * self.max_reservations
+
+    def fit(self, descriptors: int) -> Limits:
+        """The same with no more circuits than `descriptors` (RLIMIT_NOFILE) can hold.
+
+        A circuit needs two sockets, and a pipe of two ends each way while bytes are in flight; 64 are for the
+        process itself.
+        """
+        room = (descriptors - 64 - self.max_half_open - self.max_connections) // 6
+        return replace(self, max_circuits=max(1, min(self.max_circuits, room)))

@@ -20,18 +20,18 @@ class Role:
 
 
 def unusable(address: str) -> str:
-    """Why other nodes cannot dial `address`; empty: they may try."""
+    """Why other nodes cannot dial `address` (an IP literal or a DNS name); empty: they may try."""
     try:
         ip = ip_address(address)
     except ValueError:
-        return f"{address!r} is not an IP address"
+        return ""  # a DNS name
     if ip.is_unspecified or ip.is_multicast:
         return f"{address} cannot be dialled"
     return ""
 
 
 def decide(mode: str, node_name: str, relay_nodes: Iterable[tuple[str, list[str]]]) -> Role:
-    """`mode`: "auto", "on" or "off"; `relay_nodes`: names with their advertised addresses."""
+    """`mode`: "auto", "on" or "off"; `relay_nodes`: names with their advertised addresses (hosts)."""
     named = False
     addresses: list[str] = []
     for name, advertised in relay_nodes:
@@ -47,6 +47,8 @@ def decide(mode: str, node_name: str, relay_nodes: Iterable[tuple[str, list[str]
     problems = [problem for problem in map(unusable, addresses) if problem]
     if len(problems) == len(addresses):
         why = "; ".join(problems) or "its advertiseAddress is empty"
-        reason = f"{node_name} is named in relayNodes but stays ordinary: {why}; give an IP that other nodes can dial"
+        reason = (
+            f"{node_name} is named in relayNodes but stays ordinary: {why}; give an address that other nodes can dial"
+        )
         return Role(False, True, reason, False, "NoUsableAddress")
     return Role(True, True, f"{node_name} is named in relayNodes", True, "Configured")
