@@ -113,6 +113,17 @@ def parse_spiffe_id(uri: str) -> tuple[str, str] | None:
     return cluster, node_name
 
 
+def names(certificate: x509.Certificate) -> tuple[str, str] | None:
+    """(cluster, node name) in a certificate; None when it names no node, or several."""
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        uris = extension.value.get_values_for_type(x509.UniformResourceIdentifier)
+    except (x509.ExtensionNotFound, ValueError):
+        return None
+    # More than one identity is none (SPIFFE X509-SVID, section 2).
+    return parse_spiffe_id(uris[0]) if len(uris) == 1 else None
+
+
 def new_key() -> ec.EllipticCurvePrivateKey:
     """A fresh P-256 key."""
     return ec.generate_private_key(ec.SECP256R1())

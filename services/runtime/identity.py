@@ -281,7 +281,7 @@ class Identity:
         except AuthorityError as error:
             _log.warning("stored certificate replaced", extra={"reason": str(error)})
             return None
-        names = _names(certificate)
+        names = authority.names(certificate)
         usable = (
             certificate.public_key() == key.public_key()
             and names == (self.cluster, self.node_name)
@@ -303,7 +303,7 @@ class Identity:
         advice = f"issue one with `causeway ca issue {self.node_name}`"
         if certificate.public_key() != key.public_key():
             raise IdentityError(f"{file}: does not belong to the key in {self._ca.key_file}; {advice}")
-        names = _names(certificate)
+        names = authority.names(certificate)
         if names != (self.cluster, self.node_name):
             says = "no node at all" if names is None else f"node {names[1]} of cluster {names[0]}"
             raise IdentityError(
@@ -317,16 +317,6 @@ class Identity:
         return Credentials(key, certificate, trusted)
 
 
-def _names(certificate: x509.Certificate) -> tuple[str, str] | None:
-    try:
-        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        uris = extension.value.get_values_for_type(x509.UniformResourceIdentifier)
-    except (x509.ExtensionNotFound, ValueError):
-        return None
-    # More than one identity is none (SPIFFE X509-SVID, section 2).
-    return authority.parse_spiffe_id(uris[0]) if len(uris) == 1 else None
-
-
 def _parse(der: bytes) -> tuple[x509.Certificate, str, str, ec.EllipticCurvePublicKey]:
     if len(der) > MAX_CERTIFICATE_BYTES:
         raise Rejection(
@@ -334,7 +324,7 @@ def _parse(der: bytes) -> tuple[x509.Certificate, str, str, ec.EllipticCurvePubl
         )
     try:
         certificate = x509.load_der_x509_certificate(der)
-        names = _names(certificate)
+        names = authority.names(certificate)
         key = certificate.public_key()
         _validity(certificate)
     except Exception as error:

@@ -44,9 +44,11 @@ class TlsEndpoint:
     The owner feeds ciphertext to `receive` and sends what `data_to_send` returns, after every other call too.
     """
 
-    def __init__(self, identity: Identity, *, server: bool) -> None:
+    def __init__(self, identity: Identity, *, server: bool, alpn: bytes = b"") -> None:
         self._identity = identity
         self._connection = SSL.Connection(_context(identity, server=server), None)
+        if alpn:
+            self._connection.set_alpn_protos([alpn])
         self._plain = bytearray()
         self.handshake_done = False
         self.closed = False
