@@ -16,7 +16,7 @@ from lab.namespace import Namespace
 
 
 @cache
-def _tether() -> tuple[str, ...]:
+def tether() -> tuple[str, ...]:
     """Prefix that has the kernel kill a command when the thread that started it ends (util-linux)."""
     setpriv = shutil.which("setpriv")
     return (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
@@ -31,7 +31,7 @@ class Child:
 
     def __init__(self, argv: Sequence[str], *, output: Path | None, namespace: Namespace | None = None) -> None:
         self.argv = list(argv)
-        command = [*_tether(), *argv]
+        command = [*tether(), *argv]
         if output is None:
             self._process = _start(namespace, command, subprocess.PIPE, subprocess.PIPE, None)
         else:

@@ -219,6 +219,14 @@ class Node:
         """Links of the session with a peer; empty without one."""
         return [link for session in (await self.tunnel()).sessions if session.peer == peer for link in session.links]
 
+    async def ping(self, peer: str, *, timeout: float = 15.0) -> float:
+        """Builds a session with a peer if there is none, and returns a round trip inside it in seconds."""
+        request = tunnel_pb2.PingPeerRequest(node_name=peer)
+        request.timeout.FromMilliseconds(round(timeout * 1000))
+        async with self._channel("tunnel") as channel:
+            answer = await tunnel_pb2_grpc.TunnelServiceStub(channel).PingPeer(request, timeout=timeout + CALL_TIMEOUT)
+        return answer.rtts[0].ToNanoseconds() / 1e9
+
     def tail(self, service: str) -> str:
         """The end of a service's log."""
         log = self.log(service)

@@ -1,0 +1,157 @@
+"""The command line of the demo."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from causeway.demo import picture
+from causeway.demo.outcome import Outcome
+from causeway.demo.story import Story
+from causeway.demo.view import View
+from causeway.errors import CommandError
+from lab import rootless
+from lab.child import tether
+from lab.mesh import HOME_SHAPE, Mesh
+from lab.namespace import LabError
+from lab.node import NodeError
+from lab.wire import Shape
+
+# A home's link of 100 Mbit/s takes about 25 s for 256 MiB: time to watch, and less than two minutes in all.
+DEFAULT_SIZE, DEFAULT_RATE = 256, 100
+QUEUE = 512_000  # bytes a home router lets wait: 40 ms at 100 Mbit/s
+WRAPPER_EXIT = 15.0  # seconds for everything inside to end after Ctrl-C
+
+
+@click.command()
+@click.option(
+    "--size", type=click.IntRange(min=1), default=DEFAULT_SIZE, show_default=True, help="Size of the file in MiB."
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(min=0),
+    default=DEFAULT_RATE,
+    show_default=True,
+    help="Mbit/s of the homes' links; 0: no limit.",
+)
+@click.option("--loopback", is_flag=True, help="Nodes on 127.x.y.z that do not listen, instead of simulated NATs.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("out"),
+    help="Folder for demo.svg and demo.json.",
+)
+@click.option("--keep", is_flag=True, help="Keep the folder with the nodes' files and logs.")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="What to print at the end.")
+@click.option("--folder", type=click.Path(path_type=Path), hidden=True)
+def demo(size: int, rate: float, loopback: bool, out: Path, keep: bool, output: str, folder: Path | None) -> int:
+    """Two nodes, two relays, and relays killed under a download.
+
+    \b
+    Starts the nodes a and b, which cannot reach each other, and the relays r1 and r2 on this machine, and
+    downloads a file from a web server at b by its service's address at a. Half-way it kills the relay in
+    use, later silences the next one. Shows the stalls, and that not one byte was lost.
+
+    Needs no root. Exit code 0 only if nothing was lost.
+    """
+    reason = "asked for by --loopback" if loopback else rootless.available()
+    if folder is not None:
+        return asyncio.run(_run(folder, size << 20, rate * 1e6, out, output, reason))
+    with _folder(keep) as made:
+        if reason is not None:
+            code = asyncio.run(_run(made, size << 20, rate * 1e6, out, output, reason))
+        else:
+            code = _inside([*sys.argv[1:], "--folder", str(made)])
+        if code not in (0, 130) and not keep:
+            print("causeway: run again with --keep to see the nodes' logs", file=sys.stderr)
+    return code
+
+
+async def _run(folder: Path, size: int, rate: float, out: Path, output: str, reason: str | None) -> int:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    console = Console(stderr=output == "json")
+    try:
+        mesh = _mesh(folder, rate, reason)
+        with View(console) as view:
+            _introduce(view, mesh, reason)
+            try:
+                outcome = await Story(
+                    mesh, view, size=size, rate=0 if mesh.is_simulated else rate, reason=reason or ""
+                ).run()
+            finally:
+                view.wait("ending all processes")
+                await mesh.stop()
+    except (NodeError, LabError) as error:
+        raise CommandError(*str(error).splitlines()) from None
+    _tell(console, outcome, out, output)
+    return 0 if outcome.ok else 1
+
+
+def _mesh(folder: Path, rate: float, reason: str | None) -> Mesh:
+    if reason is not None:
+        return Mesh.loopback(folder)
+    return Mesh.simulated(folder, home=Shape(delay=HOME_SHAPE.delay, rate=rate, queue=QUEUE))
+
+
+def _introduce(view: View, mesh: Mesh, reason: str | None) -> None:
+    if mesh.is_simulated:
+        view.say("a behind a masquerading NAT, b behind a symmetric one, r1 and r2 public; every link has its delay")
+    else:
+        view.say(f"no simulated NATs ({reason}): nodes on 127.x.y.z, of which a and b do not listen")
+
+
+def _tell(console: Console, outcome: Outcome, out: Path, output: str) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "demo.json").write_text(outcome.to_json() + "\n")
+    (out / "demo.svg").write_text(picture.draw(outcome))
+    console.print()
+    console.print(outcome.table())
+    console.print(outcome.verdict(), style="bold green" if outcome.ok else "bold red", highlight=False)
+    console.print(f"rate over time: {out / 'demo.svg'}   numbers: {out / 'demo.json'}", highlight=False)
+    if output == "json":
+        print(outcome.to_json())
+
+
+@contextlib.contextmanager
+def _folder(keep: bool) -> Iterator[Path]:
+    """A folder for the nodes, with a short path since it holds Unix sockets."""
+    path = Path(tempfile.mkdtemp(prefix="causeway-demo-"))
+    try:
+        yield path
+    finally:
+        if keep:
+            print(f"the nodes' files and logs are in {path}", file=sys.stderr)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _inside(arguments: list[str]) -> int:
+    """The same command inside namespaces of its own. Whatever happens, nothing in there outlives this call."""
+    command = rootless.wrapped([sys.executable, "-m", "causeway", *arguments])
+    with subprocess.Popen([*tether(), *command]) as wrapper:
+
+        def end(*_: object) -> None:
+            wrapper.kill()  # the kernel then ends every process inside
+
+        previous = signal.signal(signal.SIGTERM, end)
+        try:
+            return wrapper.wait()
+        except KeyboardInterrupt:  # the terminal has told those inside, too: they end by themselves
+            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+                wrapper.wait(WRAPPER_EXIT)
+            return 130
+        finally:
+            end()
+            signal.signal(signal.SIGTERM, previous)
