@@ -114,7 +114,9 @@ def main() -> None:
 
 
 def _complain(line: str) -> None:
-    print(f"causeway: {line}", file=sys.stderr)
+    # Parts of it may come from another node: nothing may move the cursor or make a second line.
+    shown = line if line.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
+    print(f"causeway: {shown}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def wait(run_dir: Path, names: Iterable[str]) -> None:
         while True:
             # A new channel each time: a channel that failed once waits a second before it dials again.
             if path.is_socket():
-                with grpc.insecure_channel(f"unix:{path}") as channel:
+                with grpc.insecure_channel("unix:" + urllib.parse.quote(str(path))) as channel:
                     try:
                         answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[no-untyped-call]
                             health_pb2.HealthCheckRequest(), timeout=1

@@ -35,6 +35,7 @@ def _command(name: str, owns: str) -> click.Command:
     )
     @place.config_option
     def command(config: Path | None) -> None:
+        place.load(config)  # the service loads it again; here its problems get the command's form and exit code
         run(name, place.find(config))
 
     return command

@@ -12,6 +12,8 @@ import click
 from causeway import place
 from causeway.errors import CommandError
 
+_PIPE_WIDTH = 400  # columns when nobody looks: grep wants whole lines, and only tables with long reasons come near
+
 
 @click.command()
 @click.option(
@@ -79,7 +81,10 @@ def _show(found: dict[str, object]) -> None:
 
     from causeway import view
 
-    Console(highlight=False).print(view.render(found))
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    console.print(view.render(found))
 
 
 def _all_down(run_dir: Path) -> str:

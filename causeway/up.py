@@ -78,7 +78,7 @@ def _introduce(settings: Config) -> None:
 
 def _lock(run_dir: Path) -> int:
     """Two supervisors on one run directory would take each other's sockets away. Held until the process ends."""
-    run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     descriptor = os.open(run_dir / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -96,7 +96,7 @@ def test_a_named_environment_file_must_exist(tmp_path: Path) -> None:
     assert done.returncode == 2
 
 
-@pytest.mark.parametrize("command", ["up", "status", "ping edge-b", "nc edge-b 127.0.0.1:22"])
+@pytest.mark.parametrize("command", ["up", "relay", "status", "ping edge-b", "nc edge-b 127.0.0.1:22"])
 def test_all_problems_of_a_configuration_are_listed(command: str, tmp_path: Path) -> None:
     (tmp_path / "causeway.yaml").write_text(
         "nodeName: edge-a\nclustr: default\nmodules:\n  edgeTunnel:\n    listenPort: many\n  edgeRelay: {mode: sometimes}\n"

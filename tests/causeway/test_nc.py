@@ -99,6 +99,12 @@ def test_a_refusal_is_one_line_and_exit_code_1(tmp_path: Path, late: bool) -> No
     assert (done.returncode, done.stdout) == (1, b"")
 
 
+def test_what_another_node_says_cannot_touch_the_terminal(tmp_path: Path) -> None:
+    refusal = tunnel_pb2.Refusal(reason=tunnel_pb2.REFUSAL_REASON_DENIED, message="no\n\x1b[2Jfine – ok")
+    with AttachEnd(tmp_path, lambda control, attach, stream: answer(control, attach, refusal)):
+        assert nc(tmp_path).stderr.decode() == "causeway: refused (denied): no\\n\\x1b[2Jfine – ok\n"
+
+
 def test_a_tunnel_that_dies_before_its_result_is_an_error(tmp_path: Path) -> None:
     with AttachEnd(tmp_path, lambda control, attach, stream: None):
         done = nc(tmp_path)
