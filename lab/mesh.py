@@ -16,7 +16,7 @@ from typing import Any
 from lab.manifest import Document, service
 from lab.nat import Kind, Nat
 from lab.network import Network
-from lab.node import Node
+from lab.node import Node, together
 from lab.place import Loopback, Place, simulated
 from lab.wire import Shape
 
@@ -89,7 +89,7 @@ class Mesh:
         """Starts all nodes and waits until they serve."""
         for node in self.nodes.values():
             node.start()
-        await asyncio.gather(*(node.ready() for node in self.nodes.values()))
+        await together(node.ready() for node in self.nodes.values())
 
     async def stop(self) -> None:
         """Ends all processes, then takes the network down."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +132,7 @@ class Node:
 
     async def ready(self, *services: str, timeout: float = 30.0) -> None:
         """Waits until the named services, all by default, say that they serve. Raises NodeError."""
-        async with asyncio.TaskGroup() as group:
-            for service in services or SERVICES:
-                group.create_task(self._ready(service, timeout))
+        await together(self._ready(service, timeout) for service in services or SERVICES)
 
     def signal(self, number: int, *services: str) -> None:
         """Sends a signal to the named services, all by default."""
@@ -262,6 +260,16 @@ class Node:
             async for answer in watch:
                 if answer.status == health_pb2.HealthCheckResponse.SERVING:
                     return
+
+
+async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Runs coroutines beside each other; the first failure ends the others and is raised alone."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for it in work:
+                group.create_task(it)
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
 
 
 def _replace(path: Path, documents: Sequence[Document]) -> None:

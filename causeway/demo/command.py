@@ -72,8 +72,6 @@ def demo(size: int, rate: float, loopback: bool, out: Path, keep: bool, output: 
             code = asyncio.run(_run(made, size << 20, rate * 1e6, out, output, reason))
         else:
             code = _inside([*sys.argv[1:], "--folder", str(made)])
-        if code not in (0, 130) and not keep:
-            print("causeway: run again with --keep to see the nodes' logs", file=sys.stderr)
     return code
 
 
@@ -94,7 +92,7 @@ async def _run(folder: Path, size: int, rate: float, out: Path, output: str, rea
                 view.wait("ending all processes")
                 await mesh.stop()
     except (NodeError, LabError) as error:
-        raise CommandError(*str(error).splitlines()) from None
+        raise CommandError(*str(error).splitlines(), "--keep keeps the nodes' logs") from None
     _tell(console, outcome, out, output)
     return 0 if outcome.ok else 1
 
@@ -118,8 +116,8 @@ def _tell(console: Console, outcome: Outcome, out: Path, output: str) -> None:
     (out / "demo.svg").write_text(picture.draw(outcome))
     console.print()
     console.print(outcome.table())
-    console.print(outcome.verdict(), style="bold green" if outcome.ok else "bold red", highlight=False)
-    console.print(f"rate over time: {out / 'demo.svg'}   numbers: {out / 'demo.json'}", highlight=False)
+    console.print(outcome.verdict(), style="bold green" if outcome.ok else "bold red", highlight=False, soft_wrap=True)
+    console.print(f"rate over time: {out / 'demo.svg'}   numbers: {out / 'demo.json'}", highlight=False, soft_wrap=True)
     if output == "json":
         print(outcome.to_json())
 

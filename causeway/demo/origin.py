@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import sys
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
 
 from causeway.demo.content import blocks
 
@@ -44,11 +45,18 @@ class Handler(BaseHTTPRequestHandler):
         """Requests are no news here."""
 
 
+class Server(ThreadingTCPServer):
+    """Not http.server's own, which asks DNS for its name first: that takes 10 s where there is no DNS."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+
+
 def main(arguments: list[str]) -> None:
     """Entry point of the process."""
     address, port, Handler.seed, size, rate = arguments
     Handler.size, Handler.rate = int(size), float(rate)
-    with ThreadingHTTPServer((address, int(port)), Handler) as server:
+    with Server((address, int(port)), Handler) as server:
         print("listening", flush=True)
         server.serve_forever()
 

@@ -39,7 +39,10 @@ class View:
     def say(self, text: str, style: str = "") -> None:
         """Something happened."""
         self.console.print(
-            f"[dim]{time.monotonic() - self._started:6.1f} s[/dim]  {text}", style=style, highlight=False
+            f"[dim]{time.monotonic() - self._started:6.1f} s[/dim]  {text}",
+            style=style,
+            highlight=False,
+            soft_wrap=True,
         )
 
     def wait(self, text: str) -> None:
