@@ -29,7 +29,7 @@ COMMANDS = {
     "status": Entry("causeway.status:status", "What the node is and does: roles, peers, paths, listeners, warnings."),
     "ping": Entry("causeway.ping:ping", "Measure the round trip to a node, and show the path."),
     "nc": Entry("causeway.nc:nc", "Connect stdin and stdout to a target at a node (ssh -o ProxyCommand)."),
-    "ca": Entry("causeway.ca:ca", "The cluster's certificate authority: init, issue, show."),
+    "ca": Entry("causeway.ca:ca", "The cluster's secret, or its certificate authority."),
     "demo": Entry("causeway.demo:demo", "Two nodes, two relays, and relays killed under a download."),
     "discovery": Entry("causeway.service:discovery", "Run the discovery service in the foreground."),
     "tunnel": Entry("causeway.service:tunnel", "Run the tunnel service in the foreground."),
