@@ -30,7 +30,7 @@ class Haproxy(Rig):
     """client → haproxy → server"""
 
     name: ClassVar[str] = "haproxy"
-    title: ClassVar[str] = "haproxy, one hop"
+    title: ClassVar[str] = "haproxy"
 
     def prepare(self) -> None:
         if not shutil.which("haproxy"):
@@ -65,7 +65,7 @@ class HaproxyTls(Haproxy):
     """client → haproxy ═ TLS ═ haproxy → server"""
 
     name: ClassVar[str] = "haproxy-tls"
-    title: ClassVar[str] = "haproxy ×2, TLS"
+    title: ClassVar[str] = "haproxy+TLS"
 
     def open(self, servers: dict[str, Address]) -> dict[str, Address]:
         authority, pair = make_certificates(self.folder)

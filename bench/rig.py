@@ -71,6 +71,7 @@ class Rig:
             servers = self._serve()
             self.entries = self.open(servers)
             self._prove()
+            self.settle()
         except BaseException:
             self._stack.close()
             raise
@@ -93,7 +94,11 @@ class Rig:
         """Starts what carries the traffic; where the clients connect instead."""
         return servers
 
+    def settle(self) -> None:
+        """Waits until the traffic takes the way that is to be measured. Raises Failed."""
+
     def roles(self) -> Roles:
+        """Who carries the traffic now."""
         return Roles()
 
     @property

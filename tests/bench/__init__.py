@@ -1,0 +1,1 @@
+"""Tests of the bench: that it counts correctly; nothing here asserts a speed."""
