@@ -226,7 +226,7 @@ class Relay:
         splice = self._splices.pop(circuit.id, None)
         self._end_span(circuit, reason)
         self._broker.finish(circuit.id)
-        moved = (splice.forth.moved, splice.back.moved) if splice else (0, 0)
+        moved = (splice.forth.moved, splice.back.moved) if splice is not None else (0, 0)
         self._log.info(
             "circuit closed",
             extra={
@@ -325,7 +325,7 @@ class Relay:
             active=self.serving,
             reason=self.role.reason,
             conditions=[Condition("RelayCapable", self.role.capable, self.role.condition, self.role.reason)],
-            listen_port=port.port if port else 0,
+            listen_port=port.port if port is not None else 0,
             limits=self.limits,
             reservations=[
                 ReservationStatus(r.peer, broker.connections[r.conn].observed, max(0.0, r.expires_at - now))
@@ -334,15 +334,15 @@ class Relay:
             circuits=[self._circuit_status(circuit, now) for circuit in broker.circuits if circuit.paired],
             draining=broker.draining,
             load_permille=broker.load_permille,
-            bytes_total=engine.bytes_total if engine else 0,
+            bytes_total=engine.bytes_total if engine is not None else 0,
             circuits_total=broker.circuits_total,
-            refused=dict(broker.refused + port.refused if port else Counter(broker.refused)),
-            half_open=len(port) if port else 0,
+            refused=dict(broker.refused + (port.refused if port is not None else Counter())),
+            half_open=len(port) if port is not None else 0,
             connections=len(broker.connections),
-            splices_total=engine.splices_total if engine else 0,
+            splices_total=engine.splices_total if engine is not None else 0,
         )
 
     def _circuit_status(self, circuit: Circuit, now: float) -> CircuitStatus:
         splice = self._splices.get(circuit.id)
-        moved = (splice.forth.moved, splice.back.moved) if splice else (0, 0)
+        moved = (splice.forth.moved, splice.back.moved) if splice is not None else (0, 0)
         return CircuitStatus(circuit.caller, circuit.callee, now - circuit.opened_at, *moved)
