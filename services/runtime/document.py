@@ -72,7 +72,10 @@ def _error(file: str, found: str, expected: str, line: int = 0) -> ConfigError:
 def _walk(
     node: yaml.Node, path: KeyPath, file: str, lines: dict[KeyPath, int], problems: list[Problem], seen: set[int]
 ) -> None:
-    if id(node) in seen:  # an alias: its lines are known, and nested aliases must not multiply
+    if id(node) in seen:
+        # Aliases can nest into themselves or multiply without bound, and a configuration needs none.
+        key = ".".join(map(str, path))
+        problems.append(Problem(file, key, "an alias (*name)", "the value itself", line=lines.get(path, 0)))
         return
     seen.add(id(node))
     if isinstance(node, yaml.MappingNode):
