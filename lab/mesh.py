@@ -16,7 +16,7 @@ from typing import Any
 from lab.manifest import Document, service
 from lab.nat import Kind, Nat
 from lab.network import Network
-from lab.node import Node, together
+from lab.node import SERVICES, Node, together
 from lab.place import Loopback, Place, simulated
 from lab.wire import Shape
 
@@ -29,13 +29,14 @@ class Mesh:
     """Four nodes; use `loopback` or `simulated`."""
 
     def __init__(
-        self, places: list[Place], cluster_ips: tuple[str, str], folder: Path, network: Network | None
+        self, places: list[Place], cluster_ips: tuple[str, str], folder: Path, ground: Network | Loopback
     ) -> None:
         self.folder = folder
         self.psk = secrets.token_hex(32)
         self.cluster_ips = cluster_ips
         """Addresses for services, at a and at b: two nodes on one machine cannot both listen on one."""
-        self._network = network
+        self._ground = ground
+        self._services: dict[str, tuple[str, ...]] = {}
         relays = places[2:]
         self.nodes = {
             it.name: Node(it, folder / it.name, psk=self.psk, relays=relays, **_options(it, relays)) for it in places
@@ -47,7 +48,7 @@ class Mesh:
         """On the loopback interface of this machine; needs no rights."""
         loopback = Loopback(random.Random())
         places = [loopback.place(name, listens=name[0] == "r") for name in ("a", "b", "r1", "r2")]
-        return cls(places, (loopback.address(), loopback.address()), folder, None)
+        return cls(places, (loopback.address(), loopback.address()), folder, loopback)
 
     @classmethod
     def simulated(cls, folder: Path, *, home: Shape = HOME_SHAPE, relays: tuple[Shape, Shape] = RELAY_SHAPES) -> Mesh:
@@ -65,7 +66,13 @@ class Mesh:
     @property
     def is_simulated(self) -> bool:
         """Whether there are real NATs between the nodes."""
-        return self._network is not None
+        return isinstance(self._ground, Network)
+
+    def another_place(self, name: str) -> Place:
+        """A place for one more node, from which r1 and r2 can be reached."""
+        if isinstance(self._ground, Network):
+            return simulated(self._ground.public(name))
+        return self._ground.place(name)
 
     def publish(self, name: str, port: int, target_port: int, protocol: str = "TCP") -> str:
         """Makes b's `target_port` a service at a, and returns the address there. Earlier services go."""
@@ -85,17 +92,28 @@ class Mesh:
             protocol=protocol,
         )
 
-    async def start(self) -> None:
-        """Starts all nodes and waits until they serve."""
-        for node in self.nodes.values():
-            node.start()
-        await together(node.ready() for node in self.nodes.values())
+    async def start(self, *, lean: bool = False) -> None:
+        """Starts all nodes and waits until they serve. lean: without the services that have nothing to do here,
+        the relays of a and b and the tunnels and proxies of r1 and r2."""
+        self._services = dict.fromkeys(self.nodes, SERVICES)
+        if lean:
+            self._services |= dict.fromkeys(("a", "b"), ("discovery", "tunnel", "proxy"))
+            self._services |= dict.fromkeys(("r1", "r2"), ("discovery", "relay"))
+        await self.heal()
+
+    async def heal(self) -> None:
+        """Starts what does not run, lets everybody be heard again, and waits until all serve."""
+        for name, node in self.nodes.items():
+            node.unsilence()
+            if missing := [it for it in self._services[name] if not node.running(it)]:
+                node.start(*missing)
+        await together(node.ready(*self._services[name]) for name, node in self.nodes.items())
 
     async def stop(self) -> None:
         """Ends all processes, then takes the network down."""
         with contextlib.ExitStack() as stack:
-            if self._network is not None:
-                stack.callback(self._network.close)
+            if isinstance(self._ground, Network):
+                stack.callback(self._ground.close)
             await asyncio.gather(*(node.stop(timeout=5) for node in self.nodes.values()))
 
 

@@ -217,6 +217,10 @@ class Node:
         """Links of the session with a peer; empty without one."""
         return [link for session in (await self.tunnel()).sessions if session.peer == peer for link in session.links]
 
+    async def active(self, peer: str) -> tunnel_pb2.Link | None:
+        """The link in use to a peer."""
+        return next((link for link in await self.links(peer) if link.state == "active"), None)
+
     async def ping(self, peer: str, *, timeout: float = 15.0) -> float:
         """Builds a session with a peer if there is none, and returns a round trip inside it in seconds."""
         request = tunnel_pb2.PingPeerRequest(node_name=peer)

@@ -1,0 +1,1 @@
+"""Real nodes, real processes, real traffic."""

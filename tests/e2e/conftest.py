@@ -1,0 +1,80 @@
+"""A running mesh of four nodes: on loopback for every test, behind real NATs for tests marked `lab`."""
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.mesh import Mesh
+from lab.rootless import available, probe
+from tests.e2e.traffic import PORT, TARGET_PORT, echo_server, eventually
+
+
+@pytest.fixture(scope="module", params=["loopback", pytest.param("simulated", marks=pytest.mark.lab)])
+def running_mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
+    """Started once a module; `mesh` repairs it before each test."""
+    if request.param == "simulated" and (why := probe()) is not None:
+        refuse = pytest.fail if os.environ.get("NATLAB_REQUIRED") == "1" else pytest.skip
+        refuse(f"{available() or 'run the tests under `python -m lab.rootless`'}: {why}")
+    folder = Path(tempfile.mkdtemp(prefix="cw-"))
+    try:
+        mesh = Mesh.simulated(folder) if request.param == "simulated" else Mesh.loopback(folder)
+        try:
+            mesh.publish("echo", PORT, TARGET_PORT)
+            asyncio.run(mesh.start(lean=True))
+            yield mesh
+        finally:
+            asyncio.run(mesh.stop())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+async def mesh(running_mesh: Mesh, request: pytest.FixtureRequest) -> AsyncIterator[Mesh]:
+    """Everything runs, a and b have a session with a link over each relay, and an echo server listens at b."""
+    mesh = running_mesh
+    await mesh.heal()
+    async with echo_server(mesh.b.place):
+        try:
+            await mesh.a.ping("b", timeout=60)
+            await eventually(lambda: has_standby(mesh), "a and b have a link over each relay")
+            yield mesh
+        except BaseException:
+            print_logs(mesh)
+            raise
+    if request.node.stash.get(FAILED, False):
+        print_logs(mesh)
+
+
+async def has_standby(mesh: Mesh) -> bool:
+    """Whether both ends have an active link over one relay and a warm one over the other."""
+    for node, peer in ((mesh.a, "b"), (mesh.b, "a")):
+        links = await node.links(peer)
+        if {it.relay for it in links if it.state in ("active", "standby")} != {"r1", "r2"}:
+            return False
+        if [it.state for it in links].count("active") != 1:
+            return False
+    return True
+
+
+def print_logs(mesh: Mesh) -> None:
+    """What the nodes said, for the report of a failed test."""
+    for node in mesh.nodes.values():
+        for service in ("discovery", "relay", "tunnel", "proxy"):
+            print(f"--- {node.name} {service}\n{node.tail(service)}")
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Remembers failures, so that fixtures can say more about them."""
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
