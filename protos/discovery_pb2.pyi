@@ -899,18 +899,26 @@ class PutRecordResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RECORD_FIELD_NUMBER: _builtins.int
+    CONFLICTING_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def record(self) -> Global___SignedRecord:
         """The callee's own record: one round trip tells both sides."""
+
+    @_builtins.property
+    def conflicting(self) -> Global___SignedRecord:
+        """What the callee held until now under the caller's name from another run of discovery (instance_id), while
+        still valid: the caller's former self, or a duplicate identity.
+        """
 
     def __init__(
         self,
         *,
         record: Global___SignedRecord | None = ...,
+        conflicting: Global___SignedRecord | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["conflicting", b"conflicting", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflicting", b"conflicting", "record", b"record"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,260 @@
+"""Service, EndpointSlice and Endpoints documents → services.
+
+The documents are what a YAML or JSON parser yields. All errors are found in one pass; with any, the caller
+keeps what it had. Warnings do not refuse anything: they name what will not work as the author may expect.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .fields import FieldError, Fields
+from .service import Endpoint, EndpointPort, Protocol, Service, ServicePort
+
+# Kubernetes' default for spec.sessionAffinityConfig.clientIP.timeoutSeconds (ServiceSpec reference), seconds.
+AFFINITY_TIMEOUT = 10_800.0
+# The label by which a slice names its service (EndpointSlice documentation).
+SERVICE_LABEL = "kubernetes.io/service-name"
+
+_KINDS = ("Service", "EndpointSlice", "Endpoints", "List")
+_VERSIONS = {
+    "Service": ("v1",),
+    "Endpoints": ("v1",),
+    "EndpointSlice": ("discovery.k8s.io/v1", "discovery.k8s.io/v1beta1"),
+}
+_LISTS = {"List": "", "ServiceList": "Service", "EndpointSliceList": "EndpointSlice", "EndpointsList": "Endpoints"}
+
+
+@dataclass(slots=True)
+class Parsed:
+    """Services by "namespace/name", and what was wrong, one line each with the document's number (from 1)."""
+
+    services: dict[str, Service] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Backends:
+    slices: list[Endpoint] = field(default_factory=list)
+    legacy: list[Endpoint] = field(default_factory=list)
+    where: str = ""
+    has_slices: bool = False
+
+
+def parse(documents: Iterable[object]) -> Parsed:
+    """All services of some documents; empty documents and other kinds (Deployment, …) are passed over."""
+    parsed = Parsed()
+    backends: dict[str, _Backends] = {}
+    for index, document in enumerate(documents, start=1):
+        for where, item in _items(document, f"document {index}", parsed):
+            try:
+                _take(where, item, parsed, backends)
+            except FieldError as error:
+                parsed.errors.append(f"{where}: {error}")
+    for key, found in backends.items():
+        service = parsed.services.get(key)
+        if service is None:
+            parsed.warnings.append(f"{found.where}: there is no Service {key} in this file; its endpoints are not used")
+            continue
+        # A cluster mirrors legacy Endpoints into slices; where both are, the slices are the newer truth.
+        endpoints = _merge(found.slices if found.has_slices else found.legacy)
+        parsed.services[key] = replace(service, endpoints=endpoints)
+        parsed.warnings += _unserved(service, endpoints)
+    return parsed
+
+
+def _items(document: object, where: str, parsed: Parsed) -> Iterator[tuple[str, Fields]]:
+    """The objects of a document, lists unfolded."""
+    if document is None:
+        return
+    if not isinstance(document, dict):
+        parsed.errors.append(f"{where}: found {type(document).__name__}, expected an object with apiVersion and kind")
+        return
+    kind = document.get("kind")
+    if kind in _LISTS:
+        items = document.get("items")
+        if not isinstance(items, list):
+            parsed.errors.append(f"{where} ({kind}): items is not a list")
+            return
+        for index, item in enumerate(items, start=1):
+            if isinstance(item, dict) and _LISTS[kind]:
+                item = {"apiVersion": document.get("apiVersion"), "kind": _LISTS[kind], **item}
+            yield from _items(item, f"{where}, item {index}", parsed)
+        return
+    yield _label(where, document), Fields(document)
+
+
+def _label(where: str, document: dict[Any, Any]) -> str:
+    metadata = document.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    return f"{where} ({document.get('kind') or 'no kind'} {name or 'without a name'})"
+
+
+def _take(where: str, item: Fields, parsed: Parsed, backends: dict[str, _Backends]) -> None:
+    kind = item.text("kind", required=True)
+    if kind not in _VERSIONS:
+        meant = difflib.get_close_matches(kind, _KINDS, n=1, cutoff=0.8)
+        if meant:
+            raise FieldError(f"kind is {kind!r}; did you mean {meant[0]}?")
+        return
+    version = item.text("apiVersion", required=True)
+    if version not in _VERSIONS[kind]:
+        raise FieldError(f"apiVersion is {version!r}, expected {_VERSIONS[kind][0]}")
+    metadata = item.section("metadata", required=True)
+    namespace = metadata.text("namespace") or "default"
+    name = metadata.name("name")
+    if kind == "Service":
+        service = _service(namespace, name, metadata, item.section("spec", required=True), where, parsed)
+        if service is not None:
+            if service.key in parsed.services:
+                raise FieldError(f"Service {service.key} is defined twice")
+            parsed.services[service.key] = service
+        return
+    if kind == "EndpointSlice":
+        owner = metadata.texts("labels").get(SERVICE_LABEL, "")
+        if not owner:
+            raise FieldError(f"metadata.labels has no {SERVICE_LABEL}: name the Service that these endpoints belong to")
+    else:
+        owner = name
+    found = backends.setdefault(f"{namespace}/{owner}", _Backends(where=where))
+    if kind == "EndpointSlice":
+        found.has_slices = True
+        found.slices += _slice(item, where, parsed)
+    else:
+        found.legacy += _endpoints(item)
+
+
+def _service(namespace: str, name: str, metadata: Fields, spec: Fields, where: str, parsed: Parsed) -> Service | None:
+    kind = spec.text("type") or "ClusterIP"
+    if kind == "ExternalName":
+        parsed.warnings.append(f"{where}: a Service of type ExternalName has no endpoints; it is not served")
+        return None
+    config = spec.section("sessionAffinityConfig").section("clientIP")
+    affinity = spec.choice("sessionAffinity", ("None", "ClientIP"))
+    return Service(
+        namespace=namespace,
+        name=name,
+        cluster_ips=_cluster_ips(spec),
+        ports=tuple(_service_ports(spec, where, parsed)),
+        labels=metadata.texts("labels"),
+        annotations=metadata.texts("annotations"),
+        session_affinity=affinity,
+        affinity_timeout=float(config.number("timeoutSeconds", 1, 86_400) or AFFINITY_TIMEOUT)
+        if affinity == "ClientIP"
+        else 0.0,
+        external_ips=tuple(spec.ips("externalIPs")),
+        traffic_distribution=spec.text("trafficDistribution"),
+        internal_traffic_policy=spec.text("internalTrafficPolicy"),
+    )
+
+
+def _cluster_ips(spec: Fields) -> tuple[str, ...]:
+    """spec.clusterIP first, then spec.clusterIPs. A missing one is an error: only a cluster could assign it."""
+    single = spec.text("clusterIP")
+    if single == "None" or spec.strings("clusterIPs") == ["None"]:
+        return ()
+    ips = dict.fromkeys([*spec.ips("clusterIP"), *spec.ips("clusterIPs")])
+    if not ips:
+        raise FieldError(
+            "spec.clusterIP is missing; expected an IP address (standalone: one in 127.0.0.0/8), "
+            'or "None" for a headless service'
+        )
+    return tuple(ips)
+
+
+def _service_ports(spec: Fields, where: str, parsed: Parsed) -> Iterator[ServicePort]:
+    ports = spec.sections("ports")
+    names: set[str] = set()
+    for port in ports:
+        protocol = _protocol(port, where, parsed)
+        name = port.text("name")
+        if len(ports) > 1 and not name:
+            raise FieldError(f"{port.path}.name is missing; with several ports each needs a name")
+        if name in names:
+            raise FieldError(f"{port.path}.name {name!r} is used twice")
+        names.add(name)
+        number = port.number("port", 1, 65_535, required=True)
+        if protocol is not None:
+            node_port = port.number("nodePort", 0, 65_535)
+            yield ServicePort(name, protocol, number, node_port, port.text("appProtocol"))
+
+
+def _protocol(port: Fields, where: str, parsed: Parsed) -> Protocol | None:
+    name = port.choice("protocol", ("TCP", "UDP", "SCTP"))
+    if name == "SCTP":
+        parsed.warnings.append(f"{where}: {port.path} is SCTP, which is not carried; expected TCP or UDP")
+        return None
+    return Protocol[name]
+
+
+def _slice(item: Fields, where: str, parsed: Parsed) -> Iterator[Endpoint]:
+    kind = item.text("addressType", required=True)
+    if kind not in ("IPv4", "IPv6"):
+        parsed.warnings.append(f"{where}: addressType {kind} is not used; expected IPv4 or IPv6")
+        return
+    ports = tuple(_endpoint_ports(item.sections("ports"), where, parsed))
+    for endpoint in item.sections("endpoints"):
+        yield Endpoint(
+            addresses=tuple(endpoint.ips("addresses", required=True)),
+            ports=ports,
+            node_name=endpoint.text("nodeName"),
+            ready=endpoint.section("conditions").flag("ready", default=True),
+            hostname=endpoint.text("hostname"),
+        )
+
+
+def _endpoints(item: Fields) -> Iterator[Endpoint]:
+    for subset in item.sections("subsets"):
+        ports = tuple(_endpoint_ports(subset.sections("ports"), "", Parsed()))
+        for key, ready in (("addresses", True), ("notReadyAddresses", False)):
+            for address in subset.sections(key):
+                yield Endpoint(
+                    addresses=tuple(address.ips("ip", required=True)),
+                    ports=ports,
+                    node_name=address.text("nodeName"),
+                    ready=ready,
+                    hostname=address.text("hostname"),
+                )
+
+
+def _endpoint_ports(ports: list[Fields], where: str, parsed: Parsed) -> Iterator[EndpointPort]:
+    for port in ports:
+        protocol = _protocol(port, where, parsed)
+        number = port.number("port", 1, 65_535, required=True)
+        if protocol is not None:
+            yield EndpointPort(port.text("name"), protocol, number)
+
+
+def _merge(endpoints: list[Endpoint]) -> tuple[Endpoint, ...]:
+    """One entry per backend: slices may name a backend twice, once for each set of ports or while they change."""
+    merged: dict[tuple[tuple[str, ...], str], Endpoint] = {}
+    for endpoint in endpoints:
+        key = (endpoint.addresses, endpoint.node_name)
+        known = merged.get(key)
+        if known is not None:
+            endpoint = replace(
+                known,
+                ports=tuple(dict.fromkeys((*known.ports, *endpoint.ports))),
+                ready=known.ready or endpoint.ready,
+                hostname=known.hostname or endpoint.hostname,
+            )
+        merged[key] = endpoint
+    return tuple(merged.values())
+
+
+def _unserved(service: Service, endpoints: tuple[Endpoint, ...]) -> Iterator[str]:
+    """Ports for which no endpoint has a port: usually a misspelt name."""
+    offered = {(port.name, port.protocol) for endpoint in endpoints for port in endpoint.ports}
+    if not endpoints:
+        return
+    for port in service.ports:
+        if (port.name, port.protocol) not in offered:
+            names = ", ".join(sorted(f"{name!r} {protocol.name}" for name, protocol in offered)) or "no ports"
+            yield (
+                f"Service {service.key}: port {port.name!r} {port.protocol.name} has no endpoint port of that name; "
+                f"its endpoints have {names}"
+            )

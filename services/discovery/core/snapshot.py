@@ -1,0 +1,127 @@
+"""What discovery keeps on disk, as bytes: two lines of JSON, a header with the checksum of the body, and the body.
+
+Version and checksum make a file of another release, or one that was cut off or flipped a bit, a clear refusal
+instead of a strange registry. Records are kept as signed, so that they are verified again when they are read.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .model import Address, AddressSource, RelayRole, Reservation, Signed
+from .own import RelayReport, TunnelReport
+
+FORMAT = "causeway-registry"
+VERSION = 1
+
+
+class BadSnapshot(ValueError):
+    """The bytes are not a whole snapshot of this version."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """State that outlives a run. `saved_at` in seconds since the Unix epoch."""
+
+    saved_at: float = 0.0
+    revision: int = 0
+    tunnel: TunnelReport | None = None
+    relay: RelayReport | None = None
+    peers: tuple[Signed, ...] = ()
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """The inverse of `decode`."""
+    body = json.dumps(
+        {
+            "savedAt": snapshot.saved_at,
+            "revision": snapshot.revision,
+            "tunnel": _tunnel_out(snapshot.tunnel),
+            "relay": _relay_out(snapshot.relay),
+            "peers": [[_text(part) for part in (s.record, s.signature, s.certificate)] for s in snapshot.peers],
+        },
+        separators=(",", ":"),
+    ).encode()
+    header = {"format": FORMAT, "version": VERSION, "sha256": hashlib.sha256(body).hexdigest()}
+    return json.dumps(header).encode() + b"\n" + body + b"\n"
+
+
+def decode(data: bytes) -> Snapshot:
+    """A snapshot from its bytes; raises BadSnapshot with what is wrong."""
+    head, _, rest = data.partition(b"\n")
+    body = rest.removesuffix(b"\n")
+    try:
+        header = json.loads(head)
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise BadSnapshot("it is not a registry file")
+        if header.get("version") != VERSION:
+            raise BadSnapshot(f"it has version {header.get('version')!r}, expected {VERSION}")
+        if header.get("sha256") != hashlib.sha256(body).hexdigest():
+            raise BadSnapshot("its checksum is wrong: it was cut off or damaged")
+        values = json.loads(body)
+        return Snapshot(
+            saved_at=float(values["savedAt"]),
+            revision=int(values["revision"]),
+            tunnel=_tunnel_in(values["tunnel"]),
+            relay=_relay_in(values["relay"]),
+            peers=tuple(_peers_in(values["peers"])),
+        )
+    except BadSnapshot:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise BadSnapshot(f"it cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _peers_in(values: list[list[str]]) -> Iterator[Signed]:
+    for record, signature, certificate in values:
+        yield Signed(_bytes(record), _bytes(signature), _bytes(certificate))
+
+
+def _tunnel_out(report: TunnelReport | None) -> Any:
+    if report is None:
+        return None
+    return {
+        "port": report.port,
+        "reservations": [[r.relay, r.rtt] for r in report.reservations],
+        "observed": [[a.ip, a.tunnel_port] for a in report.observed],
+    }
+
+
+def _tunnel_in(values: Any) -> TunnelReport | None:
+    if values is None:
+        return None
+    return TunnelReport(
+        int(values["port"]),
+        tuple(Reservation(str(relay), float(rtt)) for relay, rtt in values["reservations"]),
+        tuple(Address(str(ip), AddressSource.OBSERVED, int(port)) for ip, port in values["observed"]),
+    )
+
+
+def _relay_out(report: RelayReport | None) -> Any:
+    if report is None:
+        return None
+    role = report.role
+    return {"port": report.port, "role": None if role is None else [role.configured, role.load_permille, role.circuits]}
+
+
+def _relay_in(values: Any) -> RelayReport | None:
+    if values is None:
+        return None
+    role = None
+    if values["role"] is not None:
+        configured, load, circuits = values["role"]
+        role = RelayRole(bool(configured), int(load), int(circuits))
+    return RelayReport(int(values["port"]), role)
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)

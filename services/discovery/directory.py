@@ -1,0 +1,158 @@
+"""All that this node knows, in one place: the registry, its own record, the services, and the state to show.
+
+No tasks and no IO here; sources bring what they learn, servicers and sources read, bells tell of changes.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from services.runtime.identity import Identity
+
+from .bell import Bell
+from .config import Settings
+from .core.board import Board
+from .core.contacts import MAX_ENDPOINTS, Contact, Endpoint
+from .core.errors import DiscoveryError
+from .core.model import Peer, Record, Signed, Source
+from .core.own import LIFETIME, OwnRecord, RelayReport, TunnelReport
+from .core.registry import Registry
+from .core.service import Service
+from .core.store import Store, origin_at
+from .peers import seal, unseal
+
+
+class Directory:
+    """What the parts of discovery share. `wall` is the clock of records: seconds since the Unix epoch."""
+
+    def __init__(
+        self, settings: Settings, identity: Identity, log: logging.Logger, wall: Callable[[], float] = time.time
+    ) -> None:
+        self.settings = settings
+        self.identity = identity
+        self.log = log
+        self.wall = wall
+        self.board = Board()
+        self.peers_bell = Bell()
+        self.services_bell = Bell()
+        self.own_bell = Bell()
+        origin = origin_at(wall())
+        self.peers: Store[Peer] = Store(origin, on_change=self.peers_bell.ring)
+        self.services: Store[Service] = Store(origin, on_change=self.services_bell.ring)
+        self.registry = Registry(settings.node_name, self.peers, ports=settings.ports)
+        self.instance_id = secrets.token_hex(8)
+        self.own = OwnRecord(
+            settings.cluster,
+            settings.node_name,
+            self.instance_id,
+            tunnel_port=settings.tunnel_port,
+            discovery_port=settings.listen_port,
+        )
+        self.watchers = 0
+        # Set when discovery stops; watches then end in good order.
+        self.closing = False
+        # Events since the start by (what, result), for metrics.
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self._signed: Signed | None = None
+
+    # The own record
+
+    def signed(self, max_age: float = LIFETIME / 2) -> Signed:
+        """The own record; a new version of it when the last one is out of date, or older than `max_age` seconds."""
+        now = self.wall()
+        current = self.own.current
+        if (
+            self._signed is None
+            or current is None
+            or self.own.dirty
+            or not 0 <= now - current.issued_at <= max_age
+            or self._signed.certificate != self.identity.certificate_der
+        ):
+            self._signed = seal(self.identity, self.own.compose(now))
+        return self._signed
+
+    def record(self) -> Record:
+        """What `signed` says."""
+        self.signed()
+        assert self.own.current is not None
+        return self.own.current
+
+    def report(self, report: TunnelReport | RelayReport) -> int:
+        """A component says what it contributes. Returns the revision of the record that holds it."""
+        if isinstance(report, TunnelReport):
+            self.own.tunnel = report
+        else:
+            self.own.relay = report
+        return self.own_changed()
+
+    def own_changed(self) -> int:
+        """The own record may have changed: wakes those who publish it. Returns its revision."""
+        dirty = self.own.dirty
+        revision = self.record().revision
+        if dirty:
+            self.own_bell.ring()
+        return revision
+
+    def self_peer(self) -> Peer:
+        """This node, as ResolvePeer shows it."""
+        return Peer(self.record(), (Source.SELF,), verified=True)
+
+    # Other nodes' records
+
+    def take(
+        self, signed: Signed, source: Source, *, expected: str = "", seen: tuple[str, ...] | None = None
+    ) -> Record:
+        """Verify a record and put it into the registry. Raises DiscoveryError.
+
+        A record in our own name is not stored; from another run of discovery it is judged by `meet_double`.
+        """
+        record = unseal(self.identity, signed, expected)
+        if record.node_name == self.settings.node_name:
+            return record
+        if self.registry.offer(record, signed, source, self.wall(), seen=seen):
+            self.log.debug(
+                "record taken", extra={"peer": record.node_name, "source": source.name, "revision": record.revision}
+            )
+        return record
+
+    def meet_double(self, record: Record, where: str) -> None:
+        """Somebody else lives under our name: say so, and make our next version the newest."""
+        text = (
+            f"duplicate identity: another node calls itself {record.node_name} (instance {record.instance_id}, "
+            f"seen {where}; this is instance {self.instance_id}): give each node its own nodeName and stateDir"
+        )
+        if self.board.warn("duplicate", text):
+            self.log.warning(text)
+        self.own.outrun(record.revision)
+
+    # Where to publish and to ask
+
+    def contacts(self) -> list[Contact]:
+        """Discovery services that keep records: configured relays, relays by their own word, first contacts."""
+        found = [Contact("", (endpoint,), configured=True) for endpoint in self.settings.bootstrap]
+        for peer in self.peers.values():
+            record = peer.record
+            if record.discovery_port and (peer.relay_rank or (peer.verified and record.relay is not None)):
+                found.append(contact_of(peer))
+        return found
+
+    def try_take(self, signed: Signed, source: Source, where: str, *, expected: str = "") -> Record | None:
+        """`take`, for records that others volunteer: a bad one is a line in the log."""
+        try:
+            return self.take(signed, source, expected=expected)
+        except DiscoveryError as error:
+            self.counts["refused", error.reason] += 1
+            self.log.warning("record refused", extra={"from": where, "reason": error.reason, "error": error.message})
+            return None
+
+
+def contact_of(peer: Peer) -> Contact:
+    """How to ask a peer's discovery service."""
+    record = peer.record
+    ips = dict.fromkeys(address.ip for address in record.addresses)
+    endpoints = tuple(Endpoint(ip, record.discovery_port) for ip in ips if record.discovery_port)
+    return Contact(record.node_name, endpoints[:MAX_ENDPOINTS], configured=bool(peer.relay_rank))

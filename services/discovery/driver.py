@@ -1,0 +1,156 @@
+"""Discovery in its process: starts every source beside the others, expires what is old, stops in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Coroutine
+from typing import Any
+
+from services.runtime.process import Service, describe
+from services.runtime.serve import LocalServer
+
+from . import interfaces
+from .config import Settings
+from .core.snapshot import Snapshot
+from .directory import Directory
+from .peers import NodeClient
+from .public import PublicServer
+from .resolver import Resolver
+from .servicer import DISCOVERY_SERVICE, DiscoveryServicer, add_discovery
+from .sources.cache import Cache
+from .sources.lookup import Lookup
+from .sources.mdns import Mdns
+from .sources.publish import Publisher
+from .sources.servicefile import ServiceFile
+from .sources.static import StaticSource
+
+# Seconds that the reports of a former run stand in for components that have not reported yet.
+REPORT_GRACE = 30.0
+# Seconds between two sweeps of the registry at least, and at most.
+SWEEP_MIN, SWEEP_MAX = 1.0, 60.0
+
+
+async def main(service: Service) -> None:
+    """Run until `service.stopping`."""
+    await Driver(service).run()
+
+
+class Driver:
+    """Owner of discovery's tasks."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        rng = random.Random()
+        settings = Settings.of(service.config)
+        self._directory = directory = Directory(settings, service.identity, service.log)
+        self._cache = Cache(directory)
+        self._client = NodeClient(service.identity)
+        self._lookup = Lookup(directory, self._client)
+        self._public = PublicServer(directory, rng)
+        self._static = StaticSource(directory, Resolver(), rng)
+        self._publisher = Publisher(directory, self._client, rng)
+        self._mdns = Mdns(directory, self._client, rng)
+        self._services = ServiceFile(directory, settings.services_file) if settings.services_file else None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def run(self) -> None:
+        """Serve first, then learn: no source holds up the local socket."""
+        service, directory = self._service, self._directory
+        snapshot = self._cache.load()
+        self._adopt(snapshot)
+        if self._services is not None:
+            self._services.look()
+        else:
+            directory.board.say("servicesFile", "none configured")
+        if service.config.metrics.base_port:
+            from prometheus_client import REGISTRY
+
+            from .metrics import DirectoryCollector
+
+            REGISTRY.register(DirectoryCollector(directory))
+        server = LocalServer(service)
+        server.add(add_discovery, DiscoveryServicer(directory, self._lookup), DISCOVERY_SERVICE)
+        try:
+            await server.start()
+            service.log.info("discovery serves", extra={"file": str(server.path)})
+            self._start()
+            await service.stopping.wait()
+        finally:
+            directory.closing = True
+            directory.peers_bell.ring()
+            directory.services_bell.ring()
+            await asyncio.gather(server.stop(), self._stop())
+
+    def _start(self) -> None:
+        self._spawn("interfaces", self._watch_interfaces())
+        self._spawn("public", self._public.run())
+        self._spawn("static", self._static.run())
+        self._spawn("cache", self._cache.run())
+        self._spawn("sweep", self._sweep())
+        self._spawn("reports", self._drop_unconfirmed())
+        if self._directory.settings.lookup:
+            self._spawn("lookup", self._publisher.run())
+        else:
+            self._directory.board.say("lookup", "off: dht.enable is false")
+        if self._services is not None:
+            self._spawn("services", self._services.run())
+        self._spawn("mdns", self._mdns.run())
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(self._guard(name, work), name=name))
+
+    async def _guard(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """A source that fails must not take the others with it; that it failed must be seen."""
+        try:
+            await work
+        except Exception as error:
+            text = f"{name} stopped by an error: {describe(error)}"
+            self._directory.board.warn(f"task {name}", text)
+            self._directory.log.exception(text)
+
+    async def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._lookup.close()
+        await asyncio.gather(self._public.close(), self._client.close(), self._mdns.close(), self._cache.close())
+
+    # The own record
+
+    def _adopt(self, snapshot: Snapshot) -> None:
+        """Go on where the former run stopped. Its reports count until the components report again, so that a restart
+        of discovery alone does not tell the world that this node has lost its relays."""
+        own = self._directory.own
+        own.last_revision = max(own.last_revision, snapshot.revision)
+        own.tunnel, own.relay = snapshot.tunnel, snapshot.relay
+        self._adopted = (snapshot.tunnel, snapshot.relay)
+
+    async def _drop_unconfirmed(self) -> None:
+        await asyncio.sleep(REPORT_GRACE)
+        own = self._directory.own
+        if own.tunnel is not None and own.tunnel is self._adopted[0]:
+            own.tunnel = None
+        if own.relay is not None and own.relay is self._adopted[1]:
+            own.relay = None
+        self._directory.own_changed()
+
+    async def _watch_interfaces(self) -> None:
+        directory = self._directory
+        async for found in interfaces.changes(directory.settings.listen_address):
+            ips = interfaces.addresses(found)
+            directory.own.set_interfaces(ips)
+            directory.own_changed()
+            directory.board.say("interfaces", ", ".join(ips) or "no address but loopback")
+            directory.log.info("addresses", extra={"address": ",".join(ips)})
+            self._mdns.use(found)
+
+    # The registry
+
+    async def _sweep(self) -> None:
+        directory = self._directory
+        while True:
+            now = directory.wall()
+            directory.registry.expire(now)
+            wait = directory.registry.next_expiry() - now
+            await asyncio.sleep(min(max(wait, SWEEP_MIN), SWEEP_MAX))

@@ -1,0 +1,122 @@
+"""Addresses of this host, and word of their changes.
+
+Changes come from the kernel (rtnetlink), so that waiting for them costs nothing; where netlink cannot be opened
+the addresses are compared every few seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import re
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# Bridges and ends of container networks: nobody outside this host is there, and mDNS on them meets only itself.
+CONTAINER = re.compile(r"docker|br-|cni|flannel|veth|virbr|podman|cali|vxlan\.|kube-|lxc|lxdbr|cilium")
+# linux/rtnetlink.h: RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR.
+GROUPS = 0x1 | 0x10 | 0x100
+# An interface that comes up says so in several messages; they are taken as one. Seconds.
+SETTLE = 0.25
+# Between two looks where the kernel cannot tell. Seconds.
+POLL = 5.0
+
+_log = logging.getLogger("causeway.discovery")
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """One network interface with the addresses others may use, best first."""
+
+    name: str
+    index: int
+    ips: tuple[str, ...]
+
+
+def usable(listen_address: str) -> tuple[Interface, ...]:
+    """Interfaces that are up, without loopback and container bridges; with a `listen_address`, only that one."""
+    import ifaddr
+
+    found: list[Interface] = []
+    for adapter in ifaddr.get_adapters():
+        ips = [ip.ip if isinstance(ip.ip, str) else ip.ip[0] for ip in adapter.ips]
+        if listen_address:
+            ips = [ip for ip in ips if ipaddress.ip_address(ip) == ipaddress.ip_address(listen_address)]
+        elif CONTAINER.match(adapter.name) or not _up(adapter.name):
+            continue
+        else:
+            ips = sorted(filter(_dialable, ips), key=_order)
+        if ips:
+            found.append(Interface(adapter.name, adapter.index or 0, tuple(ips)))
+    if listen_address and not found and ipaddress.ip_address(listen_address).is_loopback:
+        # All of 127.0.0.0/8 is on lo, though only 127.0.0.1 is listed.
+        found.append(Interface("lo", 1, (listen_address,)))
+    return tuple(sorted(found, key=lambda interface: (_order(interface.ips[0]), interface.index)))
+
+
+def addresses(interfaces: tuple[Interface, ...]) -> tuple[str, ...]:
+    """All addresses, the best of each interface first."""
+    ips = [ip for interface in interfaces for ip in interface.ips]
+    return tuple(dict.fromkeys(sorted(ips, key=_order)))
+
+
+async def changes(listen_address: str) -> AsyncIterator[tuple[Interface, ...]]:
+    """The interfaces now, and again whenever they have changed."""
+    known = usable(listen_address)
+    yield known
+    async for _ in _hints():
+        found = usable(listen_address)
+        if found != known:
+            known = found
+            yield known
+
+
+async def _hints() -> AsyncIterator[None]:
+    """Something about interfaces may have changed."""
+    try:
+        listener = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        listener.bind((0, GROUPS))
+    except OSError as error:
+        _log.info("no netlink here, addresses are polled", extra={"error": str(error), "seconds": POLL})
+        while True:
+            await asyncio.sleep(POLL)
+            yield
+    loop = asyncio.get_running_loop()
+    with listener:
+        while True:
+            try:
+                await loop.sock_recv(listener, 65536)
+            except OSError:
+                pass  # ENOBUFS: messages were lost, so look
+            await asyncio.sleep(SETTLE)
+            try:
+                while True:
+                    listener.recv(65536)
+            except OSError:
+                pass
+            yield
+
+
+def _up(name: str) -> bool:
+    try:
+        # "unknown" is what tunnels and dummies say; only a clear "down" counts.
+        return Path("/sys/class/net", name, "operstate").read_text().strip() not in ("down", "lowerlayerdown")
+    except OSError:
+        return True
+
+
+def _dialable(ip: str) -> bool:
+    parsed = ipaddress.ip_address(ip.partition("%")[0])
+    # A link-local IPv6 address means nothing without the reader's own interface.
+    return not (parsed.is_loopback or parsed.is_multicast or parsed.is_unspecified) and not (
+        parsed.version == 6 and parsed.is_link_local
+    )
+
+
+def _order(ip: str) -> tuple[bool, int]:
+    """Self-assigned addresses last, IPv4 before IPv6."""
+    parsed = ipaddress.ip_address(ip)
+    return parsed.is_link_local, parsed.version

@@ -1,0 +1,308 @@
+"""Records as bytes (protobuf ↔ domain, signed and verified), and calls to the discovery services of other nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from protos import discovery_pb2 as pb
+from protos import discovery_pb2_grpc as pb_grpc
+from services.runtime import dial
+from services.runtime.identity import Identity, Rejection
+
+from .core.contacts import Contact, Endpoint
+from .core.errors import BadSignature, NameMismatch, TooLarge
+from .core.model import Address, AddressSource, Record, RelayRole, Reservation, Signed
+from .probe import Unreachable, identify
+
+# What is signed begins with this, so that a signature over anything else of ours never passes for a record's.
+SIGNED_PREFIX = b"causeway-record-v1\0"
+# Bytes of a signed record in all, and of any message on the public port.
+MAX_RECORD = 16 * 1024
+MAX_MESSAGE = 64 * 1024
+# Seconds between two attempts on different addresses of one contact (RFC 8305 suggests 250 ms).
+STAGGER = 0.25
+# Channels kept; the least recently used is closed.
+MAX_CHANNELS = 64
+# Failures after which another address, or another time, may do better.
+_TRANSPORT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+
+_T = TypeVar("_T")
+
+
+def seal(identity: Identity, record: Record) -> Signed:
+    """Encode and sign a record."""
+    data = record_to_wire(record).SerializeToString()
+    return Signed(data, identity.sign(SIGNED_PREFIX + data), identity.certificate_der)
+
+
+def unseal(identity: Identity, signed: Signed, expected_node: str = "") -> Record:
+    """Verify and decode a record.
+
+    Raises TooLarge, BadSignature, or NameMismatch (the record is about another node than its signer, or than the
+    one expected). Times are not judged here.
+    """
+    if signed.size > MAX_RECORD:
+        raise TooLarge(f"the record has {signed.size} bytes, expected at most {MAX_RECORD}")
+    try:
+        signer = identity.verify(signed.certificate, SIGNED_PREFIX + signed.record, signed.signature)
+        record = record_from_wire(pb.PeerRecord.FromString(signed.record))
+    except Rejection as error:
+        raise BadSignature(f"{error.reason}: {error.message}") from error
+    except (DecodeError, ValueError, OverflowError) as error:
+        raise BadSignature(f"the signed bytes are not a record: {error}") from error
+    if record.node_name != signer or record.cluster != identity.cluster:
+        raise NameMismatch(
+            f"the record is about {record.node_name!r} of cluster {record.cluster!r}, but {signer!r} of "
+            f"{identity.cluster!r} signed it; a node speaks only for itself"
+        )
+    if expected_node and signer != expected_node:
+        raise NameMismatch(f"the record is about {signer!r}, expected {expected_node!r}")
+    return record
+
+
+def signed_to_wire(signed: Signed) -> pb.SignedRecord:
+    """Domain → protobuf."""
+    return pb.SignedRecord(record=signed.record, signature=signed.signature, certificate=signed.certificate)
+
+
+def signed_from_wire(message: pb.SignedRecord) -> Signed:
+    """Protobuf → domain."""
+    return Signed(message.record, message.signature, message.certificate)
+
+
+def record_to_wire(record: Record) -> pb.PeerRecord:
+    """Domain → protobuf."""
+    message = pb.PeerRecord(
+        cluster=record.cluster,
+        node_name=record.node_name,
+        revision=record.revision,
+        instance_id=record.instance_id,
+        addresses=map(address_to_wire, record.addresses),
+        tunnel_port=record.tunnel_port,
+        relay_port=record.relay_port,
+        discovery_port=record.discovery_port,
+    )
+    if record.revision:
+        message.issued_at.FromNanoseconds(round(record.issued_at * 1000) * 1_000_000)
+        message.expires_at.FromNanoseconds(round(record.expires_at * 1000) * 1_000_000)
+    if record.relay is not None:
+        message.relay.CopyFrom(role_to_wire(record.relay))
+    for reservation in record.reservations:
+        message.reservations.add(relay=reservation.relay).rtt.FromNanoseconds(round(reservation.rtt * 1e9))
+    return message
+
+
+def record_from_wire(message: pb.PeerRecord) -> Record:
+    """Protobuf → domain. Raises ValueError for values out of range."""
+    ports = (message.tunnel_port, message.relay_port, message.discovery_port)
+    if not message.node_name or not message.revision or max(ports) > 65_535:
+        raise ValueError("a name, a revision and ports up to 65535 are expected")
+    for address in message.addresses:
+        ipaddress.ip_address(address.ip)
+    return Record(
+        node_name=message.node_name,
+        cluster=message.cluster,
+        revision=message.revision,
+        issued_at=message.issued_at.ToMilliseconds() / 1000,
+        expires_at=message.expires_at.ToMilliseconds() / 1000,
+        instance_id=message.instance_id,
+        addresses=tuple(map(address_from_wire, message.addresses)),
+        tunnel_port=message.tunnel_port,
+        relay_port=message.relay_port,
+        discovery_port=message.discovery_port,
+        relay=role_from_wire(message.relay) if message.HasField("relay") else None,
+        reservations=tuple(map(reservation_from_wire, message.reservations)),
+    )
+
+
+def address_to_wire(address: Address) -> pb.Address:
+    """Domain → protobuf."""
+    source = pb.AddressSource.ValueType(address.source)
+    return pb.Address(ip=address.ip, source=source, tunnel_port=address.tunnel_port)
+
+
+def address_from_wire(message: pb.Address) -> Address:
+    """Protobuf → domain; a source of a later version is unspecified here."""
+    try:
+        source = AddressSource(message.source)
+    except ValueError:
+        source = AddressSource.UNSPECIFIED
+    return Address(message.ip, source, min(message.tunnel_port, 65_535))
+
+
+def role_to_wire(role: RelayRole) -> pb.RelayRole:
+    """Domain → protobuf."""
+    return pb.RelayRole(
+        configured=role.configured, load_permille=role.load_permille, circuits=role.circuits, draining=role.draining
+    )
+
+
+def role_from_wire(message: pb.RelayRole) -> RelayRole:
+    """Protobuf → domain."""
+    return RelayRole(message.configured, min(message.load_permille, 1000), message.circuits, message.draining)
+
+
+def reservation_from_wire(message: pb.Reservation) -> Reservation:
+    """Protobuf → domain."""
+    return Reservation(message.relay, message.rtt.ToNanoseconds() / 1e9)
+
+
+class Refused(Exception):
+    """Another discovery service was reached and said no; one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class PutAnswer:
+    """What came back for a published record: the callee's own, and what it held under our name from another run."""
+
+    own: Signed
+    conflicting: Signed | None
+
+
+class NodeClient:
+    """Calls to PeerService. All raise Unreachable or Refused; `timeout` in seconds is for the whole call."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self._channels: OrderedDict[tuple[Endpoint, str], tuple[int, grpc.aio.Channel]] = OrderedDict()
+        self._names: dict[Endpoint, str] = {}
+
+    async def ping(self, contact: Contact, *, timeout: float) -> Signed:
+        """The own record of the contact."""
+
+        async def call(stub: pb_grpc.PeerServiceAsyncStub) -> Signed:
+            return signed_from_wire((await stub.Ping(pb.PingRequest(), timeout=timeout)).record)
+
+        return await self._race(contact, call, timeout)
+
+    async def put(self, contact: Contact, signed: Signed, *, timeout: float) -> PutAnswer:
+        """Publish a record."""
+        request = pb.PutRecordRequest(record=signed_to_wire(signed))
+
+        async def call(stub: pb_grpc.PeerServiceAsyncStub) -> PutAnswer:
+            answer = await stub.PutRecord(request, timeout=timeout)
+            conflicting = signed_from_wire(answer.conflicting) if answer.HasField("conflicting") else None
+            return PutAnswer(signed_from_wire(answer.record), conflicting)
+
+        return await self._race(contact, call, timeout)
+
+    async def get(self, contact: Contact, node_name: str, *, timeout: float) -> Signed | None:
+        """The record of a node; None when it is not known there."""
+        request = pb.GetRecordRequest(node_name=node_name)
+
+        async def call(stub: pb_grpc.PeerServiceAsyncStub) -> Signed | None:
+            try:
+                return signed_from_wire((await stub.GetRecord(request, timeout=timeout)).record)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.NOT_FOUND:
+                    return None
+                raise
+
+        return await self._race(contact, call, timeout)
+
+    async def close(self) -> None:
+        """Close all channels."""
+        channels = [channel for _, channel in self._channels.values()]
+        self._channels.clear()
+        await asyncio.gather(*(channel.close(None) for channel in channels))
+
+    async def _race(
+        self, contact: Contact, call: Callable[[pb_grpc.PeerServiceAsyncStub], Awaitable[_T]], timeout: float
+    ) -> _T:
+        """Try the contact's addresses, each a moment after the one before; the first answer wins."""
+        waiting = list(contact.endpoints)
+        running: set[asyncio.Task[_T]] = set()
+        problems: list[str] = []
+        try:
+            async with asyncio.timeout(timeout):
+                while waiting or running:
+                    if waiting:
+                        attempt = self._attempt(waiting.pop(0), contact.node_name, call)
+                        running.add(asyncio.create_task(attempt))
+                    done, running = await asyncio.wait(
+                        running, timeout=STAGGER if waiting else None, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    for task in done:
+                        error = task.exception()
+                        if not isinstance(error, Unreachable):
+                            return task.result()
+                        problems.append(str(error))
+        except TimeoutError:
+            problems.append(f"no answer within {timeout:.0f} s")
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+        raise Unreachable("; ".join(problems[:3]) or f"{contact.key}: no address is known")
+
+    async def _attempt(
+        self, endpoint: Endpoint, node_name: str, call: Callable[[pb_grpc.PeerServiceAsyncStub], Awaitable[_T]]
+    ) -> _T:
+        name = node_name or self._names.get(endpoint, "")
+        if not name:
+            name = self._names[endpoint] = await identify(endpoint, self._identity)
+        if name == self._identity.node_name and not node_name:
+            raise Unreachable(f"{endpoint}: this is {name} itself")
+        try:
+            return await call(pb_grpc.PeerServiceStub(self._channel(endpoint, name)))
+        except grpc.aio.AioRpcError as error:
+            if error.code() not in _TRANSPORT:
+                raise Refused(
+                    f"{name} refused: {dial.reason(error) or error.code().name}: {error.details()}"
+                ) from error
+            # A channel remembers its failures and would wait; a new one dials at once.
+            await self._drop(endpoint, name)
+            self._names.pop(endpoint, None)
+            await identify(endpoint, self._identity, name)
+            raise Unreachable(f"{endpoint}: {error.details()}") from error
+
+    def _channel(self, endpoint: Endpoint, name: str) -> grpc.aio.Channel:
+        key = (endpoint, name)
+        generation, channel = self._channels.get(key, (0, None))
+        if channel is None or generation != self._identity.generation:
+            channel = grpc.aio.secure_channel(
+                target(endpoint),
+                self._identity.channel_credentials(),
+                options=self._options(name),
+                interceptors=dial.interceptors(),
+            )
+            self._channels[key] = (self._identity.generation, channel)
+        self._channels.move_to_end(key)
+        if len(self._channels) > MAX_CHANNELS:
+            self._channels.popitem(last=False)
+        return channel
+
+    def _options(self, name: str) -> list[tuple[str, Any]]:
+        return [
+            ("grpc.ssl_target_name_override", self._identity.target_name(name)),
+            ("grpc.max_receive_message_length", MAX_MESSAGE),
+            ("grpc.client_idle_timeout_ms", 60_000),
+            # Else channels to one address share a connection, whoever they expect there.
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.enable_retries", 0),
+            ("grpc.service_config_disable_resolution", 1),
+        ]
+
+    async def _drop(self, endpoint: Endpoint, name: str) -> None:
+        _, channel = self._channels.pop((endpoint, name), (0, None))
+        if channel is not None:
+            await channel.close(None)
+
+
+def target(endpoint: Endpoint) -> str:
+    """An endpoint in gRPC's naming."""
+    try:
+        version = ipaddress.ip_address(endpoint.host).version
+    except ValueError:
+        return f"dns:///{endpoint}"
+    return f"ipv{version}:{endpoint}"

@@ -1,0 +1,257 @@
+"""Protobuf ↔ domain, server side: DiscoveryService for this node's components, PeerService for other nodes."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from protos import discovery_pb2 as pb
+from protos import discovery_pb2_grpc as pb_grpc
+from services.runtime.identity import Rejection
+from services.runtime.serve import abort
+
+from . import peers
+from .bell import Bell
+from .core.errors import DiscoveryError, UnknownNode
+from .core.model import Peer, Record, Signed, Source
+from .core.own import MAX_ADDRESSES, MAX_RESERVATIONS, RelayReport, TunnelReport
+from .core.service import Service
+from .core.store import Store
+from .core.watch import Event, Reader
+from .directory import Directory
+from .errors import code_of
+from .sources.lookup import Lookup
+
+if TYPE_CHECKING:
+    Context = grpc.aio.ServicerContext[Any, Any]
+else:
+    Context = grpc.aio.ServicerContext
+
+DISCOVERY_SERVICE = pb.DESCRIPTOR.services_by_name["DiscoveryService"].full_name
+PEER_SERVICE = pb.DESCRIPTOR.services_by_name["PeerService"].full_name
+add_discovery = pb_grpc.add_DiscoveryServiceServicer_to_server
+add_peer = pb_grpc.add_PeerServiceServicer_to_server
+
+# Watches at once; components of one node need a handful.
+MAX_WATCHERS = 128
+
+_V = TypeVar("_V")
+_Response = TypeVar("_Response")
+
+
+class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
+    """What the components of this node call."""
+
+    def __init__(self, directory: Directory, lookup: Lookup) -> None:
+        self._directory = directory
+        self._lookup = lookup
+
+    async def WatchPeers(self, request: pb.WatchPeersRequest, context: Context) -> AsyncIterator[pb.WatchPeersResponse]:
+        directory = self._directory
+
+        def wire(event: Event[Peer]) -> pb.WatchPeersResponse:
+            if event.synced:
+                return pb.WatchPeersResponse(revision=event.revision, synced=True)
+            if event.value is None:
+                return pb.WatchPeersResponse(revision=event.revision, removed=event.key)
+            return pb.WatchPeersResponse(revision=event.revision, added=_peer(event.value))
+
+        progress = pb.WatchPeersResponse(revision=request.resume_revision, progress=True)
+        async for response in self._watch(
+            directory.peers, directory.peers_bell, request.resume_revision, progress, wire, context
+        ):
+            yield response
+
+    async def WatchServices(
+        self, request: pb.WatchServicesRequest, context: Context
+    ) -> AsyncIterator[pb.WatchServicesResponse]:
+        directory = self._directory
+
+        def wire(event: Event[Service]) -> pb.WatchServicesResponse:
+            if event.synced:
+                return pb.WatchServicesResponse(revision=event.revision, synced=True)
+            if event.value is None:
+                return pb.WatchServicesResponse(revision=event.revision, removed=event.key)
+            return pb.WatchServicesResponse(revision=event.revision, added=_service(event.value))
+
+        progress = pb.WatchServicesResponse(revision=request.resume_revision, progress=True)
+        async for response in self._watch(
+            directory.services, directory.services_bell, request.resume_revision, progress, wire, context
+        ):
+            yield response
+
+    async def _watch(
+        self,
+        store: Store[_V],
+        bell: Bell,
+        resume: int,
+        progress: _Response,
+        wire: Callable[[Event[_V]], _Response],
+        context: Context,
+    ) -> AsyncIterator[_Response]:
+        """A resumed watch begins with `progress`, so that the reader knows it was accepted."""
+        directory = self._directory
+        if directory.watchers >= MAX_WATCHERS:
+            text = f"{MAX_WATCHERS} watches are open, which is the limit; close some"
+            await abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "TABLE_FULL", text)
+        directory.watchers += 1
+        try:
+            reader = Reader(store, resume)
+            if resume:
+                yield progress
+            while not directory.closing:
+                seen = bell.count
+                for event in reader.take():
+                    yield wire(event)
+                await bell.wait(seen)
+        except DiscoveryError as error:
+            await abort(context, code_of(error), error.reason, error.message)
+        finally:
+            directory.watchers -= 1
+
+    async def ResolvePeer(self, request: pb.ResolvePeerRequest, context: Context) -> pb.ResolvePeerResponse:
+        try:
+            peer = await self._lookup.resolve(request.node_name, fresh=request.fresh)
+        except DiscoveryError as error:
+            await abort(context, code_of(error), error.reason, error.message)
+        return pb.ResolvePeerResponse(peer=_peer(peer))
+
+    async def ReportSelf(self, request: pb.ReportSelfRequest, context: Context) -> pb.ReportSelfResponse:
+        try:
+            report = _report(request)
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        return pb.ReportSelfResponse(revision=self._directory.report(report))
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
+        directory = self._directory
+        return pb.GetStatusResponse(
+            node_name=directory.settings.node_name,
+            cluster=directory.settings.cluster,
+            self=peers.record_to_wire(directory.record()),
+            peers=[_peer(peer) for peer in sorted(directory.peers.values(), key=lambda peer: peer.record.node_name)],
+            services=len(directory.services),
+            sources=directory.board.sources,
+            warnings=directory.board.warnings,
+        )
+
+
+class PeerServicer(pb_grpc.PeerServiceServicer):
+    """What other nodes call. A node speaks only for the name in its certificate."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+
+    async def Ping(self, request: pb.PingRequest, context: Context) -> pb.PingResponse:
+        await self._caller(context)
+        return pb.PingResponse(record=peers.signed_to_wire(self._directory.signed()))
+
+    async def PutRecord(self, request: pb.PutRecordRequest, context: Context) -> pb.PutRecordResponse:
+        caller = await self._caller(context)
+        directory = self._directory
+        former = directory.registry.fresh(caller, directory.wall())
+        conflicting: Signed | None = None
+        try:
+            record = directory.take(peers.signed_from_wire(request.record), Source.LOOKUP, expected=caller)
+        except DiscoveryError as error:
+            directory.counts["refused", error.reason] += 1
+            await abort(context, code_of(error), error.reason, error.message)
+        if caller == directory.settings.node_name:
+            directory.meet_double(record, f"calling from {context.peer()}")
+            conflicting = directory.signed()
+        elif former is not None and _instance(former.record) != record.instance_id:
+            conflicting = former.signed
+        response = pb.PutRecordResponse(record=peers.signed_to_wire(directory.signed()))
+        if conflicting is not None:
+            response.conflicting.CopyFrom(peers.signed_to_wire(conflicting))
+        return response
+
+    async def GetRecord(self, request: pb.GetRecordRequest, context: Context) -> pb.GetRecordResponse:
+        await self._caller(context)
+        directory = self._directory
+        name = request.node_name
+        if name == directory.settings.node_name:
+            return pb.GetRecordResponse(record=peers.signed_to_wire(directory.signed()))
+        entry = directory.registry.fresh(name, directory.wall())
+        if entry is None or entry.signed is None:
+            text = f"{directory.settings.node_name} knows no node {name[:253]}"
+            await abort(context, grpc.StatusCode.NOT_FOUND, UnknownNode.reason, text)
+        return pb.GetRecordResponse(record=peers.signed_to_wire(entry.signed))
+
+    async def _caller(self, context: Context) -> str:
+        try:
+            return self._directory.identity.caller(context.auth_context())
+        except Rejection as error:
+            self._directory.log.warning(
+                "caller refused", extra={"address": context.peer(), "reason": error.reason, "error": error.message}
+            )
+            await abort(context, grpc.StatusCode.UNAUTHENTICATED, error.reason, error.message)
+
+
+def _instance(record: Record | None) -> str:
+    return record.instance_id if record is not None else ""
+
+
+def _peer(peer: Peer) -> pb.Peer:
+    return pb.Peer(
+        record=peers.record_to_wire(peer.record),
+        sources=[pb.PeerSource.ValueType(source) for source in peer.sources],
+        verified=peer.verified,
+        relay_rank=peer.relay_rank,
+    )
+
+
+def _report(request: pb.ReportSelfRequest) -> TunnelReport | RelayReport:
+    """Raises ValueError for what is no report."""
+    match request.WhichOneof("component"):
+        case "tunnel":
+            for address in request.tunnel.observed:
+                ipaddress.ip_address(address.ip)
+            return TunnelReport(
+                request.tunnel.port,
+                tuple(map(peers.reservation_from_wire, request.tunnel.reservations[:MAX_RESERVATIONS])),
+                tuple(map(peers.address_from_wire, request.tunnel.observed[:MAX_ADDRESSES])),
+            )
+        case "relay":
+            role = request.relay.role if request.relay.HasField("role") else None
+            return RelayReport(request.relay.port, peers.role_from_wire(role) if role is not None else None)
+        case _:
+            raise ValueError("the report is empty; expected tunnel or relay")
+
+
+def _service(service: Service) -> pb.Service:
+    message = pb.Service(
+        namespace=service.namespace,
+        name=service.name,
+        cluster_ips=service.cluster_ips,
+        labels=dict(service.labels),
+        annotations=dict(service.annotations),
+        session_affinity=service.session_affinity,
+        external_ips=service.external_ips,
+        traffic_distribution=service.traffic_distribution,
+        internal_traffic_policy=service.internal_traffic_policy,
+    )
+    if service.affinity_timeout:
+        message.affinity_timeout.FromSeconds(round(service.affinity_timeout))
+    for port in service.ports:
+        message.ports.add(
+            name=port.name,
+            protocol=pb.Protocol.ValueType(port.protocol),
+            port=port.port,
+            node_port=port.node_port,
+            app_protocol=port.app_protocol,
+        )
+    for endpoint in service.endpoints:
+        added = message.endpoints.add(
+            addresses=endpoint.addresses,
+            node_name=endpoint.node_name,
+            ready=endpoint.ready,
+            hostname=endpoint.hostname,
+        )
+        for backend in endpoint.ports:
+            added.ports.add(name=backend.name, protocol=pb.Protocol.ValueType(backend.protocol), port=backend.port)
+    return message

@@ -1,0 +1,330 @@
+"""Neighbours in the LAN, by multicast DNS (RFC 6762/6763).
+
+An announcement only says "ask me": name, port, cluster and revision. The record itself is fetched over mutual TLS
+and verified, so nobody in the LAN can put words into another's mouth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..core.backoff import Backoff
+from ..core.contacts import MAX_ENDPOINTS, Contact, Endpoint
+from ..core.errors import DiscoveryError
+from ..core.model import Source
+from ..core.own import LIFETIME, due_in
+from ..directory import Directory
+from ..interfaces import Interface, addresses
+from ..peers import NodeClient, Refused
+from ..probe import Unreachable
+
+if TYPE_CHECKING:
+    from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
+
+TYPE = "_causeway._tcp.local."
+# Announcements followed at once; a LAN with more is not one.
+MAX_NEIGHBOURS = 1024
+# Seconds to fetch a record.
+TIMEOUT = 3.0
+# Seconds between two updates of the own announcement.
+GAP = 1.0
+# Milliseconds to ask for the details of an announcement.
+ASK_MS = 3000
+# Seconds the goodbye may take.
+GOODBYE = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What a neighbour's TXT record and addresses say."""
+
+    instance: str
+    node_name: str
+    revision: int
+    endpoints: tuple[Endpoint, ...]
+
+
+class Mdns:
+    """Announces this node and follows the others."""
+
+    def __init__(self, directory: Directory, client: NodeClient, rng: random.Random) -> None:
+        self._directory = directory
+        self._client = client
+        self._rng = rng
+        self._backoff = Backoff(1.0, 30.0, rng)
+        self._interfaces: tuple[Interface, ...] = ()
+        self._moved = asyncio.Event()
+        self._station: AsyncZeroconf | None = None
+        self._followers: dict[str, asyncio.Task[None]] = {}
+        self._news: dict[str, asyncio.Event] = {}
+        self._problems: dict[str, str] = {}
+        self._strangers: set[str] = set()
+        # Node names by announcement, of neighbours whose record was verified.
+        self._named: dict[str, str] = {}
+        self._info: AsyncServiceInfo | None = None
+        self._browser: AsyncServiceBrowser | None = None
+        settings = directory.settings
+        self._cluster = hashlib.sha256(settings.cluster.encode()).hexdigest()[:16]
+        # Unique for each run, so that no name has to be defended and a duplicate node shows as two announcements.
+        self._name = f"{settings.node_name[:40]}-{directory.instance_id[:8]}.{TYPE}"
+        self._server = f"causeway-{directory.instance_id}.local."
+
+    def use(self, interfaces: tuple[Interface, ...]) -> None:
+        """The interfaces to speak on; called again when they change."""
+        self._interfaces = interfaces
+        self._moved.set()
+
+    async def run(self) -> None:
+        """For ever; with new sockets whenever the interfaces change, since old ones fail silently then."""
+        board = self._directory.board
+        if not self._directory.settings.mdns:
+            board.say("mdns", "off: mdns.enable is false")
+            return
+        if not self._directory.settings.listen_port:
+            board.say("mdns", "off: listenPort is 0, so nobody could ask this node")
+            return
+        while True:
+            await self._moved.wait()
+            self._moved.clear()
+            try:
+                await self._open()
+            except Exception as error:
+                # zeroconf raises whatever its sockets raise, and its own.
+                text = f"mDNS cannot start: {error}; nodes of this LAN are found through relays only"
+                board.say("mdns", f"error: {error}")
+                if board.warn("mdns", text):
+                    self._directory.log.warning(text)
+                await self._pause()
+                continue
+            board.clear("mdns")
+            self._backoff.reset()
+            self._show()
+            await self._announce_changes()
+            await self._shut()
+
+    async def close(self) -> None:
+        """Say goodbye."""
+        followers = list(self._followers.values())
+        for task in followers:
+            task.cancel()
+        await asyncio.gather(*followers, return_exceptions=True)
+        await self._shut()
+
+    # The station: sockets, the own announcement, the browser
+
+    async def _open(self) -> None:
+        from zeroconf import IPVersion
+        from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
+
+        if not self._interfaces:
+            raise OSError("no interface but loopback is up")
+        v4, v6 = _speakers(self._interfaces)
+        version = IPVersion.All if v4 and v6 else IPVersion.V4Only if v4 else IPVersion.V6Only
+        station = AsyncZeroconf(interfaces=[*v4, *v6], ip_version=version)
+        self._station = station
+        try:
+            await station.zeroconf.async_wait_for_start()
+            self._info = self._describe()
+            # The name is random: probing for its holder would only cost most of a second.
+            await station.async_register_service(self._info, cooperating_responders=True)
+            self._browser = AsyncServiceBrowser(station.zeroconf, TYPE, handlers=[self._heard])
+        except BaseException:
+            await self._shut()
+            raise
+
+    async def _announce_changes(self) -> None:
+        """Keeps the announced revision up to date until the interfaces change."""
+        directory = self._directory
+        loop = asyncio.get_running_loop()
+        announced, at = directory.record(), loop.time()
+        moved = asyncio.create_task(self._moved.wait())
+        try:
+            while not moved.done():
+                seen = directory.own_bell.count
+                wait = due_in(announced, directory.record(), loop.time() - at)
+                if wait > 0:
+                    changed = asyncio.create_task(directory.own_bell.wait(seen, wait))
+                    await asyncio.wait((moved, changed), return_when=asyncio.FIRST_COMPLETED)
+                    changed.cancel()
+                    await asyncio.gather(changed, return_exceptions=True)
+                    continue
+                announced, at = directory.record(), loop.time()
+                self._info = self._describe()
+                if self._station is not None:
+                    await self._station.async_update_service(self._info)
+                await asyncio.wait((moved,), timeout=GAP)
+        finally:
+            moved.cancel()
+            await asyncio.gather(moved, return_exceptions=True)
+
+    async def _shut(self) -> None:
+        """Goodbye, and sockets closed; never raises."""
+        station, self._station = self._station, None
+        browser, self._browser = self._browser, None
+        if station is None:
+            return
+        try:
+            async with asyncio.timeout(GOODBYE):
+                if browser is not None:
+                    await browser.async_cancel()
+                await station.async_close()
+        except Exception as error:
+            self._directory.log.debug("mDNS did not close well", extra={"error": str(error)})
+
+    async def _pause(self) -> None:
+        """Wait to try again; a change of interfaces ends the wait."""
+        await asyncio.wait((asyncio.create_task(self._moved.wait()),), timeout=self._backoff.next())
+        self._moved.set()
+
+    def _describe(self) -> AsyncServiceInfo:
+        from zeroconf.asyncio import AsyncServiceInfo
+
+        record = self._directory.record()
+        # Each string of a TXT record holds at most 255 bytes, and a node name may have 253.
+        properties = {
+            "v": "1",
+            "n": record.node_name,
+            "c": self._cluster,
+            "i": record.instance_id,
+            "r": str(record.revision),
+            "tp": str(record.tunnel_port),
+            "rp": str(record.relay_port),
+        }
+        return AsyncServiceInfo(
+            TYPE,
+            self._name,
+            port=record.discovery_port,
+            properties=properties,
+            server=self._server,
+            parsed_addresses=list(addresses(self._interfaces)),
+        )
+
+    # The others
+
+    def _heard(self, zeroconf: Any, service_type: str, name: str, state_change: Any) -> None:
+        """The browser's callback, in the loop."""
+        if name.lower() == self._name.lower():
+            return
+        if state_change.name == "Removed":
+            follower = self._followers.pop(name, None)
+            if follower is not None:
+                follower.cancel()
+            self._strangers.discard(name)
+            self._problems.pop(name, None)
+            self._leave(name)
+            return
+        news = self._news.setdefault(name, asyncio.Event())
+        news.set()
+        if name not in self._followers and len(self._followers) < MAX_NEIGHBOURS:
+            self._followers[name] = asyncio.create_task(self._follow(name, news), name=f"mdns {name}")
+
+    async def _follow(self, name: str, news: asyncio.Event) -> None:
+        """Keeps the record of one neighbour fresh while it is announced."""
+        backoff = Backoff(0.5, 30.0, self._rng)
+        while True:
+            news.clear()
+            announcement = await self._details(name)
+            if announcement is None:
+                wait = backoff.next()
+            elif await self._fetch(name, announcement):
+                backoff.reset()
+                wait = LIFETIME / 2
+            else:
+                wait = backoff.next()
+            self._show()
+            try:
+                await asyncio.wait_for(news.wait(), wait)
+            except TimeoutError:
+                pass
+
+    async def _details(self, name: str) -> Announcement | None:
+        from zeroconf.asyncio import AsyncServiceInfo
+
+        station = self._station
+        if station is None:
+            return None
+        info = AsyncServiceInfo(TYPE, name)
+        if not await info.async_request(station.zeroconf, ASK_MS) or not info.port:
+            return None
+        text = {key: value or "" for key, value in info.decoded_properties.items()}
+        if text.get("c") != self._cluster:
+            self._strangers.add(name)
+            return None
+        ips = dict.fromkeys(ip for ip in info.parsed_addresses() if "%" not in ip)
+        revision = text.get("r", "")
+        return Announcement(
+            instance=text.get("i", ""),
+            node_name=text.get("n", ""),
+            revision=int(revision) if revision.isascii() and revision.isdigit() else 0,
+            endpoints=tuple(Endpoint(ip, info.port) for ip in ips)[:MAX_ENDPOINTS],
+        )
+
+    async def _fetch(self, name: str, found: Announcement) -> bool:
+        """Get the record that was announced; False when it should be tried again."""
+        directory = self._directory
+        if not found.node_name or not found.endpoints:
+            return False
+        own = found.node_name == directory.settings.node_name
+        if own and all(endpoint.host in addresses(self._interfaces) for endpoint in found.endpoints):
+            return True  # this node's former run
+        known = directory.registry.entry(found.node_name)
+        if (
+            known is not None
+            and known.record is not None
+            and Source.MDNS in known.claims
+            and known.record.revision >= found.revision
+            and known.record.issued_at + LIFETIME / 2 > directory.wall()
+        ):
+            return True
+        try:
+            contact = Contact(found.node_name, found.endpoints)
+            signed = await self._client.ping(contact, timeout=TIMEOUT)
+            seen = tuple(endpoint.host for endpoint in found.endpoints)
+            record = directory.take(signed, Source.MDNS, expected=found.node_name, seen=seen)
+        except (Unreachable, Refused, DiscoveryError) as error:
+            if self._problems.get(name) != str(error):
+                self._problems[name] = str(error)
+                directory.log.warning(
+                    "neighbour not usable", extra={"peer": found.node_name, "source": "mdns", "error": str(error)}
+                )
+            return False
+        self._problems.pop(name, None)
+        if own and record.instance_id == found.instance:
+            directory.meet_double(record, f"in the LAN at {found.endpoints[0]}")
+        elif not own and name not in self._named:
+            self._named[name] = found.node_name
+            directory.log.info("neighbour found", extra={"peer": found.node_name, "source": "mdns"})
+        return True
+
+    def _leave(self, name: str) -> None:
+        node_name = self._named.pop(name, "")
+        if node_name and node_name not in self._named.values():
+            self._directory.registry.withdraw(node_name, Source.MDNS)
+            self._directory.log.info("neighbour left", extra={"peer": node_name, "source": "mdns"})
+        self._show()
+
+    def _show(self) -> None:
+        if self._station is None:
+            return
+        count = len(self._interfaces)
+        text = f"{count} interface{'' if count == 1 else 's'}, {len(set(self._named.values()))} neighbours"
+        if self._strangers:
+            text += f", {len(self._strangers)} of other clusters"
+        if self._problems:
+            text += "; " + "; ".join(sorted(self._problems.values())[:5])
+        self._directory.board.say("mdns", text)
+
+
+def _speakers(interfaces: tuple[Interface, ...]) -> tuple[list[str], list[int]]:
+    """What zeroconf wants: for IPv4 an address of each interface, for IPv6 the interface's index."""
+    v4 = [
+        next(ip for ip in interface.ips if ":" not in ip)
+        for interface in interfaces
+        if any(":" not in ip for ip in interface.ips)
+    ]
+    v6 = [interface.index for interface in interfaces if any(":" in ip for ip in interface.ips)]
+    return v4, v6

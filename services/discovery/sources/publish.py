@@ -1,0 +1,132 @@
+"""Publishing: the own record is kept fresh at every contact that keeps records for this node.
+
+One small task per contact, which publishes when `due_in` says so and tries again when that fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+from ..core.backoff import Backoff
+from ..core.contacts import Contact, nearest
+from ..core.errors import DiscoveryError
+from ..core.model import Record, Signed, Source
+from ..core.own import due_in
+from ..directory import Directory
+from ..peers import NodeClient, Refused
+from ..probe import Unreachable
+
+# Seconds a change is held back for others that come with it.
+DEBOUNCE = 0.2
+# Seconds one publication may take.
+TIMEOUT = 5.0
+
+
+class Publisher:
+    """Keeps one keeper per contact."""
+
+    def __init__(self, directory: Directory, client: NodeClient, rng: random.Random) -> None:
+        self._directory = directory
+        self._client = client
+        self._rng = rng
+        self._contacts: dict[str, Contact] = {}
+        self._state: dict[str, str] = {}
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Follows the registry: contacts come and go."""
+        settings = self._directory.settings
+        try:
+            seen = -1
+            while True:
+                seen = self._directory.peers_bell.count
+                wanted = nearest(settings.cluster, settings.node_name, self._directory.contacts())
+                await self._reconcile({contact.key: contact for contact in wanted})
+                await self._directory.peers_bell.wait(seen)
+                await asyncio.sleep(DEBOUNCE)
+        finally:
+            await self._reconcile({})
+
+    async def _reconcile(self, wanted: dict[str, Contact]) -> None:
+        gone = [self._keepers.pop(key) for key in self._keepers.keys() - wanted.keys()]
+        for task in gone:
+            task.cancel()
+        await asyncio.gather(*gone, return_exceptions=True)
+        self._contacts = wanted
+        self._state = {key: state for key, state in self._state.items() if key in wanted}
+        for key in wanted.keys() - self._keepers.keys():
+            self._keepers[key] = asyncio.create_task(self._keep(key), name=f"publish at {key}")
+        self._show()
+
+    async def _keep(self, key: str) -> None:
+        backoff = Backoff(1.0, 30.0, self._rng)
+        published: Record | None = None
+        while True:
+            seen = self._directory.own_bell.count
+            signed, record = self._directory.signed(), self._directory.record()
+            try:
+                taken = await self._put(self._contacts[key], signed, record, published)
+            except (Unreachable, Refused, DiscoveryError) as error:
+                self._directory.counts["publishes", "failed"] += 1
+                self._note(key, str(error))
+                await asyncio.sleep(backoff.next())
+                continue
+            if not taken:
+                await asyncio.sleep(backoff.next())
+                continue
+            self._directory.counts["publishes", "ok"] += 1
+            self._note(key, "")
+            backoff.reset()
+            published = record
+            await self._until_due(published, seen)
+
+    async def _put(self, contact: Contact, signed: Signed, record: Record, published: Record | None) -> bool:
+        """Publish once; False when the contact holds a newer record under our name, which ours has to outrun."""
+        directory = self._directory
+        answer = await self._client.put(contact, signed, timeout=TIMEOUT)
+        directory.try_take(answer.own, Source.LOOKUP, contact.key, expected=contact.node_name)
+        if answer.conflicting is None:
+            return True
+        other = directory.try_take(
+            answer.conflicting, Source.LOOKUP, contact.key, expected=directory.settings.node_name
+        )
+        if other is None or other.instance_id == directory.instance_id:
+            return True
+        # At the first publication of a run this is most likely the former run's record. After that, somebody
+        # else must have put it there.
+        if published is not None and other.revision > published.revision:
+            directory.meet_double(other, f"at {contact.key}")
+        if other.revision < record.revision:
+            return True
+        directory.own.outrun(other.revision)
+        return False
+
+    async def _until_due(self, published: Record, seen: int) -> None:
+        """Returns when the contact should be told something new."""
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        # Nodes that started together must not come back together for ever.
+        pace = self._rng.uniform(1.0, 1.1)
+        while (wait := due_in(published, self._directory.own.current or published, (loop.time() - start) * pace)) > 0:
+            seen = await self._directory.own_bell.wait(seen, wait / pace)
+        await asyncio.sleep(DEBOUNCE)
+
+    def _note(self, key: str, problem: str) -> None:
+        before = self._state.get(key)
+        self._state[key] = problem
+        if problem != before:
+            if problem:
+                self._directory.log.warning("not published", extra={"at": key, "error": problem})
+            else:
+                self._directory.log.info("published", extra={"at": key})
+        self._show()
+
+    def _show(self) -> None:
+        board = self._directory.board
+        good = [key for key in self._contacts if self._state.get(key) == ""]
+        bad = {key: state for key, state in self._state.items() if state}
+        text = f"published at {len(good)} of {len(self._contacts)}"
+        if bad:
+            text += "; " + "; ".join(f"{key}: {state}" for key, state in sorted(bad.items()))
+        board.say("lookup", text if self._contacts else "no contacts: no relayNodes and no bootstrap")
