@@ -1,0 +1,212 @@
+"""The proxy's neighbours, as far as their contracts go: real gRPC servers and a real attach socket.
+
+They keep the promises of tunnel.proto and discovery.proto towards a proxy and do nothing else; whole nodes are tested
+in tests/e2e.
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from protos import discovery_pb2, discovery_pb2_grpc, tunnel_pb2, tunnel_pb2_grpc
+
+TCP, UDP = tunnel_pb2.NETWORK_TCP, tunnel_pb2.NETWORK_UDP
+
+
+class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
+    """Takes what the proxy attaches, and makes offers. May be stopped and started again, or be deaf for a while."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._loop = asyncio.get_running_loop()
+        self._server: grpc.aio.Server | None = None
+        self._listening: socket.socket | None = None
+        self._connections: set[socket.socket] = set()
+        self._offers: dict[bytes, tunnel_pb2.Offer] = {}  # not answered yet
+        self._news = asyncio.Event()
+        self._answers: dict[bytes, asyncio.Future[tuple[tunnel_pb2.Attach, socket.socket | None]]] = {}
+        self.opened: asyncio.Queue[tuple[tunnel_pb2.Outbound, socket.socket]] = asyncio.Queue()
+        self.listeners = 0  # calls of Listen since the start
+        self._deaf = False
+
+    async def start(self) -> None:
+        for name in ("tunnel.sock", "tunnel.attach"):
+            (self._run_dir / name).unlink(missing_ok=True)
+        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        self._listening.bind(str(self._run_dir / "tunnel.attach"))
+        self._listening.listen(16)
+        self._loop.add_reader(self._listening, self._accept)
+        self._server = grpc.aio.server()
+        tunnel_pb2_grpc.add_TunnelServiceServicer_to_server(self, self._server)
+        self._server.add_insecure_port(f"unix:{self._run_dir}/tunnel.sock")
+        await self._server.start()
+
+    async def stop(self) -> None:
+        if self._listening is None or self._server is None:
+            return
+        for connection in [self._listening, *self._connections]:
+            self._loop.remove_reader(connection)
+            connection.close()
+        self._connections.clear()
+        await self._server.stop(0)
+        self._listening = self._server = None
+        while not self.opened.empty():
+            self.opened.get_nowait()[1].close()
+
+    def set_deaf(self, deaf: bool) -> None:
+        """Whether to leave what the proxy sends unread."""
+        self._deaf = deaf
+        for connection in self._connections:
+            self._loop.remove_reader(connection)
+            if not deaf:
+                self._loop.add_reader(connection, self._receive, connection)
+
+    async def next(self) -> tuple[tunnel_pb2.Outbound, socket.socket]:
+        """The next client that the proxy hands over."""
+        async with asyncio.timeout(20):
+            return await self.opened.get()
+
+    async def offer(self, address: str, network: Any = TCP, **more: Any) -> tuple[Any, socket.socket | None]:
+        """Offers a stream; the proxy's answer: the Accept with a socket, or the Refusal."""
+        token = os.urandom(16)
+        answer = self._answers[token] = self._loop.create_future()
+        target = tunnel_pb2.Target(network=network, address=address, service=more.pop("service", ""))
+        self._offers[token] = tunnel_pb2.Offer(token=token, peer="a", target=target, client="1.2.3.4:5", **more)
+        self._news.set()
+        async with asyncio.timeout(20):
+            attach, sock = await answer
+        if attach.WhichOneof("role") == "refuse":
+            assert sock is None
+            return attach.refuse.refusal, None
+        assert sock is not None
+        sock.setblocking(False)
+        return attach.accept, sock
+
+    async def Listen(self, request: Any, context: Any) -> AsyncIterator[tunnel_pb2.ListenResponse]:
+        """Each listener gets every offer that is not answered: the one before may have died with it."""
+        self.listeners += 1
+        made: set[bytes] = set()
+        while True:
+            self._news.clear()
+            offers = [offer for token, offer in self._offers.items() if token not in made]
+            made.update(offer.token for offer in offers)
+            if offers:
+                yield tunnel_pb2.ListenResponse(offers=offers)
+            await self._news.wait()
+
+    def _accept(self) -> None:
+        assert self._listening is not None
+        connection, _ = self._listening.accept()
+        connection.setblocking(False)
+        self._connections.add(connection)
+        if not self._deaf:
+            self._loop.add_reader(connection, self._receive, connection)
+
+    def _receive(self, connection: socket.socket) -> None:
+        data, fds, _, _ = socket.recv_fds(connection, 65536, 4)
+        if not data:
+            self._loop.remove_reader(connection)
+            self._connections.discard(connection)
+            connection.close()
+            return
+        assert len(fds) <= 1
+        sock = socket.socket(fileno=fds[0]) if fds else None
+        attach = tunnel_pb2.Attach.FromString(data)
+        role = attach.WhichOneof("role")
+        if role == "open":
+            assert sock is not None
+            sock.setblocking(False)
+            self.opened.put_nowait((attach.open, sock))
+        else:
+            token = attach.accept.token if role == "accept" else attach.refuse.token
+            del self._offers[token]
+            self._answers.pop(token).set_result((attach, sock))
+
+
+class Discovery(discovery_pb2_grpc.DiscoveryServiceServicer):
+    """Serves a set of services that tests change. Revisions start anew with every start."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / "discovery.sock"
+        self._server: grpc.aio.Server | None = None
+        self._services: dict[str, discovery_pb2.Service] = {}
+        self._watchers: set[asyncio.Queue[discovery_pb2.WatchServicesResponse]] = set()
+        self._revision = 1
+        self.watches = 0  # calls since the start
+
+    async def start(self) -> None:
+        self._path.unlink(missing_ok=True)
+        self._revision, self.watches = 1, 0
+        self._server = grpc.aio.server()
+        discovery_pb2_grpc.add_DiscoveryServiceServicer_to_server(self, self._server)
+        self._server.add_insecure_port(f"unix:{self._path}")
+        await self._server.start()
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(0)
+
+    def put(self, *services: discovery_pb2.Service) -> None:
+        for one in services:
+            self._services[f"{one.namespace}/{one.name}"] = one
+            self._tell(discovery_pb2.WatchServicesResponse(added=one))
+
+    def remove(self, key: str) -> None:
+        del self._services[key]
+        self._tell(discovery_pb2.WatchServicesResponse(removed=key))
+
+    def _tell(self, response: discovery_pb2.WatchServicesResponse) -> None:
+        self._revision += 1
+        response.revision = self._revision
+        for watcher in self._watchers:
+            watcher.put_nowait(response)
+
+    async def WatchServices(
+        self, request: discovery_pb2.WatchServicesRequest, context: Any
+    ) -> AsyncIterator[discovery_pb2.WatchServicesResponse]:
+        self.watches += 1
+        if request.resume_revision not in (0, self._revision):
+            await context.abort(grpc.StatusCode.OUT_OF_RANGE, "compacted")
+        queue: asyncio.Queue[discovery_pb2.WatchServicesResponse] = asyncio.Queue()
+        self._watchers.add(queue)
+        try:
+            if request.resume_revision == 0:
+                for one in list(self._services.values()):
+                    yield discovery_pb2.WatchServicesResponse(revision=self._revision, added=one)
+                yield discovery_pb2.WatchServicesResponse(revision=self._revision, synced=True)
+            while True:
+                yield await queue.get()
+        finally:
+            self._watchers.discard(queue)
+
+
+def service(
+    name: str,
+    cluster_ip: str,
+    *endpoints: tuple[str, str, int],
+    port: int = 80,
+    udp: bool = False,
+    ready: bool = True,
+) -> discovery_pb2.Service:
+    """A service with one port; `endpoints` are (node, ip, port)."""
+    protocol = discovery_pb2.PROTOCOL_UDP if udp else discovery_pb2.PROTOCOL_TCP
+    return discovery_pb2.Service(
+        namespace="default",
+        name=name,
+        cluster_ips=[cluster_ip] if cluster_ip else [],
+        ports=[discovery_pb2.ServicePort(name="x", protocol=protocol, port=port)],
+        endpoints=[
+            discovery_pb2.Endpoint(
+                addresses=[ip],
+                ports=[discovery_pb2.EndpointPort(name="x", protocol=protocol, port=number)],
+                node_name=node,
+                ready=ready,
+            )
+            for node, ip, number in endpoints
+        ],
+    )
