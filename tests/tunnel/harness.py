@@ -124,11 +124,9 @@ class Net:
     def link(self, delay=0.02, kind=RELAYED, relay="r1") -> int:
         number = self._next
         self._next += 1
-        pair = []
-        for end in (self.a, self.b):
-            link = Link(number, kind, PlainCipher(), self.now, relay=relay)
+        pair = [Link(number, kind, PlainCipher(), self.now, relay=relay) for _ in "ab"]
+        for link in pair:
             link.owner = number
-            pair.append(link)
         self.pipes[number] = (pair[0], pair[1], Wire(delay), Wire(delay))
         self.a.session.link_up(pair[0], self.now)
         self.b.session.link_up(pair[1], self.now)

@@ -64,4 +64,5 @@ class Control:
     def decode(cls, body: bytes | memoryview) -> "Control":
         if not _BODY.size <= len(body) <= _BODY.size + MAX_NOTE:
             raise ProtocolError(f"CONTROL of {len(body)} bytes")
-        return cls(*_BODY.unpack_from(body), bytes(body[_BODY.size :]))
+        flags, acked, heard, held, stamp, echo, about = _BODY.unpack_from(body)
+        return cls(flags, acked, heard, held, stamp, echo, about, bytes(body[_BODY.size :]))

@@ -36,3 +36,5 @@ NOTE = 15
 """Signalling from the peer's driver: detail is bytes (JSON)."""
 ENDED = 16
 """The peer ended the session in order."""
+MEASURED = 17
+"""Subject is a Link, detail the round trip that was just measured on it, seconds."""

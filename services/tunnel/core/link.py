@@ -53,8 +53,8 @@ class Link:
     """State of one link; the shell sends what is in `queue` and calls `sent` for it."""
 
     __slots__ = (
-        "active_since",
         "acked_sent",
+        "active_since",
         "backlog",
         "bytes_in",
         "bytes_out",

@@ -10,6 +10,8 @@ nothing while they live; only the death or doubt of a whole link matters.
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from services.tunnel.core.budget import Budget
+
 
 class Record:
     """A sealed record and its whereabouts."""
@@ -33,8 +35,9 @@ class Record:
 class Outbox:
     """Unacknowledged records in order of sequence, at most `capacity` bytes (then `full`)."""
 
-    def __init__(self, capacity: int, release: Callable[[bytearray], None]) -> None:
+    def __init__(self, capacity: int, release: Callable[[bytearray], None], budget: Budget) -> None:
         self.capacity = capacity
+        self._budget = budget
         self.next_sequence = 0
         self.acked = 0
         """All records below this sequence are acknowledged."""
@@ -45,7 +48,7 @@ class Outbox:
 
     @property
     def full(self) -> bool:
-        return self.bytes >= self.capacity
+        return self.bytes >= self.capacity or not self._budget.allows(self.bytes)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -56,6 +59,7 @@ class Outbox:
         self.next_sequence += 1
         self._records.append(record)
         self.bytes += size
+        self._budget.used += size
         return record
 
     def acknowledge(self, below: int) -> bool:
@@ -70,8 +74,16 @@ class Outbox:
             record = records.popleft()
             record.acked = True
             self.bytes -= record.size
+            self._budget.used -= record.size
             self.forget(record)
         return True
+
+    def discard(self) -> None:
+        """Nothing is needed any more."""
+        self._budget.used -= self.bytes
+        self.bytes = 0
+        self._records.clear()
+        self._orphans.clear()
 
     def forget(self, record: Record) -> None:
         """Gives the buffer back once nobody needs it: acknowledged and in no send queue."""

@@ -9,9 +9,11 @@ streams do. Nothing here reads a clock, a socket or a key.
 """
 
 from collections import deque
+from struct import Struct
 from typing import Protocol
 
 from services.tunnel.core import control, events, frames, paths
+from services.tunnel.core.budget import Budget
 from services.tunnel.core.control import Control
 from services.tunnel.core.events import Event
 from services.tunnel.core.frames import FRAME, FRAME_SIZE, Opening, Reason
@@ -43,7 +45,7 @@ REKEY_RECORDS = 1 << 22
 REKEY_SECONDS = 3600.0
 LATE_DATAGRAMS = 256
 """Datagrams that wait for a link; then the oldest are dropped."""
-DATAGRAM_HEAD = frames.Struct("!II")
+DATAGRAM_HEAD = Struct("!II")
 REFUSED_LIMIT = 6
 """RefusalReason.LIMIT of protos/tunnel.proto."""
 
@@ -81,6 +83,7 @@ class Session:
         now: float,
         capacity: int = 16 * 1024 * 1024,
         max_streams: int = 16384,
+        budget: Budget | None = None,
     ) -> None:
         self.initiator = initiator
         self.streams: dict[int, Stream] = {}
@@ -88,7 +91,7 @@ class Session:
         self.active: Link | None = None
         self.second: Link | None = None
         """While the active link is doubted: the link that gets everything too."""
-        self.outbox = Outbox(capacity, buffers.give)
+        self.outbox = Outbox(capacity, buffers.give, budget or Budget(capacity))
         self.inbox = Inbox(4 * capacity)
         self.now = now
         self.started = now
@@ -370,6 +373,10 @@ class Session:
             link.ping_interval = PING_QUICK
             self._ping(link, now)
 
+    def probe(self, link: Link, now: float) -> None:
+        """Measures one link's round trip now."""
+        self._ping(link, now)
+
     def note(self, text: bytes) -> None:
         """Tells the peer's driver something, if a link is there; not repeated when that link dies."""
         if self.active is not None:
@@ -382,6 +389,12 @@ class Session:
         self.ended = True
         for link in self.links:
             self._say(link, control.END)
+
+    def discard(self) -> None:
+        """The session is over: gives its memory back."""
+        for link in self.links:
+            link.drop(self.outbox)
+        self.outbox.discard()
 
     def _elect(self, now: float, cause: str, out: list[Event]) -> None:
         best = paths.choose(self.links, self.active, now)
@@ -624,7 +637,9 @@ class Session:
         if flags & control.PING:
             self._say(link, control.PONG, echo=message.stamp)
         if flags & control.PONG and link.ping_sent is not None:
-            link.path_rtt.sample(((int(now * 1e6) - message.echo) & 0xFFFFFFFF) / 1e6)
+            seconds = ((int(now * 1e6) - message.echo) & 0xFFFFFFFF) / 1e6
+            link.path_rtt.sample(seconds)
+            out.append((events.MEASURED, link, seconds))
             link.ping_sent = None
             link.progress = now
             news = True

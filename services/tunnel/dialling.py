@@ -1,0 +1,97 @@
+"""TCP connections to other nodes."""
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import socket
+
+from services.tunnel.errors import LinkFailed
+from services.tunnel.linkio import tune
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds for a TCP connection: two retransmissions of the SYN (1 s, 2 s) fit."""
+
+
+async def connect(ip: str, port: int, *, source: tuple[str, int], timeout: float = CONNECT_TIMEOUT) -> socket.socket:
+    """A tuned, non-blocking connection. `source`: local IP and port ("" and 0: any). LinkFailed in one line."""
+    family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
+    try:
+        tune(sock)
+        _bind(sock, family, source)
+        async with asyncio.timeout(timeout):
+            await asyncio.get_running_loop().sock_connect(sock, (ip, port))
+        if sock.getsockname() == sock.getpeername():
+            raise LinkFailed(f"{ip}:{port} is this connection itself")  # TCP self-connect on loopback
+        return sock
+    except (OSError, TimeoutError) as error:
+        sock.close()
+        if source[1] and isinstance(error, OSError) and error.errno in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
+            # The same four-tuple still lingers from the last connection: take any port.
+            return await connect(ip, port, source=(source[0], 0), timeout=timeout)
+        why = error.strerror if isinstance(error, OSError) and error.strerror else f"no answer within {timeout:g} s"
+        raise LinkFailed(f"{join(ip, port)}: {why}") from error
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _bind(sock: socket.socket, family: int, source: tuple[str, int]) -> None:
+    ip, port = source
+    if ip and (":" in ip) != (family == socket.AF_INET6):
+        return
+    if not ip and not port:
+        return
+    any_address = ip or ("::" if family == socket.AF_INET6 else "0.0.0.0")
+    if port:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            sock.bind((any_address, port))
+            return
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+                raise
+    if ip:
+        with contextlib.suppress(AttributeError, OSError):
+            sock.setsockopt(socket.IPPROTO_IP, getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24), 1)
+        sock.bind((ip, 0))
+
+
+def listener(ip: str, port: int, backlog: int = 1024) -> socket.socket:
+    """A public listening socket: the given IP, or all of IPv4 and IPv6. OSError when it can't be."""
+    if ip:
+        family, address = (socket.AF_INET6 if ":" in ip else socket.AF_INET), ip
+    else:
+        family, address = (socket.AF_INET6, "::") if socket.has_dualstack_ipv6() else (socket.AF_INET, "")
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6 and not ip:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind((address, port))
+        sock.listen(backlog)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def join(ip: str, port: int) -> str:
+    """ "ip:port", with brackets for IPv6."""
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
+def name_of(address: tuple[object, ...]) -> str:
+    """ "ip:port" of a socket address; IPv4 inside IPv6 is shown as IPv4."""
+    ip = str(address[0]).split("%")[0]
+    if ip.startswith("::ffff:"):
+        ip = ip[7:]
+    return join(ip, int(str(address[1])))
+
+
+def is_private(ip: str) -> bool:
+    """Not reachable across the Internet."""
+    return ipaddress.ip_address(ip.split("%")[0]).is_private

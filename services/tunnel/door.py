@@ -1,0 +1,94 @@
+"""The public port: connections that nobody has vouched for yet.
+
+At most MAX_HALF_OPEN of them, each with HANDSHAKE_TIMEOUT to prove itself; a new one pushes out the oldest,
+so a flood cannot lock honest peers out for longer than it lasts.
+"""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+
+from services.tunnel import dialling
+from services.tunnel.config import MAX_HALF_OPEN
+from services.tunnel.linkio import tune
+
+log = logging.getLogger("tunnel")
+
+Welcome = Callable[[socket.socket, str], Awaitable[None]]
+"""Takes over a connection (and its socket); the second argument names the relay it came through, "" if direct."""
+
+
+class Door:
+    """Accepts on the public port and runs `welcome` for each connection."""
+
+    def __init__(self, welcome: Welcome) -> None:
+        self._welcome = welcome
+        self._sock: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._half_open: dict[asyncio.Task[None], None] = {}
+        self.evicted = 0
+
+    def open(self, ip: str, port: int) -> None:
+        """Listens; OSError with the address in it when it can't."""
+        try:
+            self._sock = dialling.listener(ip, port)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"cannot listen on {dialling.join(ip or '*', port)}: {error.strerror}; "
+                "is another tunnel running? Set modules.edgeTunnel.listenPort or listenAddress",
+            ) from error
+        self._accepting = asyncio.create_task(self._accept(), name="door")
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        assert self._sock is not None
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(self._sock)
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    log.warning("cannot accept", extra={"error": error.strerror})
+                    await asyncio.sleep(0.2)
+                continue
+            self.admit(sock, "")
+
+    def admit(self, sock: socket.socket, relay: str) -> asyncio.Task[None]:
+        """Runs `welcome` for a connection."""
+        if len(self._half_open) >= MAX_HALF_OPEN:
+            oldest = next(iter(self._half_open))
+            del self._half_open[oldest]
+            oldest.cancel()
+            self.evicted += 1
+        task = asyncio.create_task(self._guarded(sock, relay))
+        self._half_open[task] = None
+        task.add_done_callback(lambda done: self._half_open.pop(done, None))
+        return task
+
+    async def _guarded(self, sock: socket.socket, relay: str) -> None:
+        try:
+            tune(sock)
+            await self._welcome(sock, relay)
+        except asyncio.CancelledError:
+            sock.close()
+            raise
+        except Exception as error:
+            sock.close()
+            log.error("welcome failed", extra={"error": repr(error)}, exc_info=error)
+
+    @property
+    def half_open(self) -> int:
+        return len(self._half_open)
+
+    async def close(self) -> None:
+        """Listens no more."""
+        tasks = [*self._half_open, *([self._accepting] if self._accepting else [])]
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.gather(*tasks, return_exceptions=True)
+        if self._sock is not None:
+            self._sock.close()

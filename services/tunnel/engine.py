@@ -1,0 +1,154 @@
+"""The engine: a level-triggered epoll over raw sockets, nested in the asyncio loop by its one descriptor.
+
+asyncio's own transports cost 3-4x as much per small message (measured with the prototype: 12 µs against
+40-50 µs for a 64-byte round trip at one end); this one calls a handler per ready descriptor and, at the end
+of each batch, flushes the pairings that have something to send: many streams' bytes, one record, one send.
+"""
+
+import asyncio
+import logging
+import select
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from services.tunnel.core.packets import MAX_PLAIN
+
+SLICE = 0.002
+"""Seconds of one turn before asyncio gets the thread back: control calls stay quick under full load."""
+BATCH = 256
+"""Ready descriptors taken at once."""
+LARGE = 64 * 1024
+"""Buffers above this size, bytes, are pooled: all of one size, so that any fits."""
+POOLED = 128
+"""Free buffers kept, 32 MiB in all."""
+RECEIVE_SIZE = 512 * 1024
+"""Bytes taken from a link's socket at once; holds the largest packet."""
+SPARE_RECEIVE_BUFFERS = 8
+IN, OUT = select.EPOLLIN, select.EPOLLOUT
+BROKEN = select.EPOLLHUP | select.EPOLLERR
+
+log = logging.getLogger("tunnel")
+
+
+class Flushable(Protocol):
+    """Something that gathers during a batch and sends at its end."""
+
+    def flush(self, now: float) -> None: ...
+
+
+class BufferPool:
+    """Large buffers that are used over and over: fresh ones cost a page fault per 4 KiB."""
+
+    def __init__(self) -> None:
+        self._free: list[bytearray] = []
+
+    def take(self, size: int) -> bytearray:
+        """At least `size` bytes, content undefined."""
+        if size <= LARGE:
+            return bytearray(size)
+        return self._free.pop() if self._free else bytearray(MAX_PLAIN + 64)
+
+    def give(self, buffer: bytearray) -> None:
+        """Back; nobody may hold on to it."""
+        if len(buffer) > LARGE and len(self._free) < POOLED:
+            self._free.append(buffer)
+
+
+class Engine:
+    """Handlers by descriptor; `now` is the monotonic time of the current batch."""
+
+    def __init__(self, *, spin: float = 0.0) -> None:
+        self.buffers = BufferPool()
+        self.scratch = memoryview(bytearray(MAX_PLAIN))
+        """Where records are opened; used up before the next packet."""
+        self.now = time.monotonic()
+        self._epoll = select.epoll()
+        self._handlers: dict[int, Callable[[int], None]] = {}
+        self._dirty: list[Flushable] = []
+        self._flush_scheduled = False
+        self._spin = spin
+        self._receive_buffers: list[bytearray] = []
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._epoll.fileno(), self._turn)
+
+    def close(self) -> None:
+        """Stops; sockets are their owners' to close."""
+        self._loop.remove_reader(self._epoll.fileno())
+        self._epoll.close()
+        self._handlers.clear()
+
+    def add(self, descriptor: int, mask: int, handler: Callable[[int], None]) -> None:
+        self._handlers[descriptor] = handler
+        self._epoll.register(descriptor, mask)
+
+    def change(self, descriptor: int, mask: int) -> None:
+        self._epoll.modify(descriptor, mask)
+
+    def remove(self, descriptor: int) -> None:
+        if self._handlers.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
+
+    def take_receive_buffer(self) -> bytearray:
+        """For one call of recv; whoever finds part of a packet in it keeps it until the rest came."""
+        return self._receive_buffers.pop() if self._receive_buffers else bytearray(RECEIVE_SIZE)
+
+    def give_receive_buffer(self, buffer: bytearray) -> None:
+        if len(self._receive_buffers) < SPARE_RECEIVE_BUFFERS:
+            self._receive_buffers.append(buffer)
+
+    def dirty(self, owner: Flushable) -> None:
+        """Flush `owner` at the end of this batch (or soon, when called from outside a turn)."""
+        self._dirty.append(owner)
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush_later)
+
+    def _flush_later(self) -> None:
+        self._flush_scheduled = False
+        if self._dirty:
+            self.now = time.monotonic()
+            self._flush()
+
+    def _flush(self) -> None:
+        now = self.now
+        while self._dirty:
+            owners, self._dirty = self._dirty, []
+            for owner in owners:
+                owner.flush(now)
+
+    def _turn(self) -> None:
+        self._flush_scheduled = True  # we flush ourselves: spare the loop a callback per batch
+        now = time.monotonic()
+        end = now + SLICE
+        poll, handlers = self._epoll.poll, self._handlers
+        idle_since = 0.0
+        while True:
+            ready = poll(0, BATCH)
+            if ready:
+                idle_since = 0.0
+                self.now = now
+                for descriptor, mask in ready:
+                    handler = handlers.get(descriptor)
+                    if handler is not None:
+                        try:
+                            handler(mask)
+                        except Exception:
+                            log.exception("handler failed", extra={"descriptor": descriptor})
+                            self.remove(descriptor)
+                if self._dirty:
+                    self._flush()
+                now = time.monotonic()
+            else:
+                now = time.monotonic()
+                if not self._spin:
+                    break
+                if not idle_since:
+                    idle_since = now
+                elif now - idle_since > self._spin:
+                    break
+            if now > end:
+                break
+        self._flush_scheduled = False
+        if self._dirty:
+            self.dirty(self._dirty.pop())

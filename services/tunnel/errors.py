@@ -1,0 +1,32 @@
+"""What can go wrong, in the words of RefusalReason (protos/tunnel.proto)."""
+
+from services.tunnel.core.frames import Reason
+
+DENIED = 1
+UNREACHABLE = 2
+CONNECTION_REFUSED = 3
+UNKNOWN_NODE = 4
+NO_PATH = 5
+LIMIT = 6
+NO_LISTENER = 7
+IDENTITY = 8
+
+
+class Refused(Exception):
+    """A stream is not possible; `reason` says why to the caller."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.reason = Reason(code, message)
+
+
+class LinkFailed(Exception):
+    """A link could not be made: one line."""
+
+
+class RelayRefused(LinkFailed):
+    """The relay said no. `reason`: name of a RefusedReason without its prefix, in lower case ("no-reservation")."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason

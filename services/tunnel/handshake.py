@@ -1,0 +1,224 @@
+"""How a fresh connection becomes a link: by a full handshake (a new session) or by a keyed hello (one more link).
+
+The first byte decides: 0x16 is a TLS ClientHello, 2 (JOIN) a packet. In TLS both sides say hello, then leave
+TLS at that agreed point; keys come from the exporter. A certificate or greeting that is not acceptable is
+answered by `reject` inside TLS before the connection is closed, so both sides can say what is wrong.
+"""
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from services.runtime.identity import Identity, Rejection
+from services.runtime.tls import FramedTls, TlsError
+from services.tunnel.core.packets import HEADER, HEADER_SIZE, JOIN, JOINED, UNKNOWN
+from services.tunnel.errors import LinkFailed
+from services.tunnel.keys import (
+    EXPORTER_LABEL,
+    MAC_SIZE,
+    MASTER_SIZE,
+    NONCE_SIZE,
+    SESSION_ID_SIZE,
+    SessionKeys,
+    fresh_nonce,
+)
+
+VERSION = 1
+TLS_CLIENT_HELLO = 0x16
+JOIN_SIZE = SESSION_ID_SIZE + NONCE_SIZE + MAC_SIZE
+JOINED_SIZE = NONCE_SIZE + MAC_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """Hello of the dialler, welcome of the other: JSON inside TLS."""
+
+    cluster: str
+    node: str
+    instance: str
+    """Random id of this run of the tunnel: another one means that all earlier sessions are gone."""
+    resume: str = ""
+    """Hello: hex id of the session the dialler still has with this peer."""
+    known: bool = False
+    """Welcome: that session still exists here."""
+
+    def encode(self) -> bytes:
+        return json.dumps(
+            {
+                "version": VERSION,
+                "cluster": self.cluster,
+                "node": self.node,
+                "instance": self.instance,
+                "resume": self.resume,
+                "known": self.known,
+            }
+        ).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> "Greeting":
+        """Raises Rejection where the other side sent one, or speaks another version."""
+        try:
+            fields = json.loads(data)
+            if "reject" in fields:
+                raise Rejection(str(fields["reject"])[:64], str(fields["message"])[:512])
+            if fields["version"] != VERSION:
+                text = f"the peer speaks version {str(fields['version'])[:20]} of the session protocol, this node {VERSION}"
+                raise Rejection("bad-version", text)
+            cluster, node, instance, resume = (
+                str(fields[key])[:253] for key in ("cluster", "node", "instance", "resume")
+            )
+            return cls(cluster, node, instance, resume, bool(fields["known"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise LinkFailed("the peer's greeting is not readable") from error
+
+
+@dataclass(slots=True)
+class NewSession:
+    """What a full handshake gives."""
+
+    keys: SessionKeys
+    greeting: Greeting
+    peer: str
+    head: bytes
+    """Bytes read after the handshake: the first packets."""
+
+
+class RejectedByPeer(LinkFailed):
+    """The other side does not accept us."""
+
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(f"refused by the other side: {rejection.reason}: {rejection}")
+        self.reason = rejection.reason
+
+
+class PeerRejected(LinkFailed):
+    """We do not accept the other side."""
+
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(f"{rejection.reason}: {rejection}")
+        self.reason = rejection.reason
+
+
+async def _judge(tls: FramedTls, expected: str) -> str:
+    """The peer's name; tells it why where it is not acceptable."""
+    try:
+        return tls.judge(expected)
+    except Rejection as rejection:
+        await tls.send(json.dumps({"reject": rejection.reason, "message": str(rejection)}).encode())
+        await tls.close()
+        raise PeerRejected(rejection) from rejection
+
+
+async def initiate(sock: socket.socket, identity: Identity, peer: str, hello: Greeting, timeout: float) -> NewSession:
+    """Dialler's side of a full handshake. LinkFailed with one line; the socket is then closed."""
+    tls: FramedTls | None = None
+    try:
+        async with asyncio.timeout(timeout):
+            tls = await FramedTls.start(sock, identity, server=False, timeout=timeout)
+            name = await _judge(tls, peer)
+            await tls.send(hello.encode())
+            welcome = Greeting.decode(await tls.receive())
+            keys = SessionKeys(tls.export(EXPORTER_LABEL, MASTER_SIZE), initiator=True)
+            return NewSession(keys, welcome, name, tls.detach())
+    except Rejection as rejection:
+        if tls is not None:
+            tls.abort()
+        raise RejectedByPeer(rejection) from rejection
+    except (OSError, EOFError, TlsError, TimeoutError, LinkFailed) as error:
+        if tls is not None:
+            tls.abort()
+        raise (
+            error if isinstance(error, LinkFailed) else LinkFailed(str(error) or "the handshake took too long")
+        ) from error
+    except BaseException:
+        if tls is not None:
+            tls.abort()
+        raise
+
+
+async def respond(
+    sock: socket.socket, identity: Identity, head: bytes, welcome: Callable[[str, Greeting], Greeting], timeout: float
+) -> NewSession:
+    """The other side. `welcome(peer, hello)` makes our answer. LinkFailed; the socket is then closed."""
+    tls: FramedTls | None = None
+    try:
+        async with asyncio.timeout(timeout):
+            tls = await FramedTls.start(sock, identity, server=True, head=head, timeout=timeout)
+            name = await _judge(tls, "")
+            hello = Greeting.decode(await tls.receive())
+            if hello.cluster != identity.cluster or hello.node != name:
+                raise LinkFailed(f"{name} greets as {hello.node} of cluster {hello.cluster}")
+            await tls.send(welcome(name, hello).encode())
+            keys = SessionKeys(tls.export(EXPORTER_LABEL, MASTER_SIZE), initiator=False)
+            return NewSession(keys, hello, name, tls.detach())
+    except Rejection as rejection:
+        if tls is not None:
+            tls.abort()
+        raise RejectedByPeer(rejection) from rejection
+    except (OSError, EOFError, TlsError, TimeoutError, LinkFailed) as error:
+        if tls is not None:
+            tls.abort()
+        raise (
+            error if isinstance(error, LinkFailed) else LinkFailed(str(error) or "the handshake took too long")
+        ) from error
+    except BaseException:
+        if tls is not None:
+            tls.abort()
+        raise
+
+
+async def join(sock: socket.socket, keys: SessionKeys, timeout: float) -> tuple[bytes, bytes] | None:
+    """Dialler's side of the keyed hello: both nonces, or None when the peer does not know the session.
+
+    LinkFailed when the connection breaks. The socket stays open on None: a full handshake may follow on a new one.
+    """
+    loop = asyncio.get_running_loop()
+    nonce = fresh_nonce()
+    try:
+        async with asyncio.timeout(timeout):
+            await loop.sock_sendall(sock, HEADER.pack(JOIN, 0, 0, JOIN_SIZE, 0) + keys.join(nonce))
+            header = await receive_exactly(sock, HEADER_SIZE)
+            kind, _, _, length, _ = HEADER.unpack(header)
+            if kind == UNKNOWN:
+                return None
+            if kind != JOINED or length != JOINED_SIZE:
+                raise LinkFailed(f"the answer to JOIN is not readable (kind {kind}, {length} bytes)")
+            other = keys.check_joined(nonce, await receive_exactly(sock, JOINED_SIZE))
+    except (OSError, TimeoutError, EOFError) as error:
+        raise LinkFailed(str(error) or "the join took too long") from error
+    if other is None:
+        raise LinkFailed("the answer to JOIN is not authentic")
+    return nonce, other
+
+
+async def read_join(sock: socket.socket, first: bytes) -> bytes:
+    """Body of a JOIN whose first byte is at hand. LinkFailed when it is none."""
+    header = first + await receive_exactly(sock, HEADER_SIZE - len(first))
+    kind, _, _, length, _ = HEADER.unpack(header)
+    if kind != JOIN or length != JOIN_SIZE:
+        raise LinkFailed(f"neither TLS nor a JOIN packet (begins with {header.hex()})")
+    return await receive_exactly(sock, JOIN_SIZE)
+
+
+def unknown() -> bytes:
+    """The answer to a JOIN for a session that is not here."""
+    return HEADER.pack(UNKNOWN, 0, 0, 0, 0)
+
+
+def joined(keys: SessionKeys, dialler_nonce: bytes, nonce: bytes) -> bytes:
+    """The answer to a good JOIN."""
+    return HEADER.pack(JOINED, 0, 0, JOINED_SIZE, 0) + keys.joined(dialler_nonce, nonce)
+
+
+async def receive_exactly(sock: socket.socket, size: int) -> bytes:
+    """So many bytes and none more. EOFError at the end."""
+    loop = asyncio.get_running_loop()
+    data = b""
+    while len(data) < size:
+        chunk = await loop.sock_recv(sock, size - len(data))
+        if not chunk:
+            raise EOFError("closed by the other end")
+        data += chunk
+    return data

@@ -1,0 +1,339 @@
+"""Keeps one session on its feet: brings it up, finds it links, a better path, and a standby.
+
+One task per peer. It knows three gaps, in order of urgency: no link at all (`any`), a relayed or punched path
+without a standby (`standby`), and a path that is not direct (`direct`). For each it tries the candidates that
+fill it, staggered, with a backoff of their own; the first that succeeds closes the gap.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from services.tunnel import dialling, handshake, peers
+from services.tunnel.config import HANDSHAKE_TIMEOUT, SESSION_IDLE, Settings
+from services.tunnel.core import paths
+from services.tunnel.core.link import DIRECT, RELAYED, Link
+from services.tunnel.dialling import CONNECT_TIMEOUT
+from services.tunnel.errors import LinkFailed
+from services.tunnel.relays import RelayPool
+
+if TYPE_CHECKING:
+    from services.tunnel.pairing import Pairing
+
+log = logging.getLogger("tunnel")
+
+STAGGER_PUBLIC, STAGGER_PRIVATE = 0.25, 0.03
+"""Seconds between dials of one peer's addresses (go-libp2p)."""
+RELAY_HEADSTART = 0.05
+"""Seconds that direct addresses get before the relays are asked."""
+BACKOFF_FIRST = 0.2
+BACKOFF_URGENT = 1.0
+"""Longest pause between attempts while streams wait for a link, seconds."""
+BACKOFF_CALM = 60.0
+"""… while there is a link and only a better one is looked for (Tailscale upgrades every 60 s)."""
+RESPONDER_PATIENCE = 1.0
+"""Seconds the side that did not initiate waits before it dials: usually the other one is at it."""
+POLL = 5.0
+"""Seconds between looks at what is missing; changes are told at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to the peer."""
+
+    kind: int
+    where: str
+    """ "ip:port", or the relay's name."""
+    ip: str = ""
+    port: int = 0
+    relay: str = ""
+
+
+class Host(Protocol):
+    """What the keeper needs of the tunnel."""
+
+    settings: Settings
+    relays: RelayPool
+
+    async def resolve(self, peer: str, *, fresh: bool) -> peers.PeerInfo | None: ...
+    async def establish(
+        self, peer: str, sock: socket.socket, kind: int, relay: str, old: "Pairing | None"
+    ) -> "Pairing": ...
+
+
+@dataclass(slots=True)
+class Backoff:
+    failures: int = 0
+    until: float = 0.0
+    why: str = ""
+
+    def fail(self, now: float, why: str, most: float) -> None:
+        delay = min(BACKOFF_FIRST * 2 ** min(self.failures, 12), most)
+        self.failures += 1
+        self.until = now + delay * random.uniform(0.5, 1.5)
+        self.why = why
+
+
+class Keeper:
+    """See the module. `pairing` is None until the first link is up."""
+
+    def __init__(self, host: Host, peer: str, pairing: "Pairing | None", on_end: Callable[["Keeper"], None]) -> None:
+        self.host = host
+        self.peer = peer
+        self.pairing = pairing
+        self.failure = ""
+        """Why the last round found no path."""
+        self.unknown = False
+        """Nobody knows the peer."""
+        self.traceparent = ""
+        self._on_end = on_end
+        self._waiters: set[asyncio.Future[Pairing]] = set()
+        self._poked = asyncio.Event()
+        self._backoffs: dict[str, Backoff] = {}
+        self._fresh_next = False
+        self._joining = asyncio.Lock()
+        self._gap_since: dict[str, float] = {}
+        self.task = asyncio.create_task(self._run(), name=f"keeper {peer}")
+
+    # ---------------------------------------------------------------- for others
+
+    async def ready(self, timeout: float) -> "Pairing":
+        """The session, once it has one. TimeoutError after so many seconds."""
+        if self.pairing is not None:
+            return self.pairing
+        waiter: asyncio.Future[Pairing] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        self.poke()
+        try:
+            async with asyncio.timeout(timeout):
+                return await waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    def poke(self, *, forget: bool = False) -> None:
+        """Look again now. `forget`: what failed before may work now."""
+        if forget:
+            self._backoffs.clear()
+            self._fresh_next = True
+        self._poked.set()
+
+    def adopt(self, pairing: "Pairing") -> None:
+        """The session is up (by us, or by the peer)."""
+        self.pairing = pairing
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(pairing)
+        self._waiters.clear()
+        self.poke()
+
+    def explain(self) -> dict[str, str]:
+        """Candidates that failed, with the reason."""
+        return {where: backoff.why for where, backoff in self._backoffs.items() if backoff.why}
+
+    async def close(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    # ---------------------------------------------------------------- the task
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                self._poked.clear()
+                if self._over():
+                    return
+                gap = self._gap()
+                delay = POLL
+                if gap is not None:
+                    delay = await self._fill(gap)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(delay):
+                        await self._poked.wait()
+        finally:
+            self._on_end(self)
+
+    def _over(self) -> bool:
+        pairing, now = self.pairing, time.monotonic()
+        if pairing is None:
+            return not self._waiters
+        if pairing.ended:
+            return True
+        session = pairing.session
+        if session.linkless_since is not None and now - session.linkless_since > self.host.settings.session_hold:
+            pairing.end(
+                f"no path to {self.peer} for {self.host.settings.session_hold:g} s: {self.failure or 'all attempts failed'}"
+            )
+            return True
+        if pairing.keys.initiator and not session.streams and now - session.used_at > SESSION_IDLE:
+            pairing.end("idle")
+            return True
+        return False
+
+    def _gap(self) -> str | None:
+        """What is missing most, if this side should do something about it now."""
+        pairing = self.pairing
+        if pairing is None:
+            return "any"
+        session, now = pairing.session, time.monotonic()
+        links = [link for link in session.links if link.usable and not link.draining]
+        gap = None
+        if not links:
+            gap = "any"
+        elif paths.wants_standby(session.active):
+            gap = "standby" if len({link.relay for link in links if link.kind == RELAYED}) < 2 else "direct"
+        for name in list(self._gap_since):
+            if name != gap:
+                del self._gap_since[name]
+        if gap is None:
+            return None
+        since = self._gap_since.setdefault(gap, now)
+        patience = 0.0 if pairing.keys.initiator or gap == "direct" else RESPONDER_PATIENCE
+        if now - since < patience:
+            asyncio.get_running_loop().call_later(patience - (now - since) + 0.01, self._poked.set)
+            return None
+        return gap
+
+    async def _fill(self, gap: str) -> float:
+        """One round of attempts; returns how long to wait before the next."""
+        fresh, self._fresh_next = self._fresh_next, False
+        info = await self.host.resolve(self.peer, fresh=fresh)
+        self.unknown = info is None
+        candidates = self._candidates(info, gap)
+        now = time.monotonic()
+        due = [candidate for candidate in candidates if self._backoff(candidate).until <= now]
+        if due:
+            await self._race(due, gap)
+        if gap == "any" and (self.pairing is None or self.pairing.session.active is None):
+            self._fresh_next = True  # what we know may be stale
+            if not candidates:
+                self.failure = "nobody knows it" if info is None else "no address and no relay of it is known"
+        elif self._gap() not in (None, gap):
+            return 0.0
+        if not candidates:
+            return BACKOFF_URGENT if gap == "any" else POLL
+        soonest = min(self._backoff(candidate).until for candidate in candidates)
+        return min(max(soonest - time.monotonic(), 0.02), POLL)
+
+    def _backoff(self, candidate: Candidate) -> Backoff:
+        return self._backoffs.setdefault(candidate.where, Backoff())
+
+    def _candidates(self, info: peers.PeerInfo | None, gap: str) -> list[Candidate]:
+        """Ways that would fill the gap, best first."""
+        pairing = self.pairing
+        in_use = set()
+        if pairing is not None:
+            in_use = {link.relay for link in pairing.session.links if not link.closing and link.suspect_since is None}
+        found: dict[str, Candidate] = {}
+        if info is not None and gap != "standby":
+            for address in info.addresses[:16]:
+                where = dialling.join(address.ip, address.port)
+                found.setdefault(where, Candidate(DIRECT, where, address.ip, address.port))
+        if gap != "direct":
+            names = list(info.reservations) if info is not None else []
+            names += [name for name in self.host.relays.known() if name not in names]
+            for name in names[:8]:
+                if name not in in_use and name not in (self.peer, self.host.settings.node_name):
+                    client = self.host.relays.clients.get(name)
+                    if client is None or not client.draining:
+                        found.setdefault(name, Candidate(RELAYED, name, relay=name))
+        for where in [where for where in self._backoffs if where not in found]:
+            if len(self._backoffs) > 64:
+                del self._backoffs[where]
+        return list(found.values())
+
+    async def _race(self, due: list[Candidate], gap: str) -> None:
+        """Tries all, staggered, until one fills the gap."""
+        tasks: set[asyncio.Task[None]] = set()
+        start, relay_start = 0.0, 0.0
+        for candidate in due:
+            if candidate.kind == DIRECT:
+                tasks.add(asyncio.create_task(self._attempt(candidate, start, gap)))
+                start += STAGGER_PRIVATE if dialling.is_private(candidate.ip) else STAGGER_PUBLIC
+                relay_start = RELAY_HEADSTART
+            else:
+                tasks.add(asyncio.create_task(self._attempt(candidate, relay_start, gap)))
+                relay_start += STAGGER_PRIVATE
+        try:
+            while tasks:
+                done, tasks = await asyncio.wait(tasks, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    if (error := task.exception()) is not None:
+                        log.error("attempt failed", extra={"peer": self.peer, "error": repr(error)}, exc_info=error)
+                if self._filled(gap):
+                    return
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _filled(self, gap: str) -> bool:
+        pairing = self.pairing
+        if pairing is None:
+            return False
+        if pairing.ended:
+            return True
+        links = [link for link in pairing.session.links if not link.closing and link.suspect_since is None]
+        if gap == "any":
+            return bool(links)
+        if gap == "standby":
+            return len({link.relay for link in links}) > 1
+        return any(link.kind == DIRECT for link in links)
+
+    async def _attempt(self, candidate: Candidate, delay: float, gap: str) -> None:
+        await asyncio.sleep(delay)
+        backoff = self._backoff(candidate)
+        try:
+            if candidate.kind == DIRECT:
+                source = (self.host.settings.listen_address, 0)
+                sock = await dialling.connect(candidate.ip, candidate.port, source=source, timeout=CONNECT_TIMEOUT)
+            else:
+                client = self.host.relays.get(candidate.relay)
+                if client is None:
+                    raise LinkFailed(f"no address of relay {candidate.relay} is known")
+                sock = await client.connect(self.peer, self.traceparent)
+        except LinkFailed as error:
+            self._failed(candidate, backoff, error, gap)
+            return
+        async with self._joining:
+            # A connection that comes second is joined to the session that the first one made.
+            if self._filled(gap) and gap != "any":
+                sock.close()
+                return
+            try:
+                pairing = await self.host.establish(self.peer, sock, candidate.kind, candidate.relay, self.pairing)
+            except LinkFailed as error:
+                self._failed(candidate, backoff, error, gap)
+                return
+            backoff.failures, backoff.why = 0, ""
+            self.failure = ""
+            if pairing is not self.pairing:
+                self.adopt(pairing)
+
+    def _failed(self, candidate: Candidate, backoff: Backoff, error: LinkFailed, gap: str) -> None:
+        text = str(error)
+        if text != backoff.why:
+            log.info("no link", extra={"peer": self.peer, "path": candidate.where, "error": text})
+        backoff.fail(time.monotonic(), text, BACKOFF_URGENT if gap == "any" else BACKOFF_CALM)
+        self.failure = text
+
+
+def make_link(pairing: "Pairing", nonces: tuple[bytes, bytes], kind: int, relay: str, remote: str) -> Link:
+    """A link with the keys that follow from both nonces."""
+    keys = pairing.keys
+    return Link(keys.link_id(*nonces), kind, keys.link_cipher(*nonces), time.monotonic(), relay=relay, remote=remote)
+
+
+async def join(pairing: "Pairing", sock: socket.socket, kind: int, relay: str) -> bool:
+    """Adds a dialled connection to a session. False when the peer does not know the session any more."""
+    nonces = await handshake.join(sock, pairing.keys, HANDSHAKE_TIMEOUT)
+    if nonces is None:
+        return False
+    remote = dialling.name_of(sock.getpeername())
+    pairing.add_link(sock, make_link(pairing, nonces, kind, relay, remote))
+    return True

@@ -1,0 +1,21 @@
+"""Prometheus metrics of the tunnel. The stall histogram is the product's figure of merit."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+STALL = Histogram(
+    "causeway_stream_stall_seconds",
+    "Time during which a session's open streams stood still, by cause.",
+    ["cause"],
+    buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 30, 60),
+)
+SESSIONS = Gauge("causeway_tunnel_sessions", "Sessions with other nodes.")
+LINKS = Gauge("causeway_tunnel_links", "Links by kind of path.", ["path"])
+STREAMS = Gauge("causeway_tunnel_streams", "Streams open now.")
+STREAMS_TOTAL = Counter("causeway_tunnel_streams", "Streams since the start.", ["direction", "network"])
+REFUSED_TOTAL = Counter("causeway_tunnel_refused", "Streams that were not possible, by reason.", ["reason"])
+BYTES = Counter("causeway_tunnel_bytes", "Plain bytes of streams carried, by direction.", ["direction"])
+SWITCHES = Counter("causeway_tunnel_path_switches", "Changes of the active link.")
+RESENT = Counter("causeway_tunnel_records_resent", "Records sent again on another link.")
+HALF_OPEN = Gauge("causeway_tunnel_half_open", "Inbound connections that have not proved who they are.")
+REJECTED = Counter("causeway_tunnel_rejected", "Handshakes refused, by reason.", ["reason"])
+RESERVATIONS = Gauge("causeway_tunnel_reservations", "Relays on which this node holds a reservation.")

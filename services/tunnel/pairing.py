@@ -1,0 +1,280 @@
+"""A session with its sockets: carries out what the core decides."""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from services.tunnel import metrics
+from services.tunnel.core import events
+from services.tunnel.core.events import Event
+from services.tunnel.core.frames import Opening, Reason
+from services.tunnel.core.link import Link
+from services.tunnel.core.session import Session
+from services.tunnel.core.stream import Stream
+from services.tunnel.engine import Engine
+from services.tunnel.keys import SessionKeys
+from services.tunnel.linkio import LinkIO
+from services.tunnel.streamio import FlowIO, StreamIO
+
+log = logging.getLogger("tunnel")
+
+
+class Owner(Protocol):
+    """What a pairing tells the tunnel."""
+
+    def stream_opened(self, pairing: "Pairing", io: StreamIO | FlowIO, opening: Opening) -> None: ...
+    def stream_accepted(self, io: StreamIO | FlowIO) -> None: ...
+    def stream_closed(self, io: StreamIO | FlowIO, reason: Reason | None) -> None: ...
+    def links_changed(self, pairing: "Pairing", *, urgent: bool) -> None: ...
+    def stalled(self, pairing: "Pairing", cause: str, seconds: float) -> None: ...
+    def noted(self, pairing: "Pairing", note: bytes) -> None: ...
+    def pairing_ended(self, pairing: "Pairing", reason: str) -> None: ...
+    def wake(self) -> None: ...
+
+
+@dataclass(eq=False)
+class Pairing:
+    """The session with one peer, its links' and its streams' sockets."""
+
+    peer: str
+    keys: SessionKeys
+    session: Session
+    engine: Engine
+    owner: Owner
+    instance: str
+    """The run of the peer's tunnel that this session is with."""
+    blocked: list[StreamIO | FlowIO] = field(default_factory=list)
+    """Streams that are not read because the session is full."""
+    ended: str = ""
+    """Why it ended."""
+    flows: set[FlowIO] = field(default_factory=set)
+    _marked: bool = False
+    _pings: list[asyncio.Future[float]] = field(default_factory=list)
+    _counted: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    def mark(self) -> None:
+        """Something waits to be sent: flush at the end of this batch."""
+        if not self._marked:
+            self._marked = True
+            self.engine.dirty(self)
+
+    def flush(self, now: float) -> None:
+        """Seals what gathered and hands the links' queues to the kernel."""
+        self._marked = False
+        session = self.session
+        session.flush(now)
+        for link in session.links:
+            if link.queue and link.owner is not None:
+                link.owner.pump()
+        self.owner.wake()
+
+    def tick(self, now: float) -> None:
+        """What time brings."""
+        self.apply(self.session.tick(now))
+        if any(link.queue for link in self.session.links):
+            self.mark()
+
+    # ---------------------------------------------------------------- links
+
+    def add_link(self, sock: socket.socket, link: Link, head: bytes = b"") -> None:
+        """A joined connection becomes a link of the session; `head`: packets that were read already."""
+        io = LinkIO(self.engine, self, link, sock)
+        self.session.link_up(link, time.monotonic())
+        self.mark()
+        if head:
+            io.take(head)
+
+    async def round_trip(self) -> float:
+        """Measures the active path now, seconds."""
+        waiter: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._pings.append(waiter)
+        if self.session.active is not None:
+            self.session.probe(self.session.active, time.monotonic())
+            self.mark()
+        return await waiter
+
+    def count(self) -> None:
+        """Adds what was carried since the last time to the metrics."""
+        session = self.session
+        totals = (session.bytes_out, session.bytes_in, session.switches, session.resent)
+        counters = (metrics.BYTES.labels("out"), metrics.BYTES.labels("in"), metrics.SWITCHES, metrics.RESENT)
+        for counter, total, before in zip(counters, totals, self._counted, strict=True):
+            counter.inc(total - before)
+        self._counted = totals
+
+    def lose(self, io: LinkIO, cause: str) -> None:
+        """A link broke."""
+        link = io.link
+        io.close(reset=not link.closing)
+        if not link.closing and not self.ended:
+            log.info(
+                "link lost", extra={"peer": self.peer, "relay": link.relay, "remote": link.remote, "reason": cause}
+            )
+        self._take_down(link, "retired" if link.closing else "relay_lost" if link.relay else "path_lost")
+
+    def _take_down(self, link: Link, cause: str) -> None:
+        self.apply(self.session.link_down(link, time.monotonic(), cause))
+        self.mark()
+        if not self.ended:
+            self.owner.links_changed(self, urgent=cause != "retired")
+
+    # ---------------------------------------------------------------- streams
+
+    def open_stream(self, opening: Opening) -> StreamIO | FlowIO:
+        """A new stream to the peer; attach its socket next."""
+        stream = self.session.open(opening)
+        self.mark()
+        return self._io(stream)
+
+    def _io(self, stream: Stream) -> StreamIO | FlowIO:
+        if not stream.datagram:
+            return StreamIO(self.engine, self, stream)
+        flow = FlowIO(self.engine, self, stream)
+        self.flows.add(flow)
+        return flow
+
+    def accept(self, io: StreamIO | FlowIO, sock: socket.socket) -> None:
+        """The backend of a stream that the peer opened is connected."""
+        self.session.accept(io.stream)
+        io.attach(sock)
+        self.mark()
+
+    def refuse(self, io: StreamIO | FlowIO, reason: Reason) -> None:
+        """A stream that the peer opened goes nowhere."""
+        self.session.reset(io.stream, reason)
+        self.mark()
+        io.close(reset=True)
+
+    def closed(self, io: StreamIO | FlowIO) -> None:
+        """The stream's socket was given up."""
+        if isinstance(io, FlowIO):
+            self.flows.discard(io)
+        self.owner.stream_closed(io, None)
+
+    # ---------------------------------------------------------------- events
+
+    def apply(self, batch: list[Event]) -> None:
+        """Carries out what the core decided."""
+        for kind, subject, detail in batch:
+            if kind in (events.DATA, events.DATAGRAM):
+                if subject.owner is not None:
+                    subject.owner.deliver(detail)
+            else:
+                handler = _HANDLERS.get(kind)
+                if handler is not None:
+                    handler(self, subject, detail)
+
+    def _opened(self, stream: Stream, opening: Opening) -> None:
+        self.owner.stream_opened(self, self._io(stream), opening)
+
+    def _accepted(self, stream: Stream, _: None) -> None:
+        if stream.owner is not None:
+            self.owner.stream_accepted(stream.owner)
+
+    def _finished(self, stream: Stream, _: None) -> None:
+        if stream.owner is not None:
+            stream.owner.finish()
+
+    def _reset(self, stream: Stream, reason: Reason) -> None:
+        io = stream.owner
+        if io is not None:
+            self.owner.stream_closed(io, reason)
+            io.close(reset=True)
+
+    def _credit(self, stream: Stream, _: None) -> None:
+        if stream.owner is not None:
+            stream.owner.resume()
+
+    def _unblocked(self, _: None, __: None) -> None:
+        waiting, self.blocked = self.blocked, []
+        for io in waiting:
+            io.resume()
+
+    def _link_ready(self, link: Link, _: None) -> None:
+        log.info("link up", extra={"peer": self.peer, "relay": link.relay, "remote": link.remote, "path": link.kind})
+        self.mark()
+        self.owner.links_changed(self, urgent=False)
+
+    def _switched(self, link: Link | None, cause: str) -> None:
+        self.mark()
+        if link is not None:
+            log.info(
+                "path switched", extra={"peer": self.peer, "relay": link.relay, "remote": link.remote, "reason": cause}
+            )
+
+    def _suspected(self, link: Link, _: None) -> None:
+        log.info("link suspect", extra={"peer": self.peer, "relay": link.relay, "remote": link.remote})
+        self.mark()
+        self.owner.links_changed(self, urgent=True)
+
+    def _recovered(self, link: Link, _: None) -> None:
+        log.info("link recovered", extra={"peer": self.peer, "relay": link.relay, "remote": link.remote})
+
+    def _close_link(self, link: Link, cause: str) -> None:
+        if link.owner is not None:
+            link.owner.close(reset=cause == "silent")
+        self._take_down(link, "retired" if cause == "retired" else "relay_silent" if link.relay else "path_silent")
+
+    def _stalled(self, cause: str, seconds: float) -> None:
+        self.owner.stalled(self, cause, seconds)
+
+    def _noted(self, _: Link, note: bytes) -> None:
+        self.owner.noted(self, note)
+
+    def _measured(self, link: Link, seconds: float) -> None:
+        if link is self.session.active:
+            waiters, self._pings = self._pings, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(seconds)
+
+    def _ended(self, _: None, __: None) -> None:
+        self.end("the peer ended the session", say=False)
+
+    # ---------------------------------------------------------------- the end
+
+    def end(self, reason: str, *, say: bool = True) -> None:
+        """The session is over: its streams end with the reason, its links are closed."""
+        if self.ended:
+            return
+        self.ended = reason
+        if say:
+            self.session.end(time.monotonic())
+            for link in self.session.links:
+                link.owner.pump()
+        for stream in list(self.session.streams.values()):
+            if stream.owner is not None:
+                self.owner.stream_closed(stream.owner, Reason(0, reason))
+                stream.owner.close(reset=True)
+        self.session.streams.clear()
+        for link in list(self.session.links):
+            if link in self.session.links:
+                link.owner.close(reset=False)
+        self.session.links.clear()
+        for waiter in self._pings:
+            waiter.cancel()
+        self.session.discard()
+        self.owner.pairing_ended(self, reason)
+
+
+_HANDLERS: dict[int, Callable[..., None]] = {
+    events.OPENED: Pairing._opened,
+    events.ACCEPTED: Pairing._accepted,
+    events.FINISHED: Pairing._finished,
+    events.RESET: Pairing._reset,
+    events.CREDIT: Pairing._credit,
+    events.UNBLOCKED: Pairing._unblocked,
+    events.LINK_READY: Pairing._link_ready,
+    events.SWITCHED: Pairing._switched,
+    events.SUSPECTED: Pairing._suspected,
+    events.RECOVERED: Pairing._recovered,
+    events.CLOSE_LINK: Pairing._close_link,
+    events.STALLED: Pairing._stalled,
+    events.NOTE: Pairing._noted,
+    events.MEASURED: Pairing._measured,
+    events.ENDED: Pairing._ended,
+}

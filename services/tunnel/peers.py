@@ -1,0 +1,246 @@
+"""Clients of the tunnel: the local discovery service, and the control protocol of relays. Protobuf ends here."""
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from protos import discovery_pb2, discovery_pb2_grpc, relay_pb2
+from services.runtime import dial
+
+log = logging.getLogger("tunnel")
+
+RESOLVE_TIMEOUT = 6.0
+REPORT_TIMEOUT = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAddress:
+    """Where a node may be dialled. `port`: its tunnel seen there."""
+
+    ip: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerInfo:
+    """A node as far as the tunnel cares."""
+
+    name: str
+    addresses: tuple[PeerAddress, ...] = ()
+    """Empty ports left out: a node that does not listen has none."""
+    relay_addresses: tuple[tuple[str, int], ...] = ()
+    """Where its relay listens; empty when it offers none."""
+    relay_rank: int = 0
+    """Position in relayNodes, 0: not named there."""
+    relay_draining: bool = False
+    reservations: tuple[str, ...] = ()
+    """Relays on which it can be reached, best first."""
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReservationReport:
+    """A reservation of this node; round trip in seconds."""
+
+    relay: str
+    rtt: float
+
+
+def _peer(peer: discovery_pb2.Peer) -> PeerInfo:
+    record = peer.record
+    offers_relay = record.HasField("relay") or (peer.relay_rank > 0 and not peer.verified)
+    return PeerInfo(
+        name=record.node_name,
+        addresses=tuple(
+            PeerAddress(address.ip, address.tunnel_port or record.tunnel_port)
+            for address in record.addresses
+            if address.tunnel_port or record.tunnel_port
+        ),
+        relay_addresses=tuple((address.ip, record.relay_port or 20007) for address in record.addresses)
+        if offers_relay
+        else (),
+        relay_rank=peer.relay_rank,
+        relay_draining=record.relay.draining,
+        reservations=tuple(reservation.relay for reservation in record.reservations),
+        revision=record.revision,
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=max(seconds, 0.0)))
+    return duration
+
+
+class Discovery:
+    """The local discovery service as seen by the tunnel."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._channel = dial.local_channel(run_dir, "discovery")
+        self._stub = discovery_pb2_grpc.DiscoveryServiceStub(self._channel)
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+    async def follow(
+        self, on_peer: Callable[[PeerInfo], None], on_removed: Callable[[str], None], on_synced: Callable[[], None]
+    ) -> None:
+        """Watches peers for ever. `on_synced` after every (re)connection, when the snapshot is complete."""
+
+        def open_watch(revision: int) -> AsyncIterator[discovery_pb2.WatchPeersResponse]:
+            call = self._stub.WatchPeers(discovery_pb2.WatchPeersRequest(resume_revision=revision))
+            return aiter(call)
+
+        def on_event(response: discovery_pb2.WatchPeersResponse) -> None:
+            match response.WhichOneof("event"):
+                case "added":
+                    on_peer(_peer(response.added))
+                case "removed":
+                    on_removed(response.removed)
+                case "synced":
+                    on_synced()
+
+        await dial.follow(open_watch, on_event, name="peers")
+
+    async def resolve(self, name: str, *, fresh: bool) -> PeerInfo | None:
+        """The peer as discovery knows it or can find it out; None when nobody knows it, or discovery is away."""
+        request = discovery_pb2.ResolvePeerRequest(node_name=name, fresh=fresh)
+        try:
+            response = await self._stub.ResolvePeer(request, timeout=RESOLVE_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            if error.code() != grpc.StatusCode.NOT_FOUND:
+                log.debug("resolve failed", extra={"peer": name, "error": error.details()})
+            return None
+        return _peer(response.peer)
+
+    async def report(self, port: int, reservations: list[ReservationReport], observed: list[tuple[str, int]]) -> bool:
+        """Says what this node's record shall hold of the tunnel. False when discovery is away."""
+        report = discovery_pb2.TunnelReport(
+            port=port,
+            reservations=[
+                discovery_pb2.Reservation(relay=item.relay, rtt=_duration(item.rtt)) for item in reservations
+            ],
+            observed=[
+                discovery_pb2.Address(ip=ip, source=discovery_pb2.ADDRESS_SOURCE_OBSERVED, tunnel_port=port_seen)
+                for ip, port_seen in observed
+            ],
+        )
+        try:
+            await self._stub.ReportSelf(discovery_pb2.ReportSelfRequest(tunnel=report), timeout=REPORT_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            log.debug("report failed", extra={"error": error.details()})
+            return False
+        return True
+
+
+# ---------------------------------------------------------------- the relay's control protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Welcomed:
+    relay: str
+    observed: str
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A reservation; seconds to live."""
+
+    ttl: float
+
+
+@dataclass(frozen=True, slots=True)
+class LegOffer:
+    """Open a leg with this token. `peer`: who wants us; empty when we asked."""
+
+    token: bytes
+    peer: str
+    timeout: float
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """`reason` as in RefusedReason, e.g. "no-reservation"."""
+
+    reason: str
+    message: str
+    retry_after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    permille: int
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """Move away by the deadline; begin at a random time within `spread` (seconds)."""
+
+    deadline: float
+    spread: float
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedBy:
+    reason: str
+    message: str
+
+
+RelayMessage = Welcomed | Granted | LegOffer | Denied | Load | Draining | RejectedBy | None
+
+
+def encode_hello(cluster: str, node: str, relay: str) -> bytes:
+    hello = relay_pb2.Hello(version=1, cluster=cluster, node_name=node, expected_relay=relay)
+    return relay_pb2.ControlMessage(hello=hello).SerializeToString()
+
+
+def encode_reserve(number: int) -> bytes:
+    return relay_pb2.ControlMessage(id=number, reserve=relay_pb2.Reserve()).SerializeToString()
+
+
+def encode_connect(number: int, peer: str, traceparent: str) -> bytes:
+    connect = relay_pb2.Connect(peer=peer, traceparent=traceparent)
+    return relay_pb2.ControlMessage(id=number, connect=connect).SerializeToString()
+
+
+def encode_heartbeat(number: int) -> bytes:
+    return relay_pb2.ControlMessage(id=number, heartbeat=relay_pb2.Heartbeat()).SerializeToString()
+
+
+def encode_reject(reason: str, message: str) -> bytes:
+    return relay_pb2.ControlMessage(reject=relay_pb2.Reject(reason=reason, message=message)).SerializeToString()
+
+
+def decode_relay(data: bytes) -> tuple[int, RelayMessage]:
+    """A control message of a relay: the request's number, and what it says (None: nothing we know)."""
+    message = relay_pb2.ControlMessage.FromString(data)
+    decoded: RelayMessage = None
+    match message.WhichOneof("body"):
+        case "welcome":
+            decoded = Welcomed(message.welcome.node_name, message.welcome.observed)
+        case "reserved":
+            decoded = Granted(message.reserved.ttl.ToTimedelta().total_seconds())
+        case "circuit":
+            decoded = LegOffer(message.circuit.token, "", message.circuit.timeout.ToTimedelta().total_seconds())
+        case "incoming":
+            incoming = message.incoming
+            timeout = incoming.timeout.ToTimedelta().total_seconds()
+            decoded = LegOffer(incoming.token, incoming.peer, timeout, incoming.traceparent)
+        case "refused":
+            reason = relay_pb2.RefusedReason.Name(message.refused.reason).removeprefix("REFUSED_REASON_")
+            retry = message.refused.retry_after.ToTimedelta().total_seconds()
+            decoded = Denied(reason.lower().replace("_", "-"), message.refused.message, retry)
+        case "heartbeat":
+            decoded = Load(message.heartbeat.load_permille)
+        case "drain":
+            drain = message.drain
+            decoded = Draining(drain.deadline.ToTimedelta().total_seconds(), drain.spread.ToTimedelta().total_seconds())
+        case "reject":
+            decoded = RejectedBy(message.reject.reason, message.reject.message)
+    return message.id, decoded

@@ -1,0 +1,416 @@
+"""Control connections to relays: reservations, circuits on demand, heartbeats, drain.
+
+One `RelayClient` per relay, each with one task; `RelayPool` decides which relays this node holds on to.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable
+
+from services.runtime.identity import Identity, Rejection
+from services.runtime.tls import FramedTls, TlsError
+from services.tunnel import dialling, peers
+from services.tunnel.config import HANDSHAKE_TIMEOUT, RELAYS_HELD, Settings
+from services.tunnel.core.link import RoundTrip
+from services.tunnel.dialling import CONNECT_TIMEOUT
+from services.tunnel.errors import LinkFailed, RelayRefused
+from services.tunnel.peers import (
+    Denied,
+    Draining,
+    Granted,
+    LegOffer,
+    Load,
+    PeerInfo,
+    RejectedBy,
+    ReservationReport,
+    Welcomed,
+)
+
+log = logging.getLogger("tunnel")
+
+LEG_MAGIC = b"CWL1"
+LEG_READY = b"\x01"
+HEARTBEAT = 5.0
+"""Seconds between heartbeats: a relay that died in silence shall not be asked for circuits for long."""
+HEARTBEAT_TIMEOUT = 3.0
+BACKOFF_FIRST, BACKOFF_MOST = 0.2, 3.0
+"""Seconds between attempts, doubling, +- 50 % (NetBird: quick at first; ours stays quick, as a relay that
+returns may be the only path)."""
+REQUEST_TIMEOUT = 5.0
+ON_DEMAND_IDLE = 120.0
+"""A control connection that was opened for one circuit is closed after so many seconds."""
+
+
+class RelayClient:
+    """This node's dealings with one relay."""
+
+    def __init__(self, pool: "RelayPool", name: str, *, hold: bool) -> None:
+        self.name = name
+        self.hold = hold
+        """Keep a reservation; else it was opened on demand for a circuit."""
+        self.state = "connecting"
+        self.address = ""
+        self.observed = ""
+        self.rtt = RoundTrip()
+        self.reserved_until: float | None = None
+        self.draining = False
+        self.load = 0
+        self.used_at = time.monotonic()
+        self._pool = pool
+        self._tls: FramedTls | None = None
+        self._up = asyncio.Event()
+        self._answers: dict[int, asyncio.Future[peers.RelayMessage]] = {}
+        self._number = 0
+        self._legs: set[asyncio.Task[None]] = set()
+        self._failures = 0
+        self._complaint = ""
+        self._retry = asyncio.Event()
+        self.task = asyncio.create_task(self._run(), name=f"relay {name}")
+
+    @property
+    def reserved(self) -> bool:
+        """The node can be reached through this relay now."""
+        return self.reserved_until is not None and not self.draining
+
+    def retry_now(self) -> None:
+        """Forget the backoff: something changed."""
+        self._retry.set()
+
+    async def connect(self, peer: str, traceparent: str = "") -> socket.socket:
+        """A circuit to a peer, ready for its first byte. LinkFailed or RelayRefused."""
+        self.used_at = time.monotonic()
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT):
+                await self._up.wait()
+            answer = await self._ask(lambda number: peers.encode_connect(number, peer, traceparent))
+        except TimeoutError:
+            raise LinkFailed(f"relay {self.name} did not answer ({self.state})") from None
+        if isinstance(answer, Denied):
+            raise RelayRefused(answer.reason, f"relay {self.name}: {answer.message or answer.reason}")
+        if not isinstance(answer, LegOffer):
+            raise LinkFailed(f"relay {self.name} gave no circuit")
+        return await self._open_leg(answer)
+
+    # ---------------------------------------------------------------- the connection
+
+    async def _run(self) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                await self._serve()
+            except (LinkFailed, TlsError, EOFError, OSError, TimeoutError, ValueError) as error:
+                text = str(error) or type(error).__name__
+                self.state = f"failed: {text}"
+                if text != self._complaint:
+                    self._complaint = text
+                    log.warning("relay control failed", extra={"relay": self.name, "error": text})
+            finally:
+                self._down()
+            if time.monotonic() - began > 10:
+                self._failures = 0
+            delay = min(BACKOFF_FIRST * 2**self._failures, BACKOFF_MOST) * random.uniform(0.5, 1.5)
+            self._failures = min(self._failures + 1, 10)
+            self._retry.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._retry.wait()
+
+    async def _serve(self) -> None:
+        self.state = "connecting"
+        sock = await self._dial()
+        tls = await FramedTls.start(sock, self._pool.identity, server=False, timeout=HANDSHAKE_TIMEOUT)
+        try:
+            try:
+                tls.judge(self.name)
+            except Rejection as rejection:
+                await tls.send(peers.encode_reject(rejection.reason, str(rejection)))
+                raise LinkFailed(f"{rejection.reason}: {rejection}") from rejection
+            settings = self._pool.settings
+            await tls.send(peers.encode_hello(settings.cluster, settings.node_name, self.name))
+            _, welcome = peers.decode_relay(await asyncio.wait_for(tls.receive(), HANDSHAKE_TIMEOUT))
+            if isinstance(welcome, RejectedBy):
+                raise LinkFailed(f"refused by the relay: {welcome.reason}: {welcome.message}")
+            if not isinstance(welcome, Welcomed):
+                raise LinkFailed("the relay did not say welcome")
+            self.observed, self.state, self.draining = welcome.observed, "connected", False
+            self._tls = tls
+            self._up.set()
+            async with asyncio.TaskGroup() as group:
+                reading = group.create_task(self._read(tls))
+                try:
+                    await self._beat(tls)
+                finally:
+                    reading.cancel()
+        except* (LinkFailed, TlsError, EOFError, OSError, TimeoutError, ValueError) as errors:
+            raise _first(errors) from None
+        finally:
+            await asyncio.shield(tls.close())
+
+    async def _dial(self) -> socket.socket:
+        info = self._pool.relay_info(self.name)
+        addresses = info.relay_addresses if info is not None else ()
+        if not addresses:
+            raise LinkFailed("no address of this relay is known")
+        failure: LinkFailed | None = None
+        for ip, port in addresses:
+            try:
+                sock = await dialling.connect(ip, port, source=self._pool.control_source())
+                self.address = dialling.join(ip, port)
+                return sock
+            except LinkFailed as error:
+                failure = error
+        assert failure is not None
+        raise failure
+
+    async def _beat(self, tls: FramedTls) -> None:
+        """Reserves, refreshes, and asks now and then whether the relay is alive."""
+        loop = asyncio.get_running_loop()
+        refresh_at = 0.0
+        while True:
+            now = loop.time()
+            if self.hold and not self.draining and now >= refresh_at:
+                answer = await self._ask(peers.encode_reserve)
+                if isinstance(answer, Granted):
+                    was = self.reserved
+                    self.reserved_until = now + answer.ttl
+                    refresh_at = now + answer.ttl / 2
+                    self.state, self._complaint, self._failures = "reserved", "", 0
+                    if not was:
+                        log.info("relay reserved", extra={"relay": self.name, "observed": self.observed})
+                        self._pool.changed()
+                elif isinstance(answer, Denied):
+                    self.state = f"refused: {answer.message or answer.reason}"
+                    refresh_at = now + max(answer.retry_after, 1.0)
+            began = time.monotonic()
+            answer = await self._ask(peers.encode_heartbeat)
+            self.rtt.sample(time.monotonic() - began)
+            if isinstance(answer, Load):
+                self.load = answer.permille
+            if not self.hold and time.monotonic() - self.used_at > ON_DEMAND_IDLE:
+                self._pool.forget(self)
+                return
+            await asyncio.sleep(HEARTBEAT)
+
+    async def _read(self, tls: FramedTls) -> None:
+        while True:
+            number, message = peers.decode_relay(await tls.receive())
+            waiting = self._answers.pop(number, None) if number else None
+            if waiting is not None and not waiting.done():
+                waiting.set_result(message)
+            elif isinstance(message, LegOffer) and message.peer:
+                self._spawn(self._answer_leg(message))
+            elif isinstance(message, Draining):
+                self.draining = True
+                self.reserved_until = None
+                self.state = "draining"
+                log.info("relay drains", extra={"relay": self.name})
+                self._spawn(self._leave(message))
+            elif isinstance(message, RejectedBy):
+                raise LinkFailed(f"refused by the relay: {message.reason}: {message.message}")
+
+    async def _ask(self, encode: Callable[[int], bytes]) -> peers.RelayMessage:
+        tls = self._tls
+        if tls is None:
+            raise LinkFailed(f"not connected to relay {self.name} ({self.state})")
+        self._number += 1
+        number = self._number
+        waiting: asyncio.Future[peers.RelayMessage] = asyncio.get_running_loop().create_future()
+        self._answers[number] = waiting
+        try:
+            async with asyncio.timeout(HEARTBEAT_TIMEOUT):
+                await tls.send(encode(number))
+                return await waiting
+        except TimeoutError:
+            # Alive on paper only: a zombie connection must not pass for a reservation (iroh #4476).
+            tls.abort()
+            raise LinkFailed(f"relay {self.name} did not answer within {HEARTBEAT_TIMEOUT:g} s") from None
+        except asyncio.CancelledError:
+            if waiting.cancelled():
+                raise LinkFailed(f"the connection to relay {self.name} broke") from None
+            raise
+        finally:
+            self._answers.pop(number, None)
+
+    def _down(self) -> None:
+        was = self.reserved
+        self._tls = None
+        self._up.clear()
+        self.reserved_until = None
+        for waiting in self._answers.values():
+            if not waiting.done():
+                waiting.set_exception(LinkFailed(f"the connection to relay {self.name} broke"))
+                waiting.exception()
+        self._answers.clear()
+        if was:
+            self._pool.changed()
+
+    # ---------------------------------------------------------------- circuits
+
+    async def _open_leg(self, offer: LegOffer) -> socket.socket:
+        ip, _, port = self.address.rpartition(":")
+        source = (self._pool.settings.listen_address, 0)
+        sock = await dialling.connect(
+            ip.strip("[]"), int(port), source=source, timeout=min(offer.timeout, CONNECT_TIMEOUT)
+        )
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(offer.timeout):
+                await loop.sock_sendall(sock, LEG_MAGIC + offer.token)
+                if await loop.sock_recv(sock, 1) != LEG_READY:
+                    raise LinkFailed(f"relay {self.name} closed the circuit before it was complete")
+            return sock
+        except (OSError, TimeoutError) as error:
+            sock.close()
+            raise LinkFailed(f"relay {self.name}: the other leg did not come") from error
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _answer_leg(self, offer: LegOffer) -> None:
+        try:
+            sock = await self._open_leg(offer)
+        except LinkFailed as error:
+            log.info("circuit failed", extra={"relay": self.name, "peer": offer.peer, "error": str(error)})
+            return
+        await self._pool.on_circuit(sock, self.name)
+
+    async def _leave(self, notice: Draining) -> None:
+        await asyncio.sleep(random.uniform(0, notice.spread))
+        self._pool.drained(self.name)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        if len(self._legs) >= 256:  # a relay that floods us with offers
+            if asyncio.iscoroutine(work):
+                work.close()
+            return
+        task = asyncio.ensure_future(work)
+        self._legs.add(task)
+        task.add_done_callback(self._legs.discard)
+
+    async def close(self) -> None:
+        """Ends the control connection; circuits stay."""
+        tasks = [self.task, *self._legs]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, Exception)
+    return error
+
+
+class RelayPool:
+    """The relays this node deals with: up to RELAYS_HELD with a reservation, others for single circuits."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        identity: Identity,
+        on_circuit: Callable[[socket.socket, str], Awaitable[None]],
+        on_change: Callable[[], None],
+        on_drained: Callable[[str], None],
+    ) -> None:
+        self.settings = settings
+        self.identity = identity
+        self.on_circuit = on_circuit
+        self.changed = on_change
+        self.drained = on_drained
+        self.clients: dict[str, RelayClient] = {}
+        self._known: dict[str, PeerInfo] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    def control_source(self) -> tuple[str, int]:
+        """Control connections come from the listen port, so that relays see its mapping."""
+        return self.settings.listen_address, self.settings.listen_port
+
+    def relay_info(self, name: str) -> PeerInfo | None:
+        return self._known.get(name)
+
+    def known(self) -> list[str]:
+        """Relays that may serve circuits, those named in relayNodes first."""
+        usable = [info for info in self._known.values() if not info.relay_draining]
+        return [info.name for info in sorted(usable, key=lambda info: (info.relay_rank or 1 << 30, info.name))]
+
+    def update(self, info: PeerInfo) -> None:
+        """A peer appeared or changed."""
+        if info.name == self.settings.node_name:
+            return
+        if info.relay_addresses:
+            news = self._known.get(info.name)
+            self._known[info.name] = info
+            client = self.clients.get(info.name)
+            if client is not None and news is not None and news.relay_addresses != info.relay_addresses:
+                client.retry_now()
+        else:
+            self._known.pop(info.name, None)
+        self._choose()
+
+    def remove(self, name: str) -> None:
+        """A peer is gone. A control connection that works is kept: the relay knows better."""
+        self._known.pop(name, None)
+        client = self.clients.get(name)
+        if client is not None and client.reserved_until is None:
+            self.forget(client)
+        self._choose()
+
+    def _choose(self) -> None:
+        held = [client for client in self.clients.values() if client.hold]
+        for name in self.known():
+            if len(held) >= RELAYS_HELD:
+                break
+            client = self.clients.get(name)
+            if client is None:
+                client = self.clients[name] = RelayClient(self, name, hold=True)
+                held.append(client)
+            elif not client.hold:
+                client.hold = True
+                held.append(client)
+
+    def get(self, name: str) -> RelayClient | None:
+        """The client of a relay, made on demand; None when no address of it is known."""
+        client = self.clients.get(name)
+        if client is None and name in self._known and len(self.clients) < 64:
+            client = self.clients[name] = RelayClient(self, name, hold=False)
+        return client
+
+    def forget(self, client: RelayClient) -> None:
+        """Closes a client in the background."""
+        if self.clients.get(client.name) is client:
+            del self.clients[client.name]
+            task = asyncio.create_task(client.close())
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+    def reservations(self) -> list[ReservationReport]:
+        """For this node's record, the nearest first."""
+        reports = [
+            ReservationReport(client.name, client.rtt.smoothed or 0.0)
+            for client in self.clients.values()
+            if client.reserved
+        ]
+        return sorted(reports, key=lambda report: report.rtt)
+
+    def observed(self) -> list[tuple[str, int]]:
+        """Addresses under which relays see this node, each once."""
+        seen = {client.observed for client in self.clients.values() if client.reserved and client.observed}
+        return [(ip.strip("[]"), int(port)) for ip, _, port in (address.rpartition(":") for address in sorted(seen))]
+
+    def retry_all(self) -> None:
+        """The network changed: forget all backoffs."""
+        for client in self.clients.values():
+            client.retry_now()
+
+    async def close(self) -> None:
+        """Ends all control connections."""
+        await asyncio.gather(
+            *(client.close() for client in self.clients.values()), *self._leaving, return_exceptions=True
+        )
+        self.clients.clear()

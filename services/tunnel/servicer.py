@@ -1,0 +1,208 @@
+"""Protobuf ↔ domain, server side: TunnelService, and the messages of the attach socket."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from protos import tunnel_pb2 as pb
+from protos import tunnel_pb2_grpc
+from services.runtime import serve
+from services.tunnel.core import frames
+from services.tunnel.core.frames import Opening, Reason
+from services.tunnel.errors import UNKNOWN_NODE, Refused
+from services.tunnel.status import LinkStatus, TunnelStatus
+
+FULL_NAME = "causeway.tunnel.v1.TunnelService"
+add_to_server: Callable[..., Any] = tunnel_pb2_grpc.add_TunnelServiceServicer_to_server
+
+NETWORK = {frames.TCP: pb.NETWORK_TCP, frames.UDP: pb.NETWORK_UDP}
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A stream that a peer asks for; `path` is a link kind."""
+
+    token: bytes
+    peer: str
+    opening: Opening
+    traceparent: str
+    path: int
+
+
+@dataclass(slots=True)
+class OpenRequest:
+    """Start a stream."""
+
+    number: int
+    node: str
+    opening: Opening
+    head: bytes
+    datagrams: tuple[bytes, ...]
+    timeout: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answers an offer; `refusal` None: accepted, and a descriptor came along."""
+
+    token: bytes
+    refusal: Reason | None
+
+
+class Tunnel(Protocol):
+    """What the servicer needs of the driver."""
+
+    async def next_offers(self, listener: object) -> list[Offer]: ...
+    def listen(self, listener: object) -> None: ...
+    def unlisten(self, listener: object) -> None: ...
+    async def ping(self, node: str, count: int, timeout: float) -> tuple[list[float], LinkStatus]: ...
+    def status(self) -> TunnelStatus: ...
+
+
+def decode_attach(data: bytes) -> OpenRequest | Answer:
+    """A message of the attach socket. ValueError when it is none."""
+    try:
+        message = pb.Attach.FromString(data)
+    except Exception as error:
+        raise ValueError("not an Attach message") from error
+    role = message.WhichOneof("role")
+    if role == "open":
+        request = message.open
+        target = request.target
+        opening = Opening(
+            frames.UDP if target.network == pb.NETWORK_UDP else frames.TCP,
+            target.address,
+            target.service,
+            request.traceparent,
+            request.client,
+        )
+        timeout = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else 0.0
+        return OpenRequest(message.id, request.node, opening, request.head, tuple(request.datagrams), timeout)
+    if role == "accept":
+        return Answer(message.accept.token, None)
+    if role == "refuse":
+        refusal = message.refuse.refusal
+        return Answer(message.refuse.token, Reason(refusal.reason, refusal.message))
+    raise ValueError("an Attach message without open, accept or refuse")
+
+
+def encode_result(number: int, refusal: Reason | None, path: int) -> bytes:
+    """AttachResult."""
+    result = pb.AttachResult(id=number, path=path)  # type: ignore[arg-type]
+    if refusal is not None:
+        result.refusal.reason = refusal.code  # type: ignore[assignment]
+        result.refusal.message = refusal.message
+    return result.SerializeToString()
+
+
+class TunnelServicer(tunnel_pb2_grpc.TunnelServiceServicer):
+    """gRPC on tunnel.sock."""
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        self._tunnel = tunnel
+
+    async def Listen(self, request: pb.ListenRequest, context: Any) -> AsyncIterator[pb.ListenResponse]:
+        """See protos/tunnel.proto."""
+        listener = object()
+        self._tunnel.listen(listener)
+        try:
+            while True:
+                offers = await self._tunnel.next_offers(listener)
+                if not offers:
+                    await context.abort(grpc.StatusCode.ABORTED, "another listener took over")
+                yield pb.ListenResponse(
+                    offers=[
+                        pb.Offer(
+                            token=offer.token,
+                            peer=offer.peer,
+                            target=pb.Target(
+                                network=NETWORK[offer.opening.network],
+                                address=offer.opening.address,
+                                service=offer.opening.service,
+                            ),
+                            traceparent=offer.traceparent,
+                            client=offer.opening.client,
+                            path=offer.path,  # type: ignore[arg-type]
+                        )
+                        for offer in offers
+                    ]
+                )
+        finally:
+            self._tunnel.unlisten(listener)
+
+    async def PingPeer(self, request: pb.PingPeerRequest, context: Any) -> pb.PingPeerResponse:
+        """See protos/tunnel.proto."""
+        count = min(max(request.count, 1), 100)
+        timeout = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else 15.0
+        try:
+            rtts, link = await self._tunnel.ping(request.node_name, count, timeout)
+        except Refused as error:
+            unknown = error.reason.code == UNKNOWN_NODE
+            code = grpc.StatusCode.NOT_FOUND if unknown else grpc.StatusCode.UNAVAILABLE
+            await serve.abort(context, code, "UNKNOWN_NODE" if unknown else "NO_PATH", str(error))
+        return pb.PingPeerResponse(rtts=[_duration(rtt) for rtt in rtts], link=_link(link))
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
+        """See protos/tunnel.proto."""
+        await asyncio.sleep(0)
+        status = self._tunnel.status()
+        return pb.GetStatusResponse(
+            node_name=status.node_name,
+            listen_port=status.listen_port,
+            sessions=[
+                pb.Session(
+                    id=session.id,
+                    peer=session.peer,
+                    state=session.state,
+                    links=[_link(link) for link in session.links],
+                    streams=session.streams,
+                    age=_duration(session.age),
+                    bytes_sent=session.bytes_sent,
+                    bytes_received=session.bytes_received,
+                    unacked_bytes=session.unacked_bytes,
+                    records_resent=session.records_resent,
+                    records_duplicate=session.records_duplicate,
+                    switches=session.switches,
+                )
+                for session in status.sessions
+            ],
+            relays=[
+                pb.RelayControl(
+                    relay=relay.relay,
+                    address=relay.address,
+                    state=relay.state,
+                    rtt=_duration(relay.rtt) if relay.rtt is not None else None,
+                    observed=relay.observed,
+                    expires_in=_duration(relay.expires_in) if relay.expires_in is not None else None,
+                )
+                for relay in status.relays
+            ],
+            streams=status.streams,
+            streams_total=status.streams_total,
+            warnings=status.warnings,
+        )
+
+
+def _duration(seconds: float) -> Duration:
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=max(seconds, 0.0)))
+    return duration
+
+
+def _link(link: LinkStatus) -> pb.Link:
+    return pb.Link(
+        kind=link.kind,  # type: ignore[arg-type]
+        relay=link.relay,
+        remote=link.remote,
+        state=link.state,
+        rtt=_duration(link.rtt),
+        age=_duration(link.age),
+        bytes_sent=link.bytes_sent,
+        bytes_received=link.bytes_received,
+        why=link.why,
+    )

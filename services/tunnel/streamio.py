@@ -1,0 +1,326 @@
+"""A stream's socket: the application's (or backend's) bytes in and out of the session.
+
+The socket was passed in by the proxy and is ours alone. Bytes are read straight into the record that is
+being gathered and written straight from the record that was opened; only what the application does not
+take at once is copied, and that is bounded by the stream's credit.
+"""
+
+import contextlib
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from services.tunnel.core.frames import Reason
+from services.tunnel.core.stream import Stream
+from services.tunnel.engine import BROKEN, IN, OUT, Engine
+
+if TYPE_CHECKING:
+    from services.runtime.telemetry import Span
+    from services.tunnel.attach import Connection
+    from services.tunnel.pairing import Pairing
+
+COMPACT = 1024 * 1024
+"""Bytes already sent at the front of the waiting buffer before it is moved up."""
+SEQPACKET_CHUNK = 60 * 1024
+"""Largest chunk for an attached connection that is itself the stream: one message must fit its send buffer."""
+DATAGRAM_SIZE = 65_535
+FLOW_BACKLOG = 64
+"""Datagrams of a flow that wait for its socket; then the oldest are dropped."""
+FLOW_IDLE = 60.0
+"""Seconds without a datagram after which a UDP flow ends."""
+REFUSED_BY_RESET = Reason(0, "the connection was reset")
+
+
+class StreamIO:
+    """One TCP (or Unix) connection. `sock` may come later: what arrives until then waits, within the credit."""
+
+    __slots__ = (
+        "_descriptor",
+        "_engine",
+        "_mask",
+        "_out",
+        "_out_start",
+        "eof",
+        "finished",
+        "pairing",
+        "result",
+        "sock",
+        "span",
+        "stream",
+    )
+
+    def __init__(self, engine: Engine, pairing: "Pairing", stream: Stream) -> None:
+        self.stream = stream
+        self.sock: socket.socket | None = None
+        self.eof = False
+        """The application sends no more."""
+        self.finished = False
+        """The peer sends no more; becomes a shutdown once all has been written."""
+        self.result: tuple[Connection, int] | None = None
+        """Where, and under which number, the outcome of an Attach is awaited."""
+        self.span: Span | None = None
+        self._engine = engine
+        self.pairing = pairing
+        self._descriptor = -1
+        self._mask = 0
+        self._out = bytearray()
+        self._out_start = 0
+        stream.owner = self
+
+    def attach(self, sock: socket.socket) -> None:
+        """From now on this is the other end of the stream."""
+        sock.setblocking(False)
+        self.sock = sock
+        self._descriptor = sock.fileno()
+        self._mask = IN
+        self._engine.add(self._descriptor, IN, self._ready)
+        if self._out or self.finished:
+            self._write()
+
+    # ---------------------------------------------------------------- application → session
+
+    def _ready(self, mask: int) -> None:
+        if mask & OUT:
+            self._write()
+        if mask & IN:
+            self._read()
+        elif mask & BROKEN and self.sock is not None:
+            error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error or self.eof:
+                self._fail()
+            else:  # closed while we do not read: look again when we do
+                self._engine.remove(self._descriptor)
+                self._mask = -1
+
+    def _read(self) -> None:
+        sock, stream, session = self.sock, self.stream, self.pairing.session
+        if sock is None or self.eof:
+            return
+        if stream.send_limit <= stream.sent:
+            self._listen(self._mask & ~IN)  # CREDIT resumes
+            return
+        if session.blocked:
+            self._listen(self._mask & ~IN)
+            self.pairing.blocked.append(self)
+            return
+        try:
+            size = sock.recv_into(session.slot(stream))
+        except BlockingIOError:
+            return
+        except OSError:
+            self._fail()
+            return
+        self.pairing.mark()
+        if size:
+            session.commit(stream, size)
+            return
+        self.eof = True
+        session.finish(stream)
+        self._listen(self._mask & ~IN)
+        self._maybe_close()
+
+    def resume(self) -> None:
+        """Credit or the session has room again."""
+        if self.sock is not None and not self.eof:
+            if self._mask == -1:
+                self._mask = IN
+                self._engine.add(self._descriptor, IN, self._ready)
+            else:
+                self._listen(self._mask | IN)
+
+    def _listen(self, mask: int) -> None:
+        if mask != self._mask and self._mask != -1:
+            self._mask = mask
+            self._engine.change(self._descriptor, mask)
+
+    # ---------------------------------------------------------------- session → application
+
+    def deliver(self, view: memoryview) -> None:
+        """Bytes from the peer; valid only during the call."""
+        sock = self.sock
+        sent = 0
+        if sock is not None and not self._out:
+            try:
+                sent = sock.send(view)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._fail()
+                return
+            if sent:
+                self.pairing.session.consumed(self.stream, sent)
+        if sent < len(view):
+            self._out += view[sent:]
+            if sock is not None:
+                self._listen(self._mask | OUT)
+
+    def finish(self) -> None:
+        """The peer sends no more."""
+        self.finished = True
+        if not self._out:
+            self._shutdown()
+
+    def _write(self) -> None:
+        sock, out = self.sock, self._out
+        if sock is None:
+            return
+        limit = SEQPACKET_CHUNK if sock.type == socket.SOCK_SEQPACKET else len(out)
+        total = 0
+        try:
+            with memoryview(out) as view:
+                while self._out_start + total < len(out):
+                    start = self._out_start + total
+                    total += sock.send(view[start : start + limit])
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._fail()
+            return
+        self._out_start += total
+        if total:
+            self.pairing.session.consumed(self.stream, total)
+            self.pairing.mark()
+        if self._out_start == len(out):
+            self._out = bytearray()
+            self._out_start = 0
+            self._listen(self._mask & ~OUT if self._mask != -1 else -1)
+            if self.finished:
+                self._shutdown()
+        else:
+            if self._out_start >= COMPACT:
+                del out[: self._out_start]
+                self._out_start = 0
+            self._listen(self._mask | OUT)
+
+    def _shutdown(self) -> None:
+        if self.sock is not None:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_WR)
+            self._maybe_close()
+
+    # ---------------------------------------------------------------- the end
+
+    def _maybe_close(self) -> None:
+        if self.eof and self.finished and not self._out:
+            self.close()
+
+    def _fail(self) -> None:
+        """The application is gone."""
+        self.pairing.session.reset(self.stream, REFUSED_BY_RESET)
+        self.pairing.mark()
+        self.close(reset=True)
+
+    def close(self, *, reset: bool = False) -> None:
+        """Gives the socket up; `reset` tells the application that this is no orderly end."""
+        sock, self.sock = self.sock, None
+        if sock is not None:
+            if self._mask != -1:
+                self._engine.remove(self._descriptor)
+            with contextlib.suppress(OSError):
+                if reset:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+        self._out = bytearray()
+        self._out_start = 0
+        if self.stream.owner is self:
+            self.stream.owner = None
+            self.pairing.closed(self)
+
+
+class FlowIO:
+    """One UDP flow: a connected datagram socket. Borders are kept; what comes late is dropped, not queued."""
+
+    __slots__ = (
+        "_descriptor",
+        "_engine",
+        "_waiting",
+        "eof",
+        "finished",
+        "pairing",
+        "result",
+        "sock",
+        "span",
+        "stream",
+        "used_at",
+    )
+
+    def __init__(self, engine: Engine, pairing: "Pairing", stream: Stream) -> None:
+        self.stream = stream
+        self.sock: socket.socket | None = None
+        self.eof = self.finished = False
+        self.result: tuple[Connection, int] | None = None
+        """Where, and under which number, the outcome of an Attach is awaited."""
+        self.span: Span | None = None
+        self.used_at = engine.now
+        self._engine = engine
+        self.pairing = pairing
+        self._descriptor = -1
+        self._waiting: list[bytes] = []
+        stream.owner = self
+
+    def attach(self, sock: socket.socket) -> None:
+        """From now on this is the other end of the flow."""
+        sock.setblocking(False)
+        self.sock = sock
+        self._descriptor = sock.fileno()
+        self._engine.add(self._descriptor, IN, self._ready)
+        for datagram in self._waiting:
+            self.deliver(memoryview(datagram))
+        self._waiting.clear()
+
+    def _ready(self, mask: int) -> None:
+        sock = self.sock
+        for _ in range(16):
+            if sock is None or self.sock is None:
+                return
+            try:
+                payload = sock.recv(DATAGRAM_SIZE)
+            except BlockingIOError:
+                break
+            except ConnectionRefusedError:  # ICMP port unreachable: nobody listens there now
+                continue
+            except OSError:
+                self._fail()
+                return
+            self.used_at = self._engine.now
+            self.pairing.session.send_datagram(self.stream, payload)
+        self.pairing.mark()
+
+    def deliver(self, view: memoryview) -> None:
+        """One datagram from the peer."""
+        self.used_at = self._engine.now
+        if self.sock is None:
+            if len(self._waiting) >= FLOW_BACKLOG:
+                del self._waiting[0]
+            self._waiting.append(bytes(view))
+            return
+        with contextlib.suppress(OSError):  # a full buffer or a port nobody listens on: UDP may lose
+            self.sock.send(view)
+
+    def resume(self) -> None:
+        """Flows have no credit."""
+
+    def finish(self) -> None:
+        """The peer ended the flow."""
+        self.pairing.session.finish(self.stream)
+        self.close()
+
+    def expire(self) -> None:
+        """Nothing for too long."""
+        self._fail()
+
+    def _fail(self) -> None:
+        self.pairing.session.reset(self.stream, Reason(0, "the flow ended"))
+        self.pairing.mark()
+        self.close()
+
+    def close(self, *, reset: bool = False) -> None:
+        """Gives the socket up."""
+        sock, self.sock = self.sock, None
+        if sock is not None:
+            self._engine.remove(self._descriptor)
+            sock.close()
+        self._waiting.clear()
+        if self.stream.owner is self:
+            self.stream.owner = None
+            self.pairing.closed(self)
