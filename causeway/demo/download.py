@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from lab.child import Child
 from lab.place import Place
@@ -48,12 +49,12 @@ class Arrivals:
 
     def longest_gap(self, start: float, end: float) -> float:
         """The longest time without a byte, in seconds, among the gaps that touch [start, end]."""
-        pairs = zip(self.times, self.times[1:], strict=False)
+        pairs = pairwise(self.times)
         return max((after - before for before, after in pairs if after >= start and before <= end), default=0.0)
 
     def longest_inner_gap(self, start: float, end: float) -> float:
         """The same among the gaps that lie wholly inside [start, end]."""
-        pairs = zip(self.times, self.times[1:], strict=False)
+        pairs = pairwise(self.times)
         return max((after - before for before, after in pairs if before >= start and after <= end), default=0.0)
 
     def since(self, start: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from xml.sax.saxutils import escape
 
 from causeway.demo.outcome import Outcome
@@ -67,8 +68,7 @@ def _rates(outcome: Outcome, x: _Scale, y: _Scale) -> str:
 def _paths(outcome: Outcome, length: float, x: _Scale) -> Iterator[str]:
     """A band below the time axis that says which path carried the bytes."""
     names = list(dict.fromkeys(path for _, path in outcome.paths))
-    ends = [*(at for at, _ in outcome.paths[1:]), length]
-    for (start, path), end in zip(outcome.paths, ends, strict=True):
+    for (start, path), (end, _) in pairwise([*outcome.paths, (length, "")]):
         left, right = x(max(0.0, start)), x(max(0.0, min(end, length)))
         colour = BANDS[names.index(path) % len(BANDS)]
         yield f"<rect x='{left}' y='{BOTTOM + 30}' width='{max(0.0, right - left):.2f}' height='20' fill='{colour}'/>"
