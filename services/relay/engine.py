@@ -27,6 +27,8 @@ SLICE = 0.002
 MAX_EVENTS = 256
 WORTH_ANOTHER = 128 * 1024
 """Bytes: a read that brought less has probably emptied the socket; asking epoll is cheaper than failing."""
+WORTH_SHARING = 16 * 1024
+"""The same while others wait: the flow whose turn it is gets a chance to have more, at the price of a vain try."""
 QUANTUM = 256 * 1024
 """Bytes moved for one flow while others wait."""
 RETRY_PIPE = 0.1
@@ -114,7 +116,9 @@ class Engine:
         circuit.on_end(reason)
 
     def close(self) -> None:
-        """End all circuits and let go of everything."""
+        """End all circuits and let go of everything. May be repeated."""
+        if self._epoll.closed:
+            return
         for circuit in list(self._circuits):
             self.end(circuit)
         for timer in (self._wake, self._sweeper):
@@ -126,16 +130,16 @@ class Engine:
 
     # --- readiness ---------------------------------------------------------------------------------------------
 
-    def _turn(self) -> None:
+    def _turn(self, length: float = SLICE) -> None:
         began = monotonic()
-        until = began + SLICE
+        until = began + length
         while True:
             flows = self._ready(self._epoll.poll(0, MAX_EVENTS))
             if not flows:
                 break
             if len(flows) == 1:
                 flow = flows[0]
-                while self._serve(flow, 1 << 30) and monotonic() < until:
+                while self._serve(flow, 1 << 30) >= WORTH_ANOTHER and monotonic() < until:
                     pass
             else:
                 self._share(flows, until)
@@ -173,7 +177,7 @@ class Engine:
         heapify(queue)
         while queue:
             _, _, flow = heappop(queue)
-            if self._serve(flow, QUANTUM):
+            if self._serve(flow, QUANTUM) >= WORTH_SHARING:
                 self._tie += 1
                 heappush(queue, (turn(flow.circuit.one, flow.circuit.other), self._tie, flow))
             if monotonic() >= until:
@@ -198,47 +202,47 @@ class Engine:
 
     # --- moving bytes ------------------------------------------------------------------------------------------
 
-    def _serve(self, flow: Flow, most: int) -> bool:
-        """Move up to `most` bytes. True: there may be more at once."""
+    def _serve(self, flow: Flow, most: int) -> int:
+        """Move up to `most` bytes. Returns how many came, 0 when the flow can do nothing more for now."""
         circuit = flow.circuit
         if flow.done:
-            return False
+            return 0
         try:
             if flow.held:
-                return self._drain(flow) and not flow.done
+                return WORTH_ANOTHER if self._drain(flow) else 0
             if self._accounts.limited:
                 now = monotonic()
                 pause = self._accounts.pause(circuit.one, circuit.other, now)
                 if pause:
                     self._pause(flow, now + pause)
-                    return False
+                    return 0
                 most = min(most, self._accounts.allowance(circuit.one, circuit.other, now))
             return self._fill(flow, most)
         except OSError:  # reset, timed out, or written to after the far end closed
             self.end(circuit, "reset")
-            return False
+            return 0
 
-    def _fill(self, flow: Flow, most: int) -> bool:
+    def _fill(self, flow: Flow, most: int) -> int:
         pipe = flow.pipe
         if pipe is None:
             try:
                 pipe = flow.pipe = self._pipes.take()
             except OSError:
                 self._pause(flow, monotonic() + RETRY_PIPE)
-                return False
+                return 0
         try:
             got = os.splice(flow.source.fd, pipe.write, min(pipe.size, most), flags=FLAGS)
         except BlockingIOError:
             self._release(flow)
-            return False
+            return 0
         self.splices_total += 1
         if not got:
             self._release(flow)
             self._finish(flow)
-            return False
+            return 0
         flow.held = got
         self._accounts.charge(flow.circuit.one, flow.circuit.other, got, monotonic)
-        return self._drain(flow) and got >= WORTH_ANOTHER
+        return got if self._drain(flow) else 0
 
     def _drain(self, flow: Flow) -> bool:
         """Pipe → sink. True when the pipe is empty."""

@@ -152,6 +152,8 @@ class Relay:
         why = "closed by this relay"
         try:
             why = await control.serve()
+        except Exception:  # one connection must not take the others down, and nobody awaits this task until the end
+            self._log.exception("control connection failed", extra={"remote": newcomer.observed})
         finally:
             # A task that was cancelled before its first step has not closed its socket.
             newcomer.sock.close()

@@ -166,8 +166,8 @@ class Client:
 
     def __init__(self, tls: FramedTls, sock: socket.socket, ip: str) -> None:
         self.tls = tls
-        self.sock = sock
         self.ip = ip
+        self._address = "{}:{}".format(*sock.getsockname())
         self._last = 0
 
     @classmethod
@@ -225,7 +225,7 @@ class Client:
     @property
     def address(self) -> str:
         """Own "ip:port"."""
-        return "{}:{}".format(*self.sock.getsockname())
+        return self._address
 
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]

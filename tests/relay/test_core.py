@@ -1,0 +1,256 @@
+"""The small decisions: buckets, fairness, half-open connections, greetings, role, load, reports."""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.relay.core import drain, load, role
+from services.relay.core.bucket import TokenBucket
+from services.relay.core.fairness import Account, Accounts
+from services.relay.core.greeting import GREETING_LENGTH, LEG_MAGIC, Kind, classify, token
+from services.relay.core.halfopen import HalfOpen, source_of
+from services.relay.core.report import Report
+
+# --- buckets -------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.floats(1, 1e9),
+    st.floats(1, 1e9),
+    st.lists(st.tuples(st.floats(0, 10), st.floats(0, 1e9)), max_size=50),
+)
+def test_bucket_never_grants_more_than_rate_and_burst(
+    rate: float, burst: float, takings: list[tuple[float, float]]
+) -> None:
+    bucket = TokenBucket(rate, burst, 0.0)
+    now = taken = biggest = 0.0
+    for pause, amount in takings:
+        now += pause
+        wait = bucket.wait(now)
+        assert (wait > 0) == (bucket.level(now) < min(1.0, burst))
+        now += wait * (1 + 1e-9)
+        bucket.take(amount, now)
+        taken += amount
+        biggest = max(biggest, amount)
+        # Debt of one taking is allowed, no more.
+        assert taken <= (burst + rate * now + biggest) * (1 + 1e-6) + 1
+    assert bucket.level(now) <= burst
+
+
+def test_bucket_ignores_a_clock_that_goes_back() -> None:
+    bucket = TokenBucket(1.0, 10.0, 100.0)
+    bucket.take(10, 100.0)
+    assert bucket.level(50.0) == 0
+    assert bucket.level(101.0) == 1
+
+
+# --- fairness ------------------------------------------------------------------------------------------------------
+
+
+def run(accounts: Accounts, flows: list[tuple[str, Account, Account]], rounds: int, seed: int) -> dict[str, int]:
+    """Serve whoever's turn it is; returns bytes by caller."""
+    rng = random.Random(seed)
+    got: dict[str, int] = {}
+    for _ in range(rounds):
+        caller, one, other = min(flows, key=lambda flow: accounts.turn(flow[1], flow[2]))
+        amount = rng.randint(1, 262144)
+        accounts.charge(one, other, amount, lambda: 0.0)
+        got[caller] = got.get(caller, 0) + amount
+    return got
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0))
+def test_peers_get_equal_bytes_however_many_circuits_they_have(mine: int, yours: int, seed: int) -> None:
+    accounts = Accounts()
+    flows = [("a", accounts.open("a", 0), accounts.open(f"x{n}", 0)) for n in range(mine)]
+    flows += [("b", accounts.open("b", 0), accounts.open(f"y{n}", 0)) for n in range(yours)]
+    got = run(accounts, flows, 300, seed)
+    assert abs(got["a"] - got["b"]) <= 2 * 262144
+
+
+def test_silence_earns_no_credit() -> None:
+    accounts = Accounts()
+    busy = ("a", accounts.open("a", 0), accounts.open("x", 0))
+    idle = ("b", accounts.open("b", 0), accounts.open("y", 0))
+    run(accounts, [busy], 1000, 1)
+    got = run(accounts, [busy, idle], 200, 2)
+    assert abs(got["a"] - got["b"]) <= 3 * 262144
+
+
+def test_accounts_are_forgotten_with_their_last_circuit() -> None:
+    accounts = Accounts(1000)
+    first, second = accounts.open("a", 0), accounts.open("a", 0)
+    assert first is second
+    accounts.close("a")
+    assert len(accounts) == 1
+    accounts.close("a")
+    assert len(accounts) == 0
+
+
+@given(st.integers(1, 10**9), st.integers(0))
+def test_rate_limit_holds_for_each_peer(rate: int, seed: int) -> None:
+    rng = random.Random(seed)
+    accounts = Accounts(rate)
+    one, others = accounts.open("a", 0.0), [accounts.open(f"x{n}", 0.0) for n in range(4)]
+    now, moved = 0.0, 0
+    for _ in range(200):
+        other = rng.choice(others)
+        if pause := accounts.pause(one, other, now):
+            now += pause
+            assert accounts.pause(one, other, now + 1e-6 * now + 1e-9) == 0
+        amount = min(accounts.allowance(one, other, now), 1 << 20)
+        accounts.charge(one, other, amount, functools.partial(float, now))
+        moved += amount
+    assert moved <= max(rate * 0.25, 262144) + rate * now * (1 + 1e-6) + 200
+
+
+# --- half-open connections -----------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(("enter", "leave", "expire"))), max_size=200))
+def test_half_open_is_bounded_and_lets_every_newcomer_in(events: list[tuple[str, str]]) -> None:
+    table = HalfOpen(6, 3, 5.0)
+    live: dict[int, str] = {}
+    now, key = 0.0, 0
+    for source, event in events:
+        now += 0.5
+        if event == "enter":
+            key += 1
+            yielded = table.enter(key, source, now)
+            mine = [k for k, other in live.items() if other == source]
+            expected = mine[0] if len(mine) == 3 else next(iter(live)) if len(live) == 6 else None
+            assert yielded == expected, "the source's oldest yields, or the oldest of all"
+            if yielded is not None:
+                del live[yielded]
+            live[key] = source
+        elif event == "leave" and live:
+            table.leave(live.popitem()[0])
+        else:
+            for over in table.expire(now):
+                del live[over]
+        assert len(table) == len(live) <= 6
+        assert all(list(live.values()).count(s) <= 3 for s in "abcdef")
+
+
+def test_half_open_expires_in_order() -> None:
+    table = HalfOpen(10, 10, 5.0)
+    for key in range(3):
+        table.enter(key, "s", float(key))
+    assert table.next_expiry == 5.0
+    assert table.expire(6.5) == [0, 1]
+    table.leave(2)
+    assert table.next_expiry is None
+
+
+@pytest.mark.parametrize(
+    ("ip", "source"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8::1:2:3:4", "2001:db8::/64"),
+        ("2001:db8:0:0:ffff::1", "2001:db8::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_source(ip: str, source: str) -> None:
+    assert source_of(ip) == source
+
+
+# --- greetings -----------------------------------------------------------------------------------------------------
+
+
+@given(st.binary(min_size=1, max_size=GREETING_LENGTH))
+def test_any_first_bytes_are_classified_and_never_change_their_kind(head: bytes) -> None:
+    kinds = [classify(head[:n]) for n in range(1, len(head) + 1)]
+    settled = [kind for kind in kinds if kind is not Kind.MORE]
+    if head[0] == 0x16:
+        assert set(kinds) == {Kind.CONTROL}
+    elif LEG_MAGIC.startswith(head[:4]) or head.startswith(LEG_MAGIC):
+        assert len(settled) == (1 if len(head) == GREETING_LENGTH else 0)
+    else:
+        assert settled[0] is Kind.JUNK
+
+
+def test_a_leg_is_known_at_its_last_byte() -> None:
+    head = LEG_MAGIC + bytes(range(32))
+    assert [classify(head[:n]) for n in range(len(head))] == [Kind.MORE] * len(head)
+    assert classify(head) is Kind.LEG
+    assert token(head) == bytes(range(32))
+
+
+# --- role, load, drain, reports --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mode", "nodes", "active", "configured", "condition"),
+    [
+        ("auto", [("r", ["192.0.2.1"])], True, True, "Configured"),
+        ("auto", [("r", ["relay.example"])], True, True, "Configured"),
+        ("auto", [("r", ["0.0.0.0", "2001:db8::1"])], True, True, "Configured"),
+        ("auto", [("r", [])], False, True, "NoUsableAddress"),
+        ("auto", [("r", ["0.0.0.0", "224.0.0.1"])], False, True, "NoUsableAddress"),
+        ("auto", [("x", ["192.0.2.1"])], False, False, "NotConfigured"),
+        ("auto", [], False, False, "NotConfigured"),
+        ("on", [], True, False, "Forced"),
+        ("on", [("r", [])], True, True, "Forced"),
+        ("off", [("r", ["192.0.2.1"])], False, True, "Disabled"),
+    ],
+)
+def test_role(mode: str, nodes: list[tuple[str, list[str]]], active: bool, configured: bool, condition: str) -> None:
+    decided = role.decide(mode, "r", nodes)
+    assert (decided.active, decided.configured, decided.condition) == (active, configured, condition)
+    assert decided.capable is active
+    assert decided.reason
+
+
+def test_role_says_which_address_is_no_good() -> None:
+    assert "224.0.0.1" in role.decide("auto", "r", [("r", ["224.0.0.1"])]).reason
+
+
+def test_load() -> None:
+    assert load.permille([]) == 0
+    assert load.permille([(1, 4), (1, 2), (5, 0)]) == 500
+    assert load.permille([(9, 4)]) == 1000
+
+
+def test_busy_share_follows_what_was_measured() -> None:
+    busy = load.BusyShare(0.0, span=10.0)
+    assert busy.update(0.1, 0.1) == 0.0
+    for second in range(1, 200):
+        busy.update(second * 0.5, float(second))
+    assert 0.45 < busy.share <= 0.5
+    for second in range(200, 400):
+        busy.update(100.0, float(second))
+    assert busy.share < 0.01
+
+
+@given(st.integers(0, 10_000), st.floats(0, 600))
+def test_spread_leaves_time_to_move(holders: int, deadline: float) -> None:
+    assert 0 <= drain.spread(holders, deadline) <= deadline / 3
+
+
+def test_a_drain_is_shortened_never_extended() -> None:
+    under_way = drain.Drain(100.0)
+    assert not under_way.shorten(200.0)
+    assert under_way.shorten(50.0)
+    assert not under_way.over(1, 49.0)
+    assert under_way.over(1, 50.0)
+    assert under_way.over(0, 0.0)
+
+
+def test_what_is_worth_a_report() -> None:
+    last = Report(True, True, load_permille=100, circuits=100)
+    assert Report(True).worth(None)
+    assert not last.worth(last)
+    assert not Report(True, True, 120, 110).worth(last)
+    assert Report(True, True, 150, 100).worth(last)
+    assert Report(True, True, 100, 130).worth(last)
+    assert Report(True, True, 100, 1).worth(Report(True, True, 100, 0))
+    assert not Report(True, True, 500, 900).urgent(last)
+    assert Report(True, True, 100, 100, draining=True).urgent(last)
+    assert Report(False).urgent(last)
