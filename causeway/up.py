@@ -81,8 +81,8 @@ def _lock(run_dir: Path) -> int:
     run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
     descriptor = os.open(run_dir / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process only: children do not inherit it
+    except OSError:  # EACCES or EAGAIN, fcntl(2)
         holder = os.read(descriptor, 20).decode().strip()
         raise CommandError(
             f"another causeway up (pid {holder}) runs on {run_dir}: stop it, or choose another runDir"
