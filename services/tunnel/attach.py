@@ -17,7 +17,7 @@ from services.tunnel.core.frames import UDP, Reason
 from services.tunnel.engine import BROKEN, IN, Engine
 from services.tunnel.servicer import Answer, OpenRequest
 
-log = logging.getLogger("tunnel")
+log = logging.getLogger("causeway.tunnel")
 
 MESSAGE_SIZE = 64 * 1024
 MAX_CONNECTIONS = 1024

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import os
 import socket
 
 from services.tunnel.errors import LinkFailed
@@ -30,7 +31,11 @@ async def connect(ip: str, port: int, *, source: tuple[str, int], timeout: float
         if source[1] and isinstance(error, OSError) and error.errno in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
             # The same four-tuple still lingers from the last connection: take any port.
             return await connect(ip, port, source=(source[0], 0), timeout=timeout)
-        why = error.strerror if isinstance(error, OSError) and error.strerror else f"no answer within {timeout:g} s"
+        why = (
+            os.strerror(error.errno)
+            if isinstance(error, OSError) and error.errno
+            else f"no answer within {timeout:g} s"
+        )
         raise LinkFailed(f"{join(ip, port)}: {why}") from error
     except BaseException:
         sock.close()

@@ -15,7 +15,7 @@ from services.tunnel import dialling
 from services.tunnel.config import MAX_HALF_OPEN
 from services.tunnel.linkio import tune
 
-log = logging.getLogger("tunnel")
+log = logging.getLogger("causeway.tunnel")
 
 Welcome = Callable[[socket.socket, str], Awaitable[None]]
 """Takes over a connection (and its socket); the second argument names the relay it came through, "" if direct."""

@@ -37,7 +37,7 @@ from services.tunnel.relays import RelayPool
 from services.tunnel.servicer import Answer, Offer, OpenRequest
 from services.tunnel.streamio import FLOW_IDLE, FlowIO, StreamIO
 
-log = logging.getLogger("tunnel")
+log = logging.getLogger("causeway.tunnel")
 
 TICK = 0.01
 """Seconds between looks at sessions that wait for something."""
@@ -271,11 +271,11 @@ class Tunnel:
         if not reason:
             log.info(
                 "connection dropped",
-                extra={"remote": remote, "relay": relay, "error": str(error) or "no answer in time"},
+                extra={"address": remote, "relay": relay, "error": str(error) or "no answer in time"},
             )
             return
         metrics.REJECTED.labels(reason).inc()
-        log.warning("peer rejected", extra={"remote": remote, "relay": relay, "reason": reason, "error": str(error)})
+        log.warning("peer rejected", extra={"address": remote, "relay": relay, "reason": reason, "error": str(error)})
         self._warn(f"{remote}: {error}")
 
     def _warn(self, text: str) -> None:
@@ -368,7 +368,7 @@ class Tunnel:
         if waiting is not None:
             waiting.adopt(pairing)  # the peer was quicker than our own attempt
         log.info(
-            "session up", extra={"peer": new.peer, "relay": relay, "remote": remote, "session": session_name(new.keys)}
+            "session up", extra={"peer": new.peer, "relay": relay, "address": remote, "session": session_name(new.keys)}
         )
         tune(sock)
         pairing.add_link(sock, make_link(pairing, (FIRST_LINK, FIRST_LINK), kind, relay, remote), new.head)

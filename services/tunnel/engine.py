@@ -28,7 +28,7 @@ SPARE_RECEIVE_BUFFERS = 8
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
 BROKEN = select.EPOLLHUP | select.EPOLLERR
 
-log = logging.getLogger("tunnel")
+log = logging.getLogger("causeway.tunnel")
 
 
 class Flushable(Protocol):

@@ -26,7 +26,7 @@ from services.tunnel.relays import RelayPool
 if TYPE_CHECKING:
     from services.tunnel.pairing import Pairing
 
-log = logging.getLogger("tunnel")
+log = logging.getLogger("causeway.tunnel")
 
 STAGGER_PUBLIC, STAGGER_PRIVATE = 0.25, 0.03
 """Seconds between dials of one peer's addresses (go-libp2p)."""

@@ -13,7 +13,7 @@ from services.tunnel.engine import BROKEN, IN, OUT, Engine
 if TYPE_CHECKING:
     from services.tunnel.pairing import Pairing
 
-log = logging.getLogger("tunnel")
+log = logging.getLogger("causeway.tunnel")
 
 GATHER = 16
 """Packets given to the kernel in one call."""

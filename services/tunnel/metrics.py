@@ -10,7 +10,7 @@ STALL = Histogram(
 )
 SESSIONS = Gauge("causeway_tunnel_sessions", "Sessions with other nodes.")
 LINKS = Gauge("causeway_tunnel_links", "Links by kind of path.", ["path"])
-STREAMS = Gauge("causeway_tunnel_streams", "Streams open now.")
+STREAMS = Gauge("causeway_tunnel_streams_open", "Streams open now.")
 STREAMS_TOTAL = Counter("causeway_tunnel_streams", "Streams since the start.", ["direction", "network"])
 REFUSED_TOTAL = Counter("causeway_tunnel_refused", "Streams that were not possible, by reason.", ["reason"])
 BYTES = Counter("causeway_tunnel_bytes", "Plain bytes of streams carried, by direction.", ["direction"])

@@ -12,7 +12,7 @@ from services.tunnel import metrics
 from services.tunnel.core import events
 from services.tunnel.core.events import Event
 from services.tunnel.core.frames import Opening, Reason
-from services.tunnel.core.link import Link
+from services.tunnel.core.link import PATH_NAMES, Link
 from services.tunnel.core.session import Session
 from services.tunnel.core.stream import Stream
 from services.tunnel.engine import Engine
@@ -20,7 +20,7 @@ from services.tunnel.keys import SessionKeys
 from services.tunnel.linkio import LinkIO
 from services.tunnel.streamio import FlowIO, StreamIO
 
-log = logging.getLogger("tunnel")
+log = logging.getLogger("causeway.tunnel")
 
 
 class Owner(Protocol):
@@ -112,7 +112,7 @@ class Pairing:
         io.close(reset=not link.closing)
         if not link.closing and not self.ended:
             log.info(
-                "link lost", extra={"peer": self.peer, "relay": link.relay, "remote": link.remote, "reason": cause}
+                "link lost", extra={"peer": self.peer, "relay": link.relay, "address": link.remote, "reason": cause}
             )
         self._take_down(link, "retired" if link.closing else "relay_lost" if link.relay else "path_lost")
 
@@ -195,7 +195,10 @@ class Pairing:
             io.resume()
 
     def _link_ready(self, link: Link, _: None) -> None:
-        log.info("link up", extra={"peer": self.peer, "relay": link.relay, "remote": link.remote, "path": link.kind})
+        log.info(
+            "link up",
+            extra={"peer": self.peer, "relay": link.relay, "address": link.remote, "path": PATH_NAMES[link.kind]},
+        )
         self.mark()
         self.owner.links_changed(self, urgent=False)
 
@@ -203,16 +206,16 @@ class Pairing:
         self.mark()
         if link is not None:
             log.info(
-                "path switched", extra={"peer": self.peer, "relay": link.relay, "remote": link.remote, "reason": cause}
+                "path switched", extra={"peer": self.peer, "relay": link.relay, "address": link.remote, "reason": cause}
             )
 
     def _suspected(self, link: Link, _: None) -> None:
-        log.info("link suspect", extra={"peer": self.peer, "relay": link.relay, "remote": link.remote})
+        log.info("link suspect", extra={"peer": self.peer, "relay": link.relay, "address": link.remote})
         self.mark()
         self.owner.links_changed(self, urgent=True)
 
     def _recovered(self, link: Link, _: None) -> None:
-        log.info("link recovered", extra={"peer": self.peer, "relay": link.relay, "remote": link.remote})
+        log.info("link recovered", extra={"peer": self.peer, "relay": link.relay, "address": link.remote})
 
     def _close_link(self, link: Link, cause: str) -> None:
         if link.owner is not None:

@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from protos import discovery_pb2, discovery_pb2_grpc, relay_pb2
 from services.runtime import dial
 
-log = logging.getLogger("tunnel")
+log = logging.getLogger("causeway.tunnel")
 
 RESOLVE_TIMEOUT = 6.0
 REPORT_TIMEOUT = 3.0

@@ -30,7 +30,7 @@ from services.tunnel.peers import (
     Welcomed,
 )
 
-log = logging.getLogger("tunnel")
+log = logging.getLogger("causeway.tunnel")
 
 LEG_MAGIC = b"CWL1"
 LEG_READY = b"\x01"

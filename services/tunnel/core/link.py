@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from services.tunnel.core.outbox import Outbox, Record
 
 DIRECT, PUNCHED, RELAYED = 1, 2, 3
+PATH_NAMES = {DIRECT: "direct", PUNCHED: "punched", RELAYED: "relayed"}
 
 SUSPECT_FLOOR = 0.3
 SUSPECT_CEILING = 1.5
