@@ -69,6 +69,9 @@ class AttachSocket:
         not be handed over within MAX_WAIT, and the socket is then reset. Without it the message is an answer
         to this very tunnel process, and dies with the connection.
         """
+        if self._peer is None and lost is None:
+            # Whoever is to be answered is there: its offer came by gRPC, which may be quicker to find it than we were.
+            self._connect(at_once=True)
         if self._peer is not None and not self._queue:
             try:
                 _send(self._peer, header, sock)
@@ -104,12 +107,12 @@ class AttachSocket:
 
     # ── connecting ──
 
-    def _connect(self) -> None:
+    def _connect(self, *, at_once: bool = False) -> None:
         """One attempt; arms the next when it fails. A Unix connect succeeds or fails at once."""
         if self._closed or self._peer is not None:
             return
         if self._retry is not None:
-            if self._queue and self._retry.when() - self._loop.time() > _RETRY_BUSY:
+            if at_once or (self._queue and self._retry.when() - self._loop.time() > _RETRY_BUSY):
                 self._retry.cancel()
             else:
                 return
