@@ -6,6 +6,7 @@ import asyncio
 import bisect
 import fcntl
 import hashlib
+import math
 import os
 import shutil
 import signal
@@ -47,10 +48,12 @@ class Arrivals:
         self.times.append(now)
         self.totals.append(total)
 
-    def longest_gap(self, start: float, end: float) -> float:
-        """The longest time without a byte, in seconds, among the gaps that touch [start, end]."""
-        pairs = pairwise(self.times)
-        return max((after - before for before, after in pairs if after >= start and before <= end), default=0.0)
+    def longest_gap(self, start: float, end: float, cut: float = math.inf) -> float:
+        """The longest time without a byte, in seconds, among the gaps that touch [start, end]; counted up to `cut`."""
+        gaps = pairwise(self.times)
+        return max(
+            (min(after, cut) - before for before, after in gaps if after >= start and before <= end), default=0.0
+        )
 
     def longest_inner_gap(self, start: float, end: float) -> float:
         """The same among the gaps that lie wholly inside [start, end]."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import secrets
 import sys
 import time
@@ -193,9 +194,11 @@ class Story:
             (max(0.0, at - start), path) for at, path in before + [it for it in watch.paths if start < it[0] < end]
         ]
         moments = [at for at, _ in self._moments]
-        ends = [min(at + AFTERMATH, following) for at, following in zip(moments, [*moments[1:], end], strict=True)]
-        for (at, event), until in zip(self._moments, ends, strict=True):
+        # What is still missing when the next event comes is counted there.
+        cuts = [*moments[1:], math.inf]
+        ends = [min(at + AFTERMATH, cut, end) for at, cut in zip(moments, cuts, strict=True)]
+        for (at, event), until, cut in zip(self._moments, ends, cuts, strict=True):
             event.at = at - start
-            event.stall = arrivals.longest_gap(at, until)
+            event.stall = arrivals.longest_gap(at, until, cut)
         quiet = zip([start, *ends], [*moments, end], strict=True)
         outcome.quiet_stall = max((arrivals.longest_inner_gap(a, b) for a, b in quiet), default=0.0)

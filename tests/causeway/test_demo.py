@@ -34,7 +34,8 @@ def test_gaps_are_found_where_they_touch_an_interval() -> None:
     arrivals = Arrivals()
     for at, total in ((0.0, 1), (0.1, 2), (1.1, 3), (1.2, 4), (1.5, 5)):
         arrivals.add(at, total)
-    assert arrivals.longest_gap(0.5, 0.6) == pytest.approx(1.0)  # the interval lies inside the gap
+    assert arrivals.longest_gap(0.5, 0.6) == pytest.approx(1.0)  # it began before the interval
+    assert arrivals.longest_gap(0.05, 0.6, 0.6) == pytest.approx(0.5)  # what follows belongs to another interval
     assert arrivals.longest_gap(1.15, 1.3) == pytest.approx(0.3)
     assert arrivals.longest_inner_gap(1.0, 1.3) == pytest.approx(0.1)
     assert arrivals.longest_gap(2, 3) == 0.0
