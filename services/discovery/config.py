@@ -10,7 +10,6 @@ from services.runtime import address
 from services.runtime.config import Config
 
 from .core.contacts import Endpoint
-from .core.registry import Ports
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +70,6 @@ class Settings:
     def loopback(self) -> bool:
         """Every public port is bound to a loopback address: nothing beyond this host is to be met."""
         return bool(self.listen_address) and ipaddress.ip_address(self.listen_address).is_loopback
-
-    @property
-    def ports(self) -> Ports:
-        """Ports assumed of nodes of whom nobody has signed anything: the defaults, since theirs are not known."""
-        return Ports()
 
 
 def _static(node_name: str, rank: int, items: list[str]) -> StaticRelay:

@@ -39,11 +39,14 @@ class Directory:
         self.board = Board()
         self.peers_bell = Bell()
         self.services_bell = Bell()
+        # The own record changed, or it may be time to publish it.
         self.own_bell = Bell()
+        # The network or the clock changed: what failed a moment ago may work now.
+        self.wake_bell = Bell()
         origin = origin_at(wall())
         self.peers: Store[Peer] = Store(origin, on_change=self.peers_bell.ring)
         self.services: Store[Service] = Store(origin, on_change=self.services_bell.ring)
-        self.registry = Registry(settings.node_name, self.peers, ports=settings.ports)
+        self.registry = Registry(settings.node_name, self.peers)
         self.instance_id = secrets.token_hex(8)
         self.own = OwnRecord(
             settings.cluster,
@@ -96,6 +99,11 @@ class Directory:
         if dirty:
             self.own_bell.ring()
         return revision
+
+    def wake(self) -> None:
+        """The network or the clock changed: everybody looks again, and no backoff from before counts."""
+        self.wake_bell.ring()
+        self.own_bell.ring()
 
     def self_peer(self) -> Peer:
         """This node, as ResolvePeer shows it."""

@@ -28,7 +28,9 @@ from .sources.static import StaticSource
 # Seconds that the reports of a former run stand in for components that have not reported yet.
 REPORT_GRACE = 30.0
 # Seconds between two sweeps of the registry at least, and at most.
-SWEEP_MIN, SWEEP_MAX = 1.0, 60.0
+SWEEP_MIN, SWEEP_MAX = 1.0, 15.0
+# A wall clock that moved this much more or less than time did was set, or the host was suspended. Seconds.
+JUMP = 5.0
 
 
 async def main(service: Service) -> None:
@@ -45,10 +47,11 @@ class Driver:
         settings = Settings.of(service.config)
         self._directory = directory = Directory(settings, service.identity, service.log)
         self._cache = Cache(directory)
-        self._client = NodeClient(service.identity)
+        resolver = Resolver()
+        self._client = NodeClient(service.identity, resolver)
         self._lookup = Lookup(directory, self._client)
         self._public = PublicServer(directory, rng)
-        self._static = StaticSource(directory, Resolver(), rng)
+        self._static = StaticSource(directory, resolver, rng)
         self._publisher = Publisher(directory, self._client, rng)
         self._mdns = Mdns(directory, self._client, rng)
         self._services = ServiceFile(directory, settings.services_file) if settings.services_file else None
@@ -144,13 +147,22 @@ class Driver:
             directory.board.say("interfaces", ", ".join(ips) or "no address but loopback")
             directory.log.info("addresses", extra={"address": ",".join(ips)})
             self._mdns.use(found)
+            directory.wake()
 
     # The registry
 
     async def _sweep(self) -> None:
         directory = self._directory
+        loop = asyncio.get_running_loop()
+        offset = directory.wall() - loop.time()
         while True:
             now = directory.wall()
+            jump = now - loop.time() - offset
+            if abs(jump) > JUMP:
+                offset += jump
+                directory.log.warning("the clock jumped, or the host was suspended", extra={"seconds": jump})
+                self._mdns.use(self._mdns.interfaces)
+                directory.wake()
             directory.registry.expire(now)
             wait = directory.registry.next_expiry() - now
             await asyncio.sleep(min(max(wait, SWEEP_MIN), SWEEP_MAX))

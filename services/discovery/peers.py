@@ -16,12 +16,14 @@ from google.protobuf.message import DecodeError
 from protos import discovery_pb2 as pb
 from protos import discovery_pb2_grpc as pb_grpc
 from services.runtime import dial
+from services.runtime.address import is_ip
 from services.runtime.identity import Identity, Rejection
 
-from .core.contacts import Contact, Endpoint
+from .core.contacts import MAX_ENDPOINTS, Contact, Endpoint
 from .core.errors import BadSignature, NameMismatch, TooLarge
 from .core.model import Address, AddressSource, Record, RelayRole, Reservation, Signed
 from .probe import Unreachable, identify
+from .resolver import Resolver
 
 # What is signed begins with this, so that a signature over anything else of ours never passes for a record's.
 SIGNED_PREFIX = b"causeway-record-v1\0"
@@ -171,8 +173,9 @@ class PutAnswer:
 class NodeClient:
     """Calls to PeerService. All raise Unreachable or Refused; `timeout` in seconds is for the whole call."""
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, resolver: Resolver) -> None:
         self._identity = identity
+        self._resolver = resolver
         self._channels: OrderedDict[tuple[Endpoint, str], tuple[int, grpc.aio.Channel]] = OrderedDict()
         self._names: dict[Endpoint, str] = {}
 
@@ -219,11 +222,11 @@ class NodeClient:
         self, contact: Contact, call: Callable[[pb_grpc.PeerServiceAsyncStub], Awaitable[_T]], timeout: float
     ) -> _T:
         """Try the contact's addresses, each a moment after the one before; the first answer wins."""
-        waiting = list(contact.endpoints)
         running: set[asyncio.Task[_T]] = set()
         problems: list[str] = []
         try:
             async with asyncio.timeout(timeout):
+                waiting = [found for endpoint in contact.endpoints for found in await self._locate(endpoint, problems)]
                 while waiting or running:
                     if waiting:
                         attempt = self._attempt(waiting.pop(0), contact.node_name, call)
@@ -244,6 +247,17 @@ class NodeClient:
             await asyncio.gather(*running, return_exceptions=True)
         raise Unreachable("; ".join(problems[:3]) or f"{contact.key}: no address is known")
 
+    async def _locate(self, endpoint: Endpoint, problems: list[str]) -> list[Endpoint]:
+        """The endpoint with its name resolved."""
+        if is_ip(endpoint.host):
+            return [endpoint]
+        try:
+            ips = await self._resolver.resolve(endpoint.host)
+        except OSError as error:
+            problems.append(f"{endpoint.host} does not resolve: {error}")
+            return []
+        return [Endpoint(ip, endpoint.port) for ip in ips[:MAX_ENDPOINTS]]
+
     async def _attempt(
         self, endpoint: Endpoint, node_name: str, call: Callable[[pb_grpc.PeerServiceAsyncStub], Awaitable[_T]]
     ) -> _T:
@@ -262,15 +276,21 @@ class NodeClient:
             # A channel remembers its failures and would wait; a new one dials at once.
             await self._drop(endpoint, name)
             self._names.pop(endpoint, None)
-            await identify(endpoint, self._identity, name)
-            raise Unreachable(f"{endpoint}: {error.details()}") from error
+            raise Unreachable(await self._explain(endpoint, name, error.details() or error.code().name)) from error
+
+    async def _explain(self, endpoint: Endpoint, name: str, details: str) -> str:
+        # pyOpenSSL is not needed as long as everybody is who they should be.
+        from services.runtime.diagnosis import diagnose
+
+        text = await diagnose(self._identity, endpoint.host, endpoint.port, name)
+        return f"{endpoint}: {details}" if text.endswith("TLS is in order on both sides") else text
 
     def _channel(self, endpoint: Endpoint, name: str) -> grpc.aio.Channel:
         key = (endpoint, name)
         generation, channel = self._channels.get(key, (0, None))
         if channel is None or generation != self._identity.generation:
             channel = grpc.aio.secure_channel(
-                target(endpoint),
+                f"ipv{6 if ':' in endpoint.host else 4}:{endpoint}",
                 self._identity.channel_credentials(),
                 options=self._options(name),
                 interceptors=dial.interceptors(),
@@ -297,12 +317,3 @@ class NodeClient:
         _, channel = self._channels.pop((endpoint, name), (0, None))
         if channel is not None:
             await channel.close(None)
-
-
-def target(endpoint: Endpoint) -> str:
-    """An endpoint in gRPC's naming."""
-    try:
-        version = ipaddress.ip_address(endpoint.host).version
-    except ValueError:
-        return f"dns:///{endpoint}"
-    return f"ipv{version}:{endpoint}"

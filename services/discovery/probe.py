@@ -1,8 +1,7 @@
 """Who answers at an address, by a TLS handshake of our own.
 
-gRPC has to be told whom to expect, and reports every failed handshake alike. A handshake that *we* judge tells
-the name of a first contact that is known by address only, and why a node is refused: another PSK, another
-cluster, an expired certificate, another name.
+gRPC has to be told whom to expect. A first contact is known by its address only; a handshake that *we* judge tells
+its name, or why it is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import os
 import socket
 
 from services.runtime.identity import Identity, Rejection
-from services.runtime.tls import FramedTls, TlsError
 
 from .core.contacts import Endpoint
 
@@ -24,22 +22,24 @@ class Unreachable(Exception):
     """A discovery service did not answer, or is not who it should be; one line that says which."""
 
 
-async def identify(endpoint: Endpoint, identity: Identity, expected_node: str = "") -> str:
-    """The name of the node at an endpoint. Raises Unreachable with the reason when nobody acceptable is there."""
+async def identify(endpoint: Endpoint, identity: Identity) -> str:
+    """The name of the node at an endpoint, an IP literal. Raises Unreachable with the reason when nobody acceptable is there."""
+    # pyOpenSSL is not needed as long as everybody is who they should be.
+    from services.runtime.tls import FramedTls, TlsError
+
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(TIMEOUT):
-            infos = await loop.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
-            family, kind, protocol, _, address = infos[0]
-            sock = socket.socket(family, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, protocol)
+            family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
             try:
-                await loop.sock_connect(sock, address)
+                await loop.sock_connect(sock, (endpoint.host, endpoint.port))
             except BaseException:
                 sock.close()
                 raise
             tls = await FramedTls.start(sock, identity, server=False, timeout=TIMEOUT)
             try:
-                name = tls.judge(expected_node)
+                name = tls.judge()
             finally:
                 tls.abort()
     except Rejection as error:

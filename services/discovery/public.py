@@ -13,7 +13,7 @@ from services.runtime import address, serve
 from .core.backoff import Backoff
 from .directory import Directory
 from .peers import MAX_MESSAGE
-from .servicer import PEER_SERVICE, PeerServicer, add_peer
+from .servicer import PeerServicer, add_peer
 
 # Calls served at once; one takes about a millisecond.
 MAX_CALLS = 256
@@ -67,7 +67,6 @@ class PublicServer:
                 options=list(OPTIONS), maximum_concurrent_rpcs=MAX_CALLS, interceptors=serve.interceptors()
             )
             add_peer(PeerServicer(self._directory), server)
-            serve.add_introspection(server, [PEER_SERVICE])
             where = address.join(host, port)
             try:
                 server.add_secure_port(where, self._directory.identity.server_credentials())

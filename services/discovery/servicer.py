@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -32,7 +33,6 @@ else:
     Context = grpc.aio.ServicerContext
 
 DISCOVERY_SERVICE = pb.DESCRIPTOR.services_by_name["DiscoveryService"].full_name
-PEER_SERVICE = pb.DESCRIPTOR.services_by_name["PeerService"].full_name
 add_discovery = pb_grpc.add_DiscoveryServiceServicer_to_server
 add_peer = pb_grpc.add_PeerServiceServicer_to_server
 
@@ -61,10 +61,10 @@ class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
             return pb.WatchPeersResponse(revision=event.revision, added=_peer(event.value))
 
         progress = pb.WatchPeersResponse(revision=request.resume_revision, progress=True)
-        async for response in self._watch(
-            directory.peers, directory.peers_bell, request.resume_revision, progress, wire, context
-        ):
-            yield response
+        watch = self._watch(directory.peers, directory.peers_bell, request.resume_revision, progress, wire, context)
+        async with aclosing(watch) as responses:
+            async for response in responses:
+                yield response
 
     async def WatchServices(
         self, request: pb.WatchServicesRequest, context: Context
@@ -79,10 +79,11 @@ class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
             return pb.WatchServicesResponse(revision=event.revision, added=_service(event.value))
 
         progress = pb.WatchServicesResponse(revision=request.resume_revision, progress=True)
-        async for response in self._watch(
-            directory.services, directory.services_bell, request.resume_revision, progress, wire, context
-        ):
-            yield response
+        bell = directory.services_bell
+        watch = self._watch(directory.services, bell, request.resume_revision, progress, wire, context)
+        async with aclosing(watch) as responses:
+            async for response in responses:
+                yield response
 
     async def _watch(
         self,
@@ -92,7 +93,7 @@ class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
         progress: _Response,
         wire: Callable[[Event[_V]], _Response],
         context: Context,
-    ) -> AsyncIterator[_Response]:
+    ) -> AsyncGenerator[_Response, None]:
         """A resumed watch begins with `progress`, so that the reader knows it was accepted."""
         directory = self._directory
         if directory.watchers >= MAX_WATCHERS:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 TYPE = "_causeway._tcp.local."
 # Announcements followed at once; a LAN with more is not one.
 MAX_NEIGHBOURS = 1024
+# Unanswered questions for its details in a row after which an announcement counts as gone.
+MAX_SILENT = 10
 # Seconds to fetch a record.
 TIMEOUT = 3.0
 # Seconds between two updates of the own announcement.
@@ -42,6 +44,7 @@ GOODBYE = 1.5
 class Announcement:
     """What a neighbour's TXT record and addresses say."""
 
+    cluster: str
     instance: str
     node_name: str
     revision: int
@@ -56,7 +59,7 @@ class Mdns:
         self._client = client
         self._rng = rng
         self._backoff = Backoff(1.0, 30.0, rng)
-        self._interfaces: tuple[Interface, ...] = ()
+        self.interfaces: tuple[Interface, ...] = ()
         self._moved = asyncio.Event()
         self._station: AsyncZeroconf | None = None
         self._followers: dict[str, asyncio.Task[None]] = {}
@@ -75,7 +78,7 @@ class Mdns:
 
     def use(self, interfaces: tuple[Interface, ...]) -> None:
         """The interfaces to speak on; called again when they change."""
-        self._interfaces = interfaces
+        self.interfaces = interfaces
         self._moved.set()
 
     async def run(self) -> None:
@@ -120,9 +123,9 @@ class Mdns:
         from zeroconf import IPVersion
         from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
 
-        if not self._interfaces:
+        if not self.interfaces:
             raise OSError("no interface but loopback is up")
-        v4, v6 = _speakers(self._interfaces)
+        v4, v6 = _speakers(self.interfaces)
         version = IPVersion.All if v4 and v6 else IPVersion.V4Only if v4 else IPVersion.V6Only
         station = AsyncZeroconf(interfaces=[*v4, *v6], ip_version=version)
         self._station = station
@@ -177,8 +180,10 @@ class Mdns:
 
     async def _pause(self) -> None:
         """Wait to try again; a change of interfaces ends the wait."""
-        await asyncio.wait((asyncio.create_task(self._moved.wait()),), timeout=self._backoff.next())
-        self._moved.set()
+        try:
+            await asyncio.wait_for(self._moved.wait(), self._backoff.next())
+        except TimeoutError:
+            self._moved.set()
 
     def _describe(self) -> AsyncServiceInfo:
         from zeroconf.asyncio import AsyncServiceInfo
@@ -200,7 +205,7 @@ class Mdns:
             port=record.discovery_port,
             properties=properties,
             server=self._server,
-            parsed_addresses=list(addresses(self._interfaces)),
+            parsed_addresses=list(addresses(self.interfaces)),
         )
 
     # The others
@@ -210,11 +215,6 @@ class Mdns:
         if name.lower() == self._name.lower():
             return
         if state_change.name == "Removed":
-            follower = self._followers.pop(name, None)
-            if follower is not None:
-                follower.cancel()
-            self._strangers.discard(name)
-            self._problems.pop(name, None)
             self._leave(name)
             return
         news = self._news.setdefault(name, asyncio.Event())
@@ -225,12 +225,15 @@ class Mdns:
     async def _follow(self, name: str, news: asyncio.Event) -> None:
         """Keeps the record of one neighbour fresh while it is announced."""
         backoff = Backoff(0.5, 30.0, self._rng)
-        while True:
+        silent = 0
+        while silent < MAX_SILENT:
             news.clear()
             announcement = await self._details(name)
-            if announcement is None:
-                wait = backoff.next()
-            elif await self._fetch(name, announcement):
+            silent = silent + 1 if announcement is None else 0
+            if announcement is not None and announcement.cluster != self._cluster:
+                self._strangers.add(name)
+                wait = LIFETIME
+            elif announcement is not None and await self._fetch(name, announcement):
                 backoff.reset()
                 wait = LIFETIME / 2
             else:
@@ -240,6 +243,8 @@ class Mdns:
                 await asyncio.wait_for(news.wait(), wait)
             except TimeoutError:
                 pass
+        # Not even its addresses are announced any more: it went without a goodbye.
+        self._leave(name)
 
     async def _details(self, name: str) -> Announcement | None:
         from zeroconf.asyncio import AsyncServiceInfo
@@ -251,12 +256,10 @@ class Mdns:
         if not await info.async_request(station.zeroconf, ASK_MS) or not info.port:
             return None
         text = {key: value or "" for key, value in info.decoded_properties.items()}
-        if text.get("c") != self._cluster:
-            self._strangers.add(name)
-            return None
         ips = dict.fromkeys(ip for ip in info.parsed_addresses() if "%" not in ip)
         revision = text.get("r", "")
         return Announcement(
+            cluster=text.get("c", ""),
             instance=text.get("i", ""),
             node_name=text.get("n", ""),
             revision=int(revision) if revision.isascii() and revision.isdigit() else 0,
@@ -269,7 +272,7 @@ class Mdns:
         if not found.node_name or not found.endpoints:
             return False
         own = found.node_name == directory.settings.node_name
-        if own and all(endpoint.host in addresses(self._interfaces) for endpoint in found.endpoints):
+        if own and all(endpoint.host in addresses(self.interfaces) for endpoint in found.endpoints):
             return True  # this node's former run
         known = directory.registry.entry(found.node_name)
         if (
@@ -301,6 +304,13 @@ class Mdns:
         return True
 
     def _leave(self, name: str) -> None:
+        """An announcement is gone."""
+        follower = self._followers.pop(name, None)
+        if follower is not None and follower is not asyncio.current_task():
+            follower.cancel()
+        self._news.pop(name, None)
+        self._strangers.discard(name)
+        self._problems.pop(name, None)
         node_name = self._named.pop(name, "")
         if node_name and node_name not in self._named.values():
             self._directory.registry.withdraw(node_name, Source.MDNS)
@@ -310,7 +320,7 @@ class Mdns:
     def _show(self) -> None:
         if self._station is None:
             return
-        count = len(self._interfaces)
+        count = len(self.interfaces)
         text = f"{count} interface{'' if count == 1 else 's'}, {len(set(self._named.values()))} neighbours"
         if self._strangers:
             text += f", {len(self._strangers)} of other clusters"

@@ -12,7 +12,7 @@ from ..core.backoff import Backoff
 from ..core.contacts import Contact, nearest
 from ..core.errors import DiscoveryError
 from ..core.model import Record, Signed, Source
-from ..core.own import due_in
+from ..core.own import LIFETIME, due_in
 from ..directory import Directory
 from ..peers import NodeClient, Refused
 from ..probe import Unreachable
@@ -64,16 +64,17 @@ class Publisher:
         published: Record | None = None
         while True:
             seen = self._directory.own_bell.count
-            signed, record = self._directory.signed(), self._directory.record()
+            signed, record = self._directory.signed(max_age=LIFETIME / 4), self._directory.record()
             try:
                 taken = await self._put(self._contacts[key], signed, record, published)
             except (Unreachable, Refused, DiscoveryError) as error:
                 self._directory.counts["publishes", "failed"] += 1
                 self._note(key, str(error))
-                await asyncio.sleep(backoff.next())
-                continue
+                taken = False
             if not taken:
-                await asyncio.sleep(backoff.next())
+                woken = self._directory.wake_bell.count
+                if await self._directory.wake_bell.wait(woken, backoff.next()) != woken:
+                    backoff.reset()
                 continue
             self._directory.counts["publishes", "ok"] += 1
             self._note(key, "")
@@ -104,12 +105,16 @@ class Publisher:
 
     async def _until_due(self, published: Record, seen: int) -> None:
         """Returns when the contact should be told something new."""
-        loop = asyncio.get_running_loop()
-        start = loop.time()
+        directory = self._directory
+        start = directory.wall()
         # Nodes that started together must not come back together for ever.
         pace = self._rng.uniform(1.0, 1.1)
-        while (wait := due_in(published, self._directory.own.current or published, (loop.time() - start) * pace)) > 0:
-            seen = await self._directory.own_bell.wait(seen, wait / pace)
+        while True:
+            age = abs(directory.wall() - start) * pace
+            wait = due_in(published, directory.own.current or published, age)
+            if wait <= 0:
+                break
+            seen = await directory.own_bell.wait(seen, wait / pace)
         await asyncio.sleep(DEBOUNCE)
 
     def _note(self, key: str, problem: str) -> None:
