@@ -5,6 +5,7 @@ to the same port shows us the other side's certificate, which we can judge, and 
 """
 
 import asyncio
+import os
 
 from services.runtime.address import join
 from services.runtime.identity import Identity, Rejection
@@ -38,7 +39,8 @@ async def diagnose(identity: Identity, host: str, port: int, expected: str = "",
     except TimeoutError:
         return f"{place}: no answer within {timeout:g} s"
     except OSError as error:
-        return f"{place}: {error.strerror or error}"
+        # asyncio puts its own words into strerror.
+        return f"{place}: {os.strerror(error.errno) if error.errno and error.errno > 0 else error}"
 
 
 async def _ask(identity: Identity, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, expected: str) -> str:
@@ -52,15 +54,27 @@ async def _ask(identity: Identity, reader: asyncio.StreamReader, writer: asyncio
                 endpoint.judge(expected)
             if endpoint.read():
                 return "TLS is in order on both sides"
-            if endpoint.closed:
-                return "it closed the connection without a reason"
-            data = await reader.read(65536)
+            data = b"" if endpoint.closed else await reader.read(65536)
             if not data:
-                return "it closed the connection without a reason" if judged else "it does not speak TLS"
+                return _silently_refused(identity) if judged else "it closed the connection: it does not speak TLS"
             endpoint.receive(data)
     except Rejection as rejection:
         return f"{rejection.reason}: {rejection.message}"
+    except ConnectionResetError:
+        return _silently_refused(identity) if judged else "it reset the connection: it does not speak TLS"
     except TlsError as error:
         text = str(error)
         meant = next((words for alert, words in _ALERTS.items() if text.endswith(f"alert {alert}")), "")
         return f"it refused us: {meant}" if meant else f"TLS failed: {text}"
+
+
+def _silently_refused(identity: Identity) -> str:
+    """gRPC's server closes without an alert when it does not like our certificate."""
+    try:
+        identity.judge(identity.certificate_der)
+    except Rejection as rejection:
+        return f"it refused us, as our own certificate is not good: {rejection.reason}: {rejection.message}"
+    return (
+        "it closed the connection after it saw our certificate, which is good here; compare the clocks, the cluster, "
+        "the PSK or CA and the revocation list of the two nodes"
+    )

@@ -140,7 +140,7 @@ class FramedTls:
     """
 
     def __init__(self, sock: socket.socket, identity: Identity, *, server: bool, head: bytes = b"") -> None:
-        self._socket = sock
+        self.socket = sock
         self._loop = asyncio.get_running_loop()
         self._raw = bytearray(head)
         self._plain = bytearray()
@@ -248,12 +248,12 @@ class FramedTls:
         self._shutdown(socket.SHUT_RDWR)
         # A task that waits for the socket is woken by the shutdown, but would sleep for ever on a closed one.
         if not self._waiting:
-            self._socket.close()
+            self.socket.close()
 
     async def _feed(self) -> None:
         """Decrypts one record, reading from the socket what is missing of it."""
         while len(self._raw) < _RECORD_HEADER or len(self._raw) < (need := self._record_length()):
-            chunk = await self._wait(self._loop.sock_recv(self._socket, _CHUNK))
+            chunk = await self._wait(self._loop.sock_recv(self.socket, _CHUNK))
             if not chunk:
                 raise EOFError("the other side closed the connection")
             self._raw += chunk
@@ -275,7 +275,7 @@ class FramedTls:
             return
         try:
             async with self._sending:
-                await self._wait(self._loop.sock_sendall(self._socket, data))
+                await self._wait(self._loop.sock_sendall(self.socket, data))
         except BaseException:
             self._broken = self._broken or "sending failed or was cancelled half-way"
             raise
@@ -285,7 +285,7 @@ class FramedTls:
             async with asyncio.timeout(_LINGER):
                 await self._flush()
                 self._shutdown(socket.SHUT_WR)
-                while await self._wait(self._loop.sock_recv(self._socket, _CHUNK)):
+                while await self._wait(self._loop.sock_recv(self.socket, _CHUNK)):
                     pass
         except (OSError, TimeoutError, RuntimeError):
             pass
@@ -297,11 +297,11 @@ class FramedTls:
         finally:
             self._waiting -= 1
             if self._aborted and not self._waiting:
-                self._socket.close()
+                self.socket.close()
 
     def _shutdown(self, how: int) -> None:
         try:
-            self._socket.shutdown(how)
+            self.socket.shutdown(how)
         except OSError:
             pass
 
@@ -321,8 +321,9 @@ def _context(identity: Identity, *, server: bool) -> SSL.Context:
         # Every handshake is a full one, so that every peer is judged by its present certificate.
         context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
         context.set_options(SSL.OP_NO_TICKET)
-        context.use_privatekey(current.key)
+        # In this order OpenSSL refuses a key that does not match; in the other it drops it without a word.
         context.use_certificate(current.certificate)
+        context.use_privatekey(current.key)
         context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _accept)
         cached[server] = generation, context
     return context
