@@ -20,10 +20,10 @@ async def relay_in_use(mesh: Mesh) -> Node:
 async def test_traffic_goes_through_a_relay(mesh: Mesh) -> None:
     async with Traffic.through(mesh) as traffic:
         await traffic.flows()
-        relay = await relay_in_use(mesh)
-        status = await relay.relay()
-        assert {(it.caller, it.callee) for it in status.circuits} & {("a", "b"), ("b", "a")}
-        assert sum(it.bytes_from_caller + it.bytes_from_callee for it in status.circuits) > 64 << 20
+        circuits = [it for node in (mesh.r1, mesh.r2) for it in (await node.relay()).circuits]
+        assert {frozenset((it.caller, it.callee)) for it in circuits} == {frozenset("ab")}
+        # 64 MiB have made the round trip; the stream may have changed its relay meanwhile.
+        assert sum(it.bytes_from_caller + it.bytes_from_callee for it in circuits) > 128 << 20
 
 
 async def test_relay_killed(mesh: Mesh) -> None:
