@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,9 @@ def command(name: str, main: Main, arguments: Sequence[str] | None = None) -> in
 
 def run(name: str, config: Config, main: Main) -> int:
     """Runs `main` until it returns; gives the exit code: 0, or 1 after one clear line on standard error."""
+    if not sys.warnoptions:
+        # Libraries warn about what strangers send (a certificate with an odd serial number); we judge that.
+        warnings.simplefilter("ignore")
     try:
         logger = log.set_up(name, config.node_name)
         raise_descriptor_limit()

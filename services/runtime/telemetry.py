@@ -10,6 +10,7 @@ Context travels as a W3C `traceparent` (https://www.w3.org/TR/trace-context/, 3.
 import json
 import os
 from collections.abc import Sequence
+from contextvars import ContextVar, Token
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,9 @@ class Span:
 
 _NOTHING = Span()
 
+# Of the span whose `with` block, or of the call, this task is in: the parent of what names none.
+current: ContextVar[str] = ContextVar("traceparent", default="")
+
 
 class _Tracer:
     """The switch: None of these is set while tracing is off."""
@@ -67,14 +71,17 @@ def enabled() -> bool:
 
 
 def span(name: str, *, parent: str = "", **attributes: Attribute) -> Span:
-    """A span to be used in `with`; an exception that leaves the block fails it. parent: a traceparent."""
+    """A span to be used in `with`; an exception that leaves the block fails it.
+
+    parent: a traceparent; by default that of the block or call around.
+    """
     return start_span(name, parent=parent, **attributes)
 
 
 def start_span(name: str, *, parent: str = "", **attributes: Attribute) -> Span:
     """A span that lives until `end()`."""
     if _Tracer.make is not None:
-        recording: Span = _Tracer.make(name, parent, attributes)
+        recording: Span = _Tracer.make(name, parent or current.get(), attributes)
         return recording
     return Span(parent) if parent else _NOTHING
 
@@ -111,12 +118,24 @@ def shut_down() -> None:
 
 
 class _Recording(Span):
-    __slots__ = ("_span",)
+    __slots__ = ("_span", "_token")
 
     def __init__(self, span: "OtelSpan") -> None:
         self._span = span
+        self._token: Token[str] | None = None
         context = span.get_span_context()
         super().__init__(f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}")
+
+    def __enter__(self) -> Span:
+        self._token = current.set(self.traceparent)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._token is not None:
+            current.reset(self._token)
+        super().__exit__(kind, error, trace)
 
     def set(self, **attributes: Attribute) -> None:
         self._span.set_attributes(attributes)

@@ -211,8 +211,10 @@ class FramedTls:
                     del self._plain[: _HEADER + length]
                     return message
             self._plain += self.endpoint.read()
-            if len(self._plain) >= _HEADER and len(self._plain) >= _HEADER + int.from_bytes(self._plain[:_HEADER]):
-                continue
+            if len(self._plain) >= _HEADER:
+                announced = int.from_bytes(self._plain[:_HEADER])
+                if announced > MESSAGE_MAX or len(self._plain) >= _HEADER + announced:
+                    continue
             if self.endpoint.closed:
                 raise EOFError("the other side closed the connection")
             self._check()

@@ -1,16 +1,12 @@
 """Trace context in gRPC metadata, both ways. Imported only while tracing is on."""
 
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
 from services.runtime import telemetry
-
-# The span of the call that is being served in this task; parent of the calls made meanwhile.
-current: ContextVar[str] = ContextVar("traceparent", default="")
 
 # Calls that poll or last for ever would drown the rest.
 _QUIET = ("/grpc.", "/GetStatus", "/Watch", "/Listen")
@@ -33,7 +29,7 @@ class _Unary(_ClientBase):
         method = details.method.decode() if isinstance(details.method, bytes) else details.method
         if _quiet(method):
             return await continuation(details, request)
-        span = telemetry.start_span(method, parent=current.get(), kind="client")
+        span = telemetry.start_span(method, kind="client")
         metadata = grpc.aio.Metadata(*(details.metadata or ()))
         metadata["traceparent"] = span.traceparent
         call = await continuation(details._replace(metadata=metadata), request)
@@ -50,12 +46,8 @@ class _Server(_ServerBase):
         parent = next((str(value) for key, value in details.invocation_metadata if key == "traceparent"), "")
 
         async def serve(request: Any, context: Any) -> Any:
-            with telemetry.span(details.method, parent=parent, kind="server") as span:
-                token = current.set(span.traceparent)
-                try:
-                    return await inner(request, context)
-                finally:
-                    current.reset(token)
+            with telemetry.span(details.method, parent=parent, kind="server"):
+                return await inner(request, context)
 
         return grpc.unary_unary_rpc_method_handler(serve, handler.request_deserializer, handler.response_serializer)
 
