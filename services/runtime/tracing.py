@@ -29,8 +29,8 @@ class _Unary(_ClientBase):
         method = details.method.decode() if isinstance(details.method, bytes) else details.method
         if _quiet(method):
             return await continuation(details, request)
-        span = telemetry.start_span(method, kind="client")
         metadata = grpc.aio.Metadata(*(details.metadata or ()))
+        span = telemetry.start_span(method, parent=str(metadata.get("traceparent", "")), kind="client")
         metadata["traceparent"] = span.traceparent
         call = await continuation(details._replace(metadata=metadata), request)
         call.add_done_callback(lambda done: span.end("" if not done.cancelled() else "cancelled"))

@@ -256,10 +256,11 @@ async def test_head_is_what_was_read_before(nodes: Nodes) -> None:
     server = await soon(FramedTls.start(right, nodes[1], server=True, head=head))
     client = await starting
     assert server.judge() == "edge-a"
-    await client.close()
+    closing = asyncio.create_task(client.close())
     with pytest.raises(EOFError):
         await soon(server.receive())
     await server.close()
+    await closing
 
 
 async def test_a_cancelled_receive_loses_nothing(nodes: Nodes) -> None:
