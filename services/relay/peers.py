@@ -70,9 +70,8 @@ def encode(id: int, message: m.Message) -> bytes:  # noqa: A002  the wire's word
                 relay=v.relay, peer=v.peer, expires_at=Timestamp(seconds=v.expires_at), signature=v.signature
             )
             out.reserved.CopyFrom(pb.Reserved(ttl=duration(ttl), voucher=voucher))
-        case m.Connect(peer=peer):
-            out.connect.peer = peer
-            out.connect.SetInParent()
+        case m.Connect(peer=peer, traceparent=traceparent):
+            out.connect.CopyFrom(pb.Connect(peer=peer, traceparent=traceparent))
         case m.Circuit(token=token, timeout=timeout):
             out.circuit.CopyFrom(pb.Circuit(token=token, timeout=duration(timeout)))
         case m.Incoming(peer=peer, token=token, timeout=timeout):
@@ -119,7 +118,7 @@ def _body(got: pb.ControlMessage) -> m.Message:
             voucher = m.Voucher(_name(v.relay), _name(v.peer), v.expires_at.seconds, v.signature)
             return m.Reserved(_seconds(got.reserved.ttl), voucher)
         case "connect":
-            return m.Connect(_name(got.connect.peer))
+            return m.Connect(_name(got.connect.peer), got.connect.traceparent[:64])
         case "circuit":
             return m.Circuit(got.circuit.token, _seconds(got.circuit.timeout))
         case "incoming":

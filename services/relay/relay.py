@@ -155,8 +155,8 @@ class Relay:
         except Exception:  # one connection must not take the others down, and nobody awaits this task until the end
             self._log.exception("control connection failed", extra={"remote": newcomer.observed})
         finally:
-            # A task that was cancelled before its first step has not closed its socket.
-            newcomer.sock.close()
+            newcomer.close = newcomer.sock.close  # no cycle through the task: a flood must not wait for the collector
+            newcomer.close()
             self._port.settle(newcomer.key)
             self._broker.leave(newcomer.key)
             if self._controls.pop(newcomer.key, None) is not None:
@@ -261,9 +261,13 @@ class Relay:
                     control = self._controls.get(conn)
                     if control is not None:
                         control.disconnect(reason)
-                case Opening(circuit):
+                case Opening(circuit, traceparent):
                     self._spans[circuit.id] = telemetry.start_span(
-                        "relay.circuit", caller=circuit.caller, callee=circuit.callee, circuit=circuit.id
+                        "relay.circuit",
+                        parent=traceparent,
+                        caller=circuit.caller,
+                        callee=circuit.callee,
+                        circuit=circuit.id,
                     )
                 case Failed(circuit, reason):
                     self._end_span(circuit, reason)

@@ -217,9 +217,9 @@ class Tunnel:
         if keeper is not None:
             keeper.poke()
 
-    async def resolve(self, peer: str, *, fresh: bool) -> PeerInfo | None:
+    async def resolve(self, peer: str, *, fresh: bool, traceparent: str = "") -> PeerInfo | None:
         """See Discovery.resolve."""
-        info = await self.discovery.resolve(peer, fresh=fresh)
+        info = await self.discovery.resolve(peer, fresh=fresh, traceparent=traceparent)
         if info is not None:
             self.relays.update(info)
         return info

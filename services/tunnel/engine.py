@@ -7,6 +7,7 @@ of each batch, flushes the pairings that have something to send: many streams' b
 
 import asyncio
 import logging
+import os
 import select
 import time
 from collections.abc import Callable
@@ -22,6 +23,14 @@ LARGE = 64 * 1024
 """Buffers above this size, bytes, are pooled: all of one size, so that any fits."""
 POOLED = 128
 """Free buffers kept, 32 MiB in all."""
+SPIN = 100e-6
+"""Seconds a turn waits for more before it goes to sleep, while events come at that pace: waking up costs more
+than that (measured: p50 of a 64-byte round trip 61 µs with, 143 µs without)."""
+SOON = 250e-6
+"""An event that comes within this time of the last turn's end, seconds, …"""
+EAGER = 16
+"""… so many times in a row (one that is late counts double against), makes the engine wait for the next one.
+Idle and slow traffic never gets there, so it costs no power."""
 RECEIVE_SIZE = 512 * 1024
 """Bytes taken from a link's socket at once; holds the largest packet."""
 SPARE_RECEIVE_BUFFERS = 8
@@ -58,7 +67,7 @@ class BufferPool:
 class Engine:
     """Handlers by descriptor; `now` is the monotonic time of the current batch."""
 
-    def __init__(self, *, spin: float = 0.0) -> None:
+    def __init__(self) -> None:
         self.buffers = BufferPool()
         self.scratch = memoryview(bytearray(MAX_PLAIN))
         """Where records are opened; used up before the next packet."""
@@ -67,7 +76,8 @@ class Engine:
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._dirty: list[Flushable] = []
         self._flush_scheduled = False
-        self._spin = spin
+        self._eager = 0
+        self._left = 0.0
         self._receive_buffers: list[bytearray] = []
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._epoll.fileno(), self._turn)
@@ -122,11 +132,12 @@ class Engine:
         now = time.monotonic()
         end = now + SLICE
         poll, handlers = self._epoll.poll, self._handlers
-        idle_since = 0.0
+        self._eager = min(self._eager + 1, EAGER) if now - self._left < SOON else max(self._eager - 2, 0)
+        patience = SPIN if self._eager == EAGER else 0.0
+        spin_until = now + patience
         while True:
             ready = poll(0, BATCH)
             if ready:
-                idle_since = 0.0
                 self.now = now
                 for descriptor, mask in ready:
                     handler = handlers.get(descriptor)
@@ -139,16 +150,15 @@ class Engine:
                 if self._dirty:
                     self._flush()
                 now = time.monotonic()
+                spin_until = now + patience
             else:
                 now = time.monotonic()
-                if not self._spin:
+                if now >= spin_until:
                     break
-                if not idle_since:
-                    idle_since = now
-                elif now - idle_since > self._spin:
-                    break
+                os.sched_yield()  # others that can run go first
             if now > end:
                 break
+        self._left = now
         self._flush_scheduled = False
         if self._dirty:
             self.dirty(self._dirty.pop())

@@ -61,7 +61,7 @@ class Host(Protocol):
     settings: Settings
     relays: RelayPool
 
-    async def resolve(self, peer: str, *, fresh: bool) -> peers.PeerInfo | None: ...
+    async def resolve(self, peer: str, *, fresh: bool, traceparent: str = "") -> peers.PeerInfo | None: ...
     async def establish(
         self, peer: str, sock: socket.socket, kind: int, relay: str, old: "Pairing | None"
     ) -> "Pairing": ...
@@ -92,6 +92,7 @@ class Keeper:
         self.unknown = False
         """Nobody knows the peer."""
         self.traceparent = ""
+        """Of the stream that made us look for a path."""
         self._on_end = on_end
         self._waiters: set[asyncio.Future[Pairing]] = set()
         self._poked = asyncio.Event()
@@ -126,6 +127,7 @@ class Keeper:
     def adopt(self, pairing: "Pairing") -> None:
         """The session is up (by us, or by the peer)."""
         self.pairing = pairing
+        self.traceparent = ""
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(pairing)
@@ -202,7 +204,7 @@ class Keeper:
     async def _fill(self, gap: str) -> float:
         """One round of attempts; returns how long to wait before the next."""
         fresh, self._fresh_next = self._fresh_next, False
-        info = await self.host.resolve(self.peer, fresh=fresh)
+        info = await self.host.resolve(self.peer, fresh=fresh, traceparent=self.traceparent)
         self.unknown = info is None
         candidates = self._candidates(info, gap)
         now = time.monotonic()

@@ -107,11 +107,12 @@ class Discovery:
 
         await dial.follow(open_watch, on_event, name="peers")
 
-    async def resolve(self, name: str, *, fresh: bool) -> PeerInfo | None:
+    async def resolve(self, name: str, *, fresh: bool, traceparent: str = "") -> PeerInfo | None:
         """The peer as discovery knows it or can find it out; None when nobody knows it, or discovery is away."""
         request = discovery_pb2.ResolvePeerRequest(node_name=name, fresh=fresh)
         try:
-            response = await self._stub.ResolvePeer(request, timeout=RESOLVE_TIMEOUT)
+            metadata = (("traceparent", traceparent),) if traceparent else None
+            response = await self._stub.ResolvePeer(request, timeout=RESOLVE_TIMEOUT, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             if error.code() != grpc.StatusCode.NOT_FOUND:
                 log.debug("resolve failed", extra={"peer": name, "error": error.details()})

@@ -57,6 +57,7 @@ class Opening:
     """A circuit was agreed on; its legs are awaited."""
 
     circuit: Circuit
+    traceparent: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +152,8 @@ class Broker:
                 return [Send(conn, id, Heartbeat(self.load_permille))]
             case Reserve():
                 return [Send(conn, id, self._reserve(conn, now))]
-            case Connect(peer=callee):
-                return self._connect(conn, id, callee, now)
+            case Connect(peer=callee, traceparent=traceparent):
+                return self._connect(conn, id, callee, traceparent, now)
             case Reject(reason=reason):
                 self.leave(conn)
                 return [Disconnect(conn, f"rejected by the client: {reason}")]
@@ -232,7 +233,7 @@ class Broker:
         ttl = self.limits.reservation_ttl
         return Reserved(ttl, self.voucher(peer, ttl))
 
-    def _connect(self, conn: int, id: int, callee: str, now: float) -> list[Action]:  # noqa: A002
+    def _connect(self, conn: int, id: int, callee: str, traceparent: str, now: float) -> list[Action]:  # noqa: A002
         caller = self.connections[conn].peer
         refusal = self._objection(caller, callee)
         if refusal is not None:
@@ -242,7 +243,7 @@ class Broker:
         circuit = self.circuits.open(caller, callee, now)
         timeout = self.limits.pairing_timeout
         return [
-            Opening(circuit),
+            Opening(circuit, traceparent),
             Send(callee_conn, 0, Incoming(caller, circuit.tokens[1], timeout)),
             Send(conn, id, CircuitMessage(circuit.tokens[0], timeout)),
         ]

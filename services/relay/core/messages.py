@@ -65,6 +65,8 @@ class Reserved:
 @dataclass(frozen=True, slots=True)
 class Connect:
     peer: str
+    traceparent: str = ""
+    """Of the stream that needs the circuit (W3C); may be empty."""
 
 
 @dataclass(frozen=True, slots=True)
