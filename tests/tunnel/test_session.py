@@ -164,6 +164,14 @@ def test_a_slow_reader_stops_only_its_own_stream() -> None:
     assert slow.credit > 0 and (events.CREDIT, slow.id, None) in net.a.seen
 
 
+def test_the_first_datagram_does_not_overtake_the_opening_of_its_flow() -> None:
+    net = established()
+    flow = net.a.open_udp()
+    net.a.session.send_datagram(flow, b"first")
+    net.run(0.2)
+    assert net.b.datagrams[flow.id] == [b"first"]
+
+
 def test_datagrams_keep_their_borders_and_come_once() -> None:
     net = established()
     flow = net.a.open_udp()

@@ -205,6 +205,8 @@ class Session:
         """Sends one datagram now or never: when the link is backed up the oldest that wait are dropped."""
         if len(payload) > MAX_PLAIN - DATAGRAM_HEAD.size:
             return
+        if not stream.datagrams_out:
+            self.flush(self.now)  # a datagram that overtakes the OPEN of its own flow is lost
         stream.datagrams_out = (stream.datagrams_out + 1) & 0xFFFFFFFF
         self.bytes_out += len(payload)
         self.used_at = self.now
