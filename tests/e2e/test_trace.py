@@ -1,0 +1,66 @@
+"""One trace from the client's accept to the backend's dial, through all four services and on both nodes."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from lab.mesh import Mesh
+from tests.e2e.traffic import PORT, TARGET_PORT, connect, echo_server, eventually
+
+
+@pytest.fixture
+async def traced(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Mesh, Path]]:
+    folder = Path(tempfile.mkdtemp(prefix="cw-"))
+    spans = folder / "spans.jsonl"
+    monkeypatch.setenv("CAUSEWAY_TRACE_FILE", str(spans))
+    mesh = Mesh.loopback(folder)
+    try:
+        mesh.publish("echo", PORT, TARGET_PORT)
+        await mesh.start(lean=True)
+        yield mesh, spans
+    finally:
+        await mesh.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def test_one_trace_crosses_four_services_and_both_nodes(traced: tuple[Mesh, Path]) -> None:
+    mesh, file = traced
+    async with echo_server(mesh.b.place):
+        reader, writer = await connect(mesh.a.place, mesh.cluster_ips[0])
+        writer.write(b"hello")
+        assert await reader.readexactly(5) == b"hello"
+        writer.close()
+
+        async def complete() -> bool:
+            return {"proxy.accept", "tunnel.open", "relay.circuit", "tunnel.accept", "proxy.dial"} <= {
+                span["name"] for span in read(file)
+            }
+
+        await eventually(complete, "all spans were written")
+    spans = read(file)
+    first = next(span for span in spans if span["name"] == "proxy.accept")
+    trace = [span for span in spans if span["trace"] == first["trace"]]
+    assert {(span["service"], span["node"]) for span in trace} >= {
+        ("causeway-proxy", "a"),
+        ("causeway-tunnel", "a"),
+        ("causeway-discovery", "a"),
+        ("causeway-tunnel", "b"),
+        ("causeway-proxy", "b"),
+    }
+    assert any(span["service"] == "causeway-relay" and span["node"] in ("r1", "r2") for span in trace)
+    by_id = {span["span"]: span for span in trace}
+    chain = []
+    at = next(span for span in trace if span["name"] == "proxy.dial")
+    while at is not None:
+        chain.append((at["node"], at["name"]))
+        at = by_id.get(at["parent"])
+    assert chain == [("b", "proxy.dial"), ("b", "tunnel.accept"), ("a", "tunnel.open"), ("a", "proxy.accept")]
+
+
+def read(file: Path) -> list[dict]:
+    """The spans written so far."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
