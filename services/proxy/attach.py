@@ -19,7 +19,7 @@ MAX_WAITING = 1024  # messages; each holds a descriptor
 MAX_WAIT = 5.0  # s that a client waits for the tunnel
 MAX_MESSAGE = 64 * 1024  # bytes, by the contract in tunnel.proto
 _RETRY_BUSY = 0.1  # s between attempts to connect while clients wait
-_RETRY_IDLE = 2.0  # s between attempts while nobody does
+_RETRY_IDLE = 2.0  # s between attempts while nobody does, after it doubled from _RETRY_BUSY
 _RETRY_FULL = 0.01  # s until descriptors in flight (ETOOMANYREFS) may have been taken
 _FULL = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM}
 _UNSENDABLE = {errno.EMSGSIZE, errno.EBADF}  # this message, never the next
@@ -47,6 +47,7 @@ class AttachSocket:
         self._writing = False  # the loop tells when the tunnel takes more
         self._retry: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
+        self._delay = _RETRY_BUSY
         self._closed = False
 
     @property
@@ -122,9 +123,10 @@ class AttachSocket:
             peer.connect(self._path)
         except OSError:  # not there yet, or its backlog is full
             peer.close()
-            self._arm(_RETRY_BUSY if self._queue else _RETRY_IDLE, self._reconnect)
+            self._arm(_RETRY_BUSY if self._queue else self._delay, self._reconnect)
+            self._delay = min(self._delay * 2, _RETRY_IDLE)
             return
-        self._peer = peer
+        self._peer, self._delay = peer, _RETRY_BUSY
         self._loop.add_reader(peer, self._readable)
         self._log.info("attached to the tunnel", extra={"count": len(self._queue)})
         self._flush()

@@ -97,7 +97,7 @@ async def listen(run_dir: Path, serve: Callable[[Offer], None], log: Logger) -> 
         while True:
             problem = "ended by the tunnel"
             try:
-                async for response in stub.Listen(tunnel_pb2.ListenRequest()):
+                async for response in stub.Listen(tunnel_pb2.ListenRequest(), wait_for_ready=True):
                     failing, delay = False, _LISTEN_FIRST
                     for offer in response.offers:
                         serve(_offer(offer))
@@ -138,7 +138,7 @@ async def follow_services(run_dir: Path, catalog: Catalog, changed: Callable[[],
     stub: Any = discovery_pb2_grpc.DiscoveryServiceStub(channel)
 
     def watch(revision: int) -> Any:
-        return stub.WatchServices(discovery_pb2.WatchServicesRequest(resume_revision=revision))
+        return stub.WatchServices(discovery_pb2.WatchServicesRequest(resume_revision=revision), wait_for_ready=True)
 
     def apply(response: discovery_pb2.WatchServicesResponse) -> None:
         known = catalog.synced
