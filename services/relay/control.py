@@ -18,6 +18,8 @@ from .peers import decode, encode
 
 MAX_QUEUE = 64
 """Messages that wait for a slow reader. A client that leaves so many unread is closed."""
+READ_ON = MAX_QUEUE // 2
+"""Answers that may wait before the client's next message is read; the rest of the queue is for what others cause."""
 WRITE_TIMEOUT = 10.0
 """Seconds for one message to be taken by the client's side."""
 LINGER = 1.0
@@ -51,12 +53,16 @@ class Control:
         self._newcomer = newcomer
         self._desk = desk
         self._queue: asyncio.Queue[bytes] = asyncio.Queue(MAX_QUEUE)
+        self._low = asyncio.Event()  # few enough messages wait
+        self._low.set()
         self._over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def send(self, id: int, message: Message) -> None:  # noqa: A002
         """Queue a message. A client that does not read is disconnected."""
         try:
             self._queue.put_nowait(encode(id, message))
+            if self._queue.qsize() >= READ_ON:
+                self._low.clear()
         except asyncio.QueueFull:
             self.disconnect("it does not read what it is sent")
 
@@ -124,7 +130,7 @@ class Control:
         raise AssertionError("asyncio.wait returned with nothing done")
 
     async def _read(self, tls: FramedTls) -> str:
-        """A client that asks too often is read slowly: TCP then holds it back."""
+        """A client that asks too often, or does not take its answers, is read slowly: TCP then holds it back."""
         limits = self._desk.limits
         bucket = TokenBucket(limits.max_messages_per_second, limits.max_messages_burst, monotonic())
         while True:
@@ -142,10 +148,13 @@ class Control:
             bucket.take(1, monotonic())
             if wait := bucket.wait(monotonic()):
                 await asyncio.sleep(wait)
+            await self._low.wait()
 
     async def _write(self, tls: FramedTls) -> str:
         while True:
             data = await self._queue.get()
+            if self._queue.qsize() < READ_ON:
+                self._low.set()
             try:
                 async with asyncio.timeout(WRITE_TIMEOUT):
                     await tls.send(data)

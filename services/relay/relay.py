@@ -65,7 +65,7 @@ class Relay:
         self._engine: Engine | None = None
         self._port: PublicPort | None = None
         self._controls: dict[int, Control] = {}  # greeted ones
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[str]] = set()
         self._waiting: dict[int, socket.socket] = {}  # legs whose other leg is not there
         self._splices: dict[int, Splice] = {}
         self._spans: dict[int, telemetry.Span] = {}
@@ -137,32 +137,35 @@ class Relay:
     # --- control connections -----------------------------------------------------------------------------------
 
     def _on_control(self, newcomer: Newcomer) -> None:
-        task = self._loop.create_task(self._serve(newcomer), name=f"control {newcomer.observed}")
+        control = Control(newcomer, self)
+        task = self._loop.create_task(control.serve(), name=f"control {newcomer.observed}")
 
         def close() -> None:
             task.cancel()
 
         newcomer.close = close
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._left, newcomer, control))
 
-    async def _serve(self, newcomer: Newcomer) -> None:
+    def _left(self, newcomer: Newcomer, control: Control, task: asyncio.Task[str]) -> None:
+        """A control connection is over; also when it was cancelled before its first step."""
         assert self._port is not None
-        control = Control(newcomer, self)
-        why = "closed by this relay"
-        try:
-            why = await control.serve()
-        except Exception:  # one connection must not take the others down, and nobody awaits this task until the end
-            self._log.exception("control connection failed", extra={"remote": newcomer.observed})
-        finally:
-            newcomer.close = newcomer.sock.close  # no cycle through the task: a flood must not wait for the collector
-            newcomer.close()
-            self._port.settle(newcomer.key)
-            self._broker.leave(newcomer.key)
-            if self._controls.pop(newcomer.key, None) is not None:
-                self._log.info("peer left", extra={"peer": control.peer, "reason": why})
-                self._changed()
-                self._fewer.set()
+        self._tasks.discard(task)
+        # Without this there is a cycle through the task, and a flood's remains would wait for the collector.
+        newcomer.close = newcomer.sock.close
+        newcomer.close()
+        self._port.settle(newcomer.key)
+        self._broker.leave(newcomer.key)
+        if task.cancelled():
+            why = "closed by this relay"
+        elif error := task.exception():  # one connection's failure must not take the others down
+            why = f"{type(error).__name__}: {error}"
+            self._log.error("control connection failed", extra={"remote": newcomer.observed}, exc_info=error)
+        else:
+            why = task.result()
+        if self._controls.pop(newcomer.key, None) is not None:
+            self._log.info("peer left", extra={"peer": control.peer, "reason": why})
+            self._changed()
 
     def greet(self, control: Control, hello: Message, proven: str) -> Message:
         """First message of a control connection; returns the answer."""

@@ -216,6 +216,8 @@ class Client:
         try:
             while True:
                 await self.hear()
+        except TimeoutError:
+            return False
         except (EOFError, OSError):
             return True
 

@@ -302,7 +302,7 @@ class Schedule:
     def check(self) -> None:
         broker, limits = self.broker, self.broker.limits
         assert set(broker.connections) == set(self.peers)
-        assert len(broker.connections) <= limits.max_connections + limits.max_connections_per_peer
+        assert len(broker.connections) <= limits.max_connections
         assert len(broker.reservations) <= limits.max_reservations
         assert {r.conn for r in broker.reservations} <= set(self.peers)
         assert len(broker.circuits) <= limits.max_circuits

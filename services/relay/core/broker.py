@@ -137,7 +137,7 @@ class Broker:
         mine = self._of_peer.setdefault(proven, [])
         mine.append(conn)
         self.connections[conn] = Connection(proven, observed)
-        if len(mine) > self.limits.max_connections_per_peer:
+        if len(mine) > self.limits.max_connections_per_peer or len(self.connections) > self.limits.max_connections:
             oldest = mine[0]
             self.leave(oldest)
             actions.append(Disconnect(oldest, "the same node has too many newer connections"))
