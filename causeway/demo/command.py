@@ -27,8 +27,9 @@ from lab.namespace import LabError
 from lab.node import NodeError
 from lab.wire import Shape
 
-# A home's link of 100 Mbit/s takes about 25 s for 256 MiB: time to watch, and less than two minutes in all.
-DEFAULT_SIZE, DEFAULT_RATE = 256, 100
+# A home's link of 100 Mbit/s takes about 35 s for 384 MiB: time to watch, and for the mesh to be whole again
+# between the two events; less than two minutes in all.
+DEFAULT_SIZE, DEFAULT_RATE = 384, 100
 QUEUE = 512_000  # bytes a home router lets wait: 40 ms at 100 Mbit/s
 WRAPPER_EXIT = 15.0  # seconds for everything inside to end after Ctrl-C
 

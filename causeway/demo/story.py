@@ -24,8 +24,8 @@ from lab.mesh import Mesh
 from lab.node import NodeError
 
 BACKEND_PORT, SERVICE_PORT = 8080, 80
-KILL_AT, RETURN_AT, SILENCE_AT = 0.5, 0.6, 0.75  # shares of the file
-LATEST_SILENCE = 0.9  # share of the file: from here on it happens, standby or not
+KILL_AT, RETURN_AT, SILENCE_AT = 0.5, 0.55, 0.75  # shares of the file
+LATEST_SILENCE = 0.95  # share of the file: from here on it happens, standby or not
 PATIENCE = 30.0  # seconds for something that normally takes one or two
 AFTERMATH = 5.0  # seconds after an event in which a stall counts as its doing
 RATE_WINDOW = 1.0  # seconds over which the live view averages

@@ -54,7 +54,8 @@ class View:
 
     def progress(self, *, done: int, size: int, rate: float, path: str, rtt: float) -> None:
         """Bytes done of size, bits a second, path and its round trip in seconds."""
-        facts = f"{done >> 20:>4} of {size >> 20} MiB   {rate / 1e6:6.1f} Mbit/s   {path}   RTT {rtt * 1000:.1f} ms"
+        delay = f"RTT {rtt * 1000:.1f} ms" if rtt else ""
+        facts = f"{done >> 20:>4} of {size >> 20} MiB   {rate / 1e6:6.1f} Mbit/s   {path}   {delay}".rstrip()
         if self._moves:
             self._live.update(self._panel(done, size, facts))
         elif time.monotonic() - self._last_line > PLAIN_INTERVAL:
