@@ -116,7 +116,9 @@ class PublicPort:
         self._newcomers.pop(key, None)
 
     def close(self) -> None:
-        """Stop listening; close those that have not been handed over."""
+        """Stop listening; close those that have not been handed over. May be repeated."""
+        if self._listener.fileno() < 0:
+            return
         for timer in (self._timer, self._pause):
             if timer is not None:
                 timer.cancel()

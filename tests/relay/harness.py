@@ -73,6 +73,10 @@ class RelayProcess:
             )
 
     @property
+    def run_dir(self) -> Path:
+        return Path(self._run.name)
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
