@@ -100,17 +100,20 @@ def measure(
     if not only - {"idle"}:
         return
     with ExitStack() as stack:
-        rigs = [rig for kind in chosen if (rig := start(kind, folder, loopback, report, stack, sizes, tell))]
+        rigs = [rig for kind in chosen if (rig := start(kind, folder, loopback, report, stack, tell))]
+        # Before any other load: memory that it freed but kept would be used again, and the streams look small.
+        for rig in rigs:
+            if "streams" in only and rig.name in STREAM_RIGS:
+                tell(f"idle streams: {rig.title}")
+                attempt(report.columns[rig.name], measures.idle_streams, rig, sizes)
+        for rig in rigs:
+            attempt(report.columns[rig.name], measures.warm_up, rig, sizes)
         for number in range(1, sizes.rounds + 1):
             for name, gauge in EACH_ROUND.items():
                 if name in only:
                     tell(f"round {number}/{sizes.rounds}: {name}")
                     for rig in rigs:
                         attempt(report.columns[rig.name], gauge, rig, sizes)
-        for rig in rigs:
-            if "streams" in only and rig.name in STREAM_RIGS:
-                tell(f"idle streams: {rig.title}")
-                attempt(report.columns[rig.name], measures.idle_streams, rig, sizes)
         for rig in rigs:
             if "stall" in only and isinstance(rig, CausewayRelayed):
                 for name, event in (("kill", stall.kill), ("freeze", stall.freeze)):
@@ -127,16 +130,13 @@ def start(
     loopback: Loopback,
     report: Report,
     stack: ExitStack,
-    sizes: Sizes,
     tell: Callable[[str], None],
 ) -> Rig | None:
     """A rig that carries traffic, or None with the reason in the report."""
     column = report.columns[kind.name] = Column(kind.title)
     tell(f"starting {kind.title}")
     try:
-        rig = stack.enter_context(kind(folder, loopback))
-        measures.warm_up(rig, sizes)
-        return rig
+        return stack.enter_context(kind(folder, loopback))
     except NotRun as reason:
         column.not_run = str(reason)
     except Failed as failure:

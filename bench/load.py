@@ -27,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from bench.serve import CHUNK, COUNT
+from bench.serve import CHUNK, COUNT, noise
 
 SIZE = 64  # bytes of a request and of its answer
 REQUEST = bytes(range(SIZE))
@@ -48,8 +48,7 @@ def _connect(address: tuple[str, int]) -> socket.socket:
 
 def push(address: tuple[str, int], size: int) -> Result:
     """One stream of `size` bytes into a sink; the clock stops when the sink has confirmed the count."""
-    pages = os.memfd_create("bench-push")
-    os.ftruncate(pages, CHUNK)
+    pages = noise("bench-push")
     with _connect(address) as connection:
         connection.settimeout(None)
         begin = time.monotonic()

@@ -36,6 +36,13 @@ def listen(host: str) -> socket.socket:
     return listener
 
 
+def noise(name: str) -> int:
+    """A memory file of CHUNK random bytes to send from: nobody gains by compression."""
+    pages = os.memfd_create(name)
+    os.write(pages, os.urandom(CHUNK))
+    return pages
+
+
 class Server:
     """Three listeners and all their connections; `run` returns when standard input ends."""
 
@@ -54,8 +61,7 @@ class Server:
         self._owed: dict[int, bytearray] = {}
         self._sources: dict[int, tuple[bytearray, int]] = {}
         self._scratch = bytearray(CHUNK)
-        self._pages = os.memfd_create("bench-source")
-        os.ftruncate(self._pages, CHUNK)
+        self._pages = noise("bench-source")
 
     def run(self) -> None:
         listeners, handlers, epoll = self._listeners, self._handlers, self._epoll

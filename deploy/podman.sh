@@ -1,9 +1,10 @@
 #!/bin/sh
-# deploy/podman.sh up|check|status|logs|down: the pod of deploy/pod.yaml on this machine, under podman, without a registry.
+# deploy/podman.sh COMMAND: the pod of deploy/pod.yaml on this machine, under podman, without a registry.
 #   up             base image by debootstrap, wheels, four images, pod; waits until all four services are healthy
 #   check          health of all four as seen from each container, their user, `causeway status`
 #   publish FILE   puts FILE in the place of the ConfigMap's services.yaml, as kubectl would do it in a cluster
 #   status, logs   of the running pod
+#   psk            as the containers see it (podman 4.3 mounts a Secret without decoding its base64)
 #   down           ends the pod and removes its images; keeps the downloaded base
 # Everything lives in build/pod (images and containers too: podman's own storage is not touched). Doing any of it
 # twice does no harm. Needs root, for debootstrap: apt-get install podman runc catatonit debootstrap
@@ -45,6 +46,8 @@ default_ulimits = ["nofile=20000:20000", "nproc=20000:20000"]
 cgroup_manager = "cgroupfs"
 runtime = "runc"
 events_logger = "file"
+[network]
+network_config_dir = "$work/networks"
 END
 }
 
@@ -137,6 +140,7 @@ publish() {
 
 stop() {
     pod pod rm --force --time 15 causeway >/dev/null 2>&1 || true
+    pod volume rm --force causeway-config causeway-psk run state >/dev/null 2>&1 || true
     pod secret rm causeway-psk >/dev/null 2>&1 || true
 }
 
@@ -144,14 +148,19 @@ down() {
     test -d "$work" || return 0
     prepare
     stop
-    pod system reset --force >/dev/null 2>&1 || true
-    rm -rf "$work/storage" "$work/runroot" "$work/tmp" "$work/context" "$work/pod.yaml"
+    # Not `podman system reset`, which reaches beyond --root. Nothing of ours is mounted any more after these.
+    pod rmi --all --force >/dev/null 2>&1 || true
+    pod volume rm --all --force >/dev/null 2>&1 || true
+    umount "$work/storage/overlay" 2>/dev/null || true
+    ! grep -q " $work/" /proc/self/mounts || fail "still mounted: $(grep -m 1 -o " $work/[^ ]*" /proc/self/mounts)"
+    rm -rf "$work/storage" "$work/runroot" "$work/tmp" "$work/networks" "$work/context" "$work/pod.yaml"
 }
 
 case ${1:-} in
     up | check | down) "$1" ;;
     publish) publish "${2:?usage: deploy/podman.sh publish FILE}" ;;
+    psk) inside tunnel cat /etc/causeway-psk/psk ;;
     status) inside proxy causeway status --run-dir /run/causeway -o json ;;
     logs) for service in $services; do pod logs "causeway-$service" 2>&1 | sed "s/^/$service: /"; done ;;
-    *) fail "'${1:-}' is not known; expected up, check, publish, status, logs or down" ;;
+    *) fail "'${1:-}' is not known; expected up, check, publish, status, logs, psk or down" ;;
 esac
