@@ -94,7 +94,7 @@ async def _ping(
     from google.protobuf.duration_pb2 import Duration
 
     from protos import tunnel_pb2, tunnel_pb2_grpc
-    from services.runtime.dial import local_channel
+    from services.runtime.dial import local_channel, reason
 
     wait = Duration()
     wait.FromMilliseconds(int(timeout * 1000))
@@ -121,7 +121,7 @@ async def _ping(
                 except grpc.aio.AioRpcError as error:
                     result["sent"] = number
                     result["error"] = _why(error, node, path)
-                    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND):
+                    if reason(error) == "UNKNOWN_NODE":
                         break  # the next try would say the same
                     if not quiet:
                         click.echo(f"seq={number} {result['error']}")
@@ -167,7 +167,9 @@ def _way(path: dict[str, Any]) -> str:
 def _why(error: Any, node: str, path: Path) -> str:
     import grpc
 
-    if error.code() == grpc.StatusCode.UNAVAILABLE:
+    from services.runtime.dial import reason
+
+    if error.code() == grpc.StatusCode.UNAVAILABLE and not reason(error):  # gRPC's own, not the tunnel's NO_PATH
         return place.not_running("tunnel", path)
     if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"no answer from {node} in time"
