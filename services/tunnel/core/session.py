@@ -435,6 +435,8 @@ class Session:
                 self._stall("relay_silent" if link.relay else "path_silent", link, now)
             self._double(now)
             self._unblock(out)
+        else:
+            self._repeat(link, now)
 
     def _double(self, now: float) -> None:
         """Sends on the standby what the doubted active link did not get through, and all that follows."""
@@ -445,10 +447,21 @@ class Session:
         self.second = second
         self._say(second, control.SUSPECT, about=active.id)
         self._ping(second, now)
-        for record, _ in list(active.inflight):
-            if not (record.acked or record.heard or record.carried > 1):
+        for link in self.links:
+            if link is active or link.suspect_since is not None or link.distrusted:
+                self._repeat(link, now)
+
+    def _repeat(self, doubted: Link, now: float) -> None:
+        """What a doubted link has not got through goes over the one that gets new records, too. Links other than the
+        active one may carry something as well: what was under way when a better path took over."""
+        target = self.second or self.active
+        if target is None or target is doubted:
+            return
+        there = {id(record) for record, _ in target.inflight}
+        for record, _ in doubted.inflight:
+            if not (record.acked or record.heard or id(record) in there):
                 self.resent += 1
-                second.push(record, now)
+                target.push(record, now)
 
     def _answered(self, link: Link, now: float, out: list[Event]) -> None:
         """The peer confirmed something on this link."""
@@ -657,6 +670,8 @@ class Session:
                         if self.streams:
                             self._stall("relay_silent" if doubted.relay else "path_silent", doubted, now)
                         self._double(now)
+                    else:
+                        self._repeat(doubted, now)
         if flags & control.GOAWAY:
             link.goaway_heard = True
             self.retire(link)
