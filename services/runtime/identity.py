@@ -95,13 +95,15 @@ class Identity:
         try:
             credentials = self._read()
         except IdentityError as error:
-            if str(error) != self._complaint:
-                self._complaint = str(error)
-                _log.error("credentials not renewed, the old ones stay", extra={"error": self._complaint})
+            self._complain("credentials not renewed, the old ones stay", str(error))
             return False
         old = self.credentials
         if credentials.certificate == old.certificate and credentials.authority.pem() == old.authority.pem():
             self._stamps = self._stamp()
+            if self._ca.enable:  # only a person can renew it
+                end = _utc(_validity(old.certificate)[1])
+                advice = f"it ends at {end}; issue one with `causeway ca issue {self.node_name}`"
+                self._complain("the certificate should be renewed", advice)
             return False
         self._adopt(credentials)
         return True
@@ -237,6 +239,11 @@ class Identity:
             except AuthorityError as error:
                 _log.error("revocation list not reread, the old one stays", extra={"error": str(error)})
         return self._revoked
+
+    def _complain(self, message: str, error: str) -> None:
+        if error != self._complaint:
+            self._complaint = error
+            _log.error(message, extra={"error": error})
 
     def _adopt(self, credentials: Credentials) -> None:
         self.credentials = credentials

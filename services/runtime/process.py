@@ -20,8 +20,9 @@ from services.runtime.identity import Identity, IdentityError
 # Offsets to metrics.basePort.
 METRICS_PORTS = {"discovery": 0, "tunnel": 1, "relay": 2, "proxy": 3}
 
-# How often credentials are looked at: at least every 5 min, and 12 times in the life of a certificate. Seconds.
-REFRESH_PERIOD = 300.0
+# How often credentials are looked at: at least this often, and 12 times in the life of a certificate. Seconds.
+# It costs two stat calls, and bounds how long a machine that slept past the end of its certificate stays mute.
+REFRESH_PERIOD = 30.0
 
 # More descriptors than this only make programs slow that walk all of them.
 _MAX_DESCRIPTORS = 1 << 20
@@ -68,7 +69,8 @@ def run(name: str, config: Config, main: Main) -> int:
         sys.stderr.write(f"causeway {name}: {error}\n")
         return 1
     for warning in config.warnings:
-        logger.warning(warning)
+        # All services of the node read the same file; one of them says it.
+        logger.log(logging.WARNING if name == "discovery" else logging.DEBUG, warning)
     try:
         if config.metrics.base_port:
             _serve_metrics(name, config)

@@ -11,6 +11,7 @@ import asyncio
 import socket
 from collections.abc import Coroutine
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL
@@ -312,9 +313,12 @@ class FramedTls:
             raise TlsError(self._broken)
 
 
+_contexts: WeakKeyDictionary[Identity, dict[bool, tuple[int, SSL.Context]]] = WeakKeyDictionary()
+
+
 def _context(identity: Identity, *, server: bool) -> SSL.Context:
     """One context for each role and generation of the credentials: making one costs as much as a handshake."""
-    cached: dict[bool, tuple[int, SSL.Context]] = identity.__dict__.setdefault("_tls_contexts", {})
+    cached = _contexts.setdefault(identity, {})
     generation, context = cached.get(server, (0, None))
     if context is None or generation != identity.generation:
         generation, current = identity.generation, identity.credentials

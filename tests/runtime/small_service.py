@@ -52,4 +52,4 @@ async def broken() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(process.command("relay", main))
+    sys.exit(process.command(os.environ.get("CW_NAME", "relay"), main))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from causeway.ca import ca
 from services.runtime import authority
+from services.runtime.config import Config
 from services.runtime.identity import Identity, IdentityError, Rejection
 from tests.runtime.nodes import OTHER_PSK, PSK, Clock, identity, load
 
@@ -386,8 +387,12 @@ def run_ca(*arguments: str | Path) -> str:
 def node(folder: Path, name: str, authority_folder: Path | None = None) -> Identity:
     home = folder / f"default.{name}"
     run_ca("issue", name, "--ca", authority_folder or folder / "ca", "--out", home)
+    return Identity.load(config_of(folder, name))
+
+
+def config_of(folder: Path, name: str) -> Config:
     names = {"caFile": "ca.crt", "certFile": "node.crt", "keyFile": "node.key", "crlFile": "ca.crl"}
-    return Identity.load(load(folder, name, tunnel={"ca": {"enable": True, **names}}))
+    return load(folder, name, tunnel={"ca": {"enable": True, **names}})
 
 
 @pytest.fixture
@@ -447,6 +452,19 @@ def test_ca_mode_takes_over_renewed_files(ca_folder: Path) -> None:
     (ca_folder / "default.edge-a/node.key").write_bytes(authority.key_pem(authority.new_key()))
     assert not a.refresh(), "a key that does not match is not taken over"
     assert a.judge(a.certificate_der) == "edge-a"
+
+
+def test_ca_mode_asks_for_renewal_once(ca_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    node(ca_folder, "edge-a")
+    clock = Clock()
+    a = Identity.load(config_of(ca_folder, "edge-a"), clock)
+    assert not a.refresh()
+    assert not caplog.records
+    clock.now += 300 * 86400  # of 365
+    assert not a.refresh()
+    assert not a.refresh()
+    assert len(caplog.records) == 1
+    assert "causeway ca issue edge-a" in vars(caplog.records[0])["error"]
 
 
 def test_ca_mode_says_what_is_wrong_with_its_files(ca_folder: Path) -> None:

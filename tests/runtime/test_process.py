@@ -125,7 +125,9 @@ def test_start_up_problems_are_lines(node_config: WriteConfig) -> None:
 
 
 def test_keys_without_effect_are_said_once(node_config: WriteConfig) -> None:
-    _, text = ends(node_config("edge-a", kubeAPIConfig={"burst": 1}), CW_TEST="fail")
+    config = node_config("edge-a", kubeAPIConfig={"burst": 1})
+    assert "no effect" not in ends(config, CW_TEST="fail")[1]
+    _, text = ends(config, CW_TEST="fail", CW_NAME="discovery")
     assert text.count("kubeAPIConfig has no effect here") == 1
 
 
@@ -220,6 +222,37 @@ async def test_certificates_renew_while_running(node_config: WriteConfig) -> Non
         await line_with(process, "ready")
         for _ in range(2):
             await line_with(process, "credentials renewed")
+
+
+async def test_traces_are_exported_as_the_standard_variables_say(
+    node_config: WriteConfig, loopback_ip: Callable[[], str]
+) -> None:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    received: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def collect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+        length = int(head.partition("content-length:")[2].split()[0])
+        received.put_nowait(head.split()[1].encode() + b"\n" + await reader.readexactly(length))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    config = node_config("edge-a")
+    async with await asyncio.start_server(collect, loopback_ip(), 0) as collector:
+        ip, port = collector.sockets[0].getsockname()
+        async with running(config, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://{ip}:{port}") as process:
+            await line_with(process, "ready")
+            async with dial.local_channel(config.parent / "run", "relay") as channel:
+                await dial.call(rpc.RelayServiceStub(channel).Drain, pb.DrainRequest())
+            process.terminate()
+            path, _, body = (await asyncio.wait_for(received.get(), 30)).partition(b"\n")
+            assert await asyncio.wait_for(process.wait(), 30) == 0
+    assert path == b"/v1/traces"
+    request = ExportTraceServiceRequest.FromString(body)
+    names = {span.name for part in request.resource_spans for scope in part.scope_spans for span in scope.spans}
+    assert "work" in names
 
 
 # Errors and traces across processes
