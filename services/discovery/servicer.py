@@ -154,7 +154,9 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
     async def PutRecord(self, request: pb.PutRecordRequest, context: Context) -> pb.PutRecordResponse:
         caller = await self._caller(context)
         directory = self._directory
-        former = directory.registry.fresh(caller, directory.wall())
+        held = directory.registry.fresh(caller, directory.wall())
+        # Taken apart before the new record replaces them in the entry.
+        former, instance = (held.signed, _instance(held.record)) if held is not None else (None, "")
         conflicting: Signed | None = None
         try:
             record = directory.take(peers.signed_from_wire(request.record), Source.LOOKUP, expected=caller)
@@ -164,8 +166,8 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
         if caller == directory.settings.node_name:
             directory.meet_double(record, f"calling from {context.peer()}")
             conflicting = directory.signed()
-        elif former is not None and _instance(former.record) != record.instance_id:
-            conflicting = former.signed
+        elif former is not None and instance != record.instance_id:
+            conflicting = former
         response = pb.PutRecordResponse(record=peers.signed_to_wire(directory.signed()))
         if conflicting is not None:
             response.conflicting.CopyFrom(peers.signed_to_wire(conflicting))

@@ -94,7 +94,9 @@ class OwnRecord:
 
     def outrun(self, revision: int) -> None:
         """Somebody holds a record in our name with this revision; the next version will be newer."""
-        self.last_revision = max(self.last_revision, revision)
+        if revision >= self.last_revision:
+            self.last_revision = revision
+            self.current = None
 
     def _content(self, record: Record) -> Record:
         return replace(record, revision=0, issued_at=0.0, expires_at=0.0)

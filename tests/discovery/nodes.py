@@ -1,0 +1,149 @@
+"""Discovery services under test, as processes, and as parts within the test's own process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from protos import discovery_pb2 as pb
+from protos import discovery_pb2_grpc as pb_grpc
+from services.discovery.config import Settings
+from services.discovery.directory import Directory
+from services.runtime import config as configuration
+from services.runtime import dial
+from services.runtime.identity import Identity
+
+# Seconds until something that must come counts as missing; machines are noisy.
+PATIENCE = 60.0
+
+T = TypeVar("T")
+
+
+async def until(look: Callable[[], Awaitable[T | None]], what: str) -> T:
+    """What `look` finds, as soon as it finds something true."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                if found := await look():
+                    return found
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(f"in vain: {what}") from None
+
+
+class Node:
+    """One discovery process."""
+
+    def __init__(self, config: Path) -> None:
+        self.config = config
+        self.run_dir = config.parent / "run"
+        self.log = config.parent / "log"
+        self.channel = dial.local_channel(self.run_dir, "discovery")
+        self.stub: Any = pb_grpc.DiscoveryServiceStub(self.channel)
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "services.discovery", "--config", str(self.config)),
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "CAUSEWAY_LOG_LEVEL": "debug"},
+            )
+        await until(self._answers, f"{self.config} serves; it said:\n{self.said()}")
+
+    async def _answers(self) -> bool:
+        assert self.process is not None
+        if self.process.returncode is not None:
+            raise AssertionError(f"exit code {self.process.returncode}:\n{self.said()}")
+        return (self.run_dir / "discovery.sock").exists()
+
+    async def stop(self, number: int = signal.SIGTERM) -> int:
+        """Ends it and returns the exit code."""
+        assert self.process is not None
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        return await asyncio.wait_for(self.process.wait(), PATIENCE)
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    async def status(self) -> pb.GetStatusResponse:
+        return await self.stub.GetStatus(pb.GetStatusRequest(), timeout=PATIENCE, wait_for_ready=True)  # type: ignore[no-any-return]
+
+    async def resolve(self, name: str, *, fresh: bool = False) -> pb.Peer:
+        request = pb.ResolvePeerRequest(node_name=name, fresh=fresh)
+        answer = await self.stub.ResolvePeer(request, timeout=PATIENCE, wait_for_ready=True)
+        return answer.peer  # type: ignore[no-any-return]
+
+    async def report(self, **component: Any) -> int:
+        answer = await self.stub.ReportSelf(pb.ReportSelfRequest(**component), timeout=PATIENCE, wait_for_ready=True)
+        return int(answer.revision)
+
+    async def published(self) -> None:
+        """Waits until the record is with every contact."""
+
+        async def look() -> bool:
+            text = (await self.status()).sources["lookup"]
+            _, _, counts = text.partition("published at ")
+            numbers = counts.split(";")[0].split(" of ")
+            return len(numbers) == 2 and numbers[0] == numbers[1]
+
+        await until(look, f"{self.config} published; it said:\n{self.said()}")
+
+    async def sees(self, name: str, check: Callable[[pb.Peer], bool] = lambda peer: peer.verified) -> pb.Peer:
+        """Waits until the peer is known and as expected."""
+
+        async def look() -> pb.Peer | None:
+            found = {peer.record.node_name: peer for peer in (await self.status()).peers}
+            return found[name] if name in found and check(found[name]) else None
+
+        return await until(look, f"{self.config} knows {name}; it said:\n{self.said()}")
+
+
+@asynccontextmanager
+async def running(*configs: Path) -> AsyncIterator[list[Node]]:
+    """Processes that are up; they are ended with the block."""
+    nodes = [Node(config) for config in configs]
+    try:
+        await asyncio.gather(*(node.start() for node in nodes))
+        yield nodes
+    finally:
+        for node in nodes:
+            if node.process is not None and node.process.returncode is None:
+                node.process.kill()
+                await node.process.wait()
+            await node.channel.close()
+
+
+@dataclass
+class Part:
+    """A directory with its identity, without any task."""
+
+    directory: Directory
+    identity: Identity
+    settings: Settings
+
+
+def part(config: Path, *, wall: Callable[[], float] | None = None) -> Part:
+    """The directory that a process with this configuration would have."""
+    loaded = configuration.load(config)
+    identity = Identity.load(loaded)
+    settings = Settings.of(loaded)
+    log = logging.getLogger("causeway.discovery.test")
+    directory = Directory(settings, identity, log, wall) if wall is not None else Directory(settings, identity, log)
+    return Part(directory, identity, settings)
+
+
+def folder() -> Path:
+    """A folder with a short path."""
+    return Path(tempfile.mkdtemp(prefix="cw-"))

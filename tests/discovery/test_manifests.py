@@ -1,0 +1,243 @@
+"""Manifests as people write them, and as clusters print them."""
+
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from services.discovery.core.manifests import AFFINITY_TIMEOUT, Parsed, parse
+from services.discovery.core.service import Endpoint, EndpointPort, Protocol, ServicePort
+
+WEB = """
+apiVersion: v1
+kind: Service
+metadata: {name: web, labels: {app: web}, annotations: {note: "1"}}
+spec:
+  clusterIP: 127.1.0.1
+  externalIPs: [203.0.113.5]
+  ports:
+  - {name: http, port: 80, targetPort: 8080, nodePort: 30080, appProtocol: kubernetes.io/h2c}
+  - {name: dns, port: 53, protocol: UDP}
+  sessionAffinity: ClientIP
+  trafficDistribution: PreferClose
+  internalTrafficPolicy: Cluster
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports:
+- {name: http, port: 8080}
+- {name: dns, port: 5353, protocol: UDP}
+endpoints:
+- {addresses: [127.0.0.1], nodeName: edge-a, conditions: {ready: true}, hostname: web-0}
+- {addresses: [10.0.0.2], nodeName: edge-b, conditions: {ready: false}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-2, labels: {kubernetes.io/service-name: web}}
+addressType: IPv6
+ports: [{name: http, port: 8080}]
+endpoints:
+- {addresses: ["FD00::1"]}
+"""
+
+
+def load(text: str) -> Parsed:
+    return parse(yaml.safe_load_all(text))
+
+
+def changed(path: str, value: Any, document: int = 0) -> list[Any]:
+    """WEB with one field set, or removed for None."""
+    documents = list(yaml.safe_load_all(WEB))
+    *above, last = [int(part) if part.isdigit() else part for part in path.split("/")]
+    target = documents[document]
+    for part in above:
+        target = target[part]
+    if value is None:
+        del target[last]
+    else:
+        target[last] = value
+    return documents
+
+
+def test_a_service_with_several_slices() -> None:
+    parsed = load(WEB)
+    assert (parsed.errors, parsed.warnings) == ([], [])
+    web = parsed.services["default/web"]
+    assert web.cluster_ips == ("127.1.0.1",) and web.external_ips == ("203.0.113.5",)
+    assert web.ports == (
+        ServicePort("http", Protocol.TCP, 80, 30080, "kubernetes.io/h2c"),
+        ServicePort("dns", Protocol.UDP, 53),
+    )
+    http, dns = EndpointPort("http", Protocol.TCP, 8080), EndpointPort("dns", Protocol.UDP, 5353)
+    assert web.endpoints == (
+        Endpoint(("127.0.0.1",), (http, dns), "edge-a", True, "web-0"),
+        Endpoint(("10.0.0.2",), (http, dns), "edge-b", False),
+        Endpoint(("fd00::1",), (http,)),
+    )
+    assert (web.labels, web.annotations) == ({"app": "web"}, {"note": "1"})
+    assert (web.session_affinity, web.affinity_timeout) == ("ClientIP", AFFINITY_TIMEOUT)
+    assert (web.traffic_distribution, web.internal_traffic_policy) == ("PreferClose", "Cluster")
+
+
+def test_json_and_lists_are_the_same_thing() -> None:
+    documents = list(yaml.safe_load_all(WEB))
+    as_list = json.dumps({"apiVersion": "v1", "kind": "List", "items": documents})
+    assert load(as_list).services == load(WEB).services
+    slices = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSliceList",
+        "items": [{key: value for key, value in d.items() if key not in ("kind", "apiVersion")} for d in documents[1:]],
+    }
+    assert parse([slices, documents[0]]).services == load(WEB).services
+
+
+def test_headless_has_no_address() -> None:
+    for value in ({"clusterIP": "None"}, {"clusterIPs": ["None"]}):
+        documents = changed("spec/clusterIP", None)
+        documents[0]["spec"].update(value)
+        parsed = parse(documents)
+        assert parsed.errors == [] and parsed.services["default/web"].cluster_ips == ()
+
+
+def test_dual_stack_addresses_keep_their_order() -> None:
+    documents = changed("spec/clusterIPs", ["127.1.0.1", "fd00::10"])
+    assert parse(documents).services["default/web"].cluster_ips == ("127.1.0.1", "fd00::10")
+
+
+def test_legacy_endpoints_count_only_without_slices() -> None:
+    legacy = yaml.safe_load(
+        """
+        apiVersion: v1
+        kind: Endpoints
+        metadata: {name: web}
+        subsets:
+        - addresses: [{ip: 10.0.0.9, nodeName: edge-c, hostname: h}]
+          notReadyAddresses: [{ip: 10.0.0.8}]
+          ports: [{name: http, port: 8080}, {name: dns, port: 53, protocol: UDP}]
+        """
+    )
+    documents = list(yaml.safe_load_all(WEB))
+    ports = (EndpointPort("http", Protocol.TCP, 8080), EndpointPort("dns", Protocol.UDP, 53))
+    assert parse([documents[0], legacy]).services["default/web"].endpoints == (
+        Endpoint(("10.0.0.9",), ports, "edge-c", True, "h"),
+        Endpoint(("10.0.0.8",), ports, "", False),
+    )
+    assert parse([*documents, legacy]).services == load(WEB).services
+
+
+def test_one_backend_in_two_slices_is_one_endpoint() -> None:
+    documents = list(yaml.safe_load_all(WEB))
+    documents[2] = {
+        **documents[1],
+        "ports": [{"name": "http", "port": 8080}, {"name": "metrics", "port": 9}],
+        "endpoints": [{"addresses": ["127.0.0.1"], "nodeName": "edge-a", "conditions": {"ready": False}}],
+    }
+    endpoints = parse(documents).services["default/web"].endpoints
+    assert [e.addresses for e in endpoints] == [("127.0.0.1",), ("10.0.0.2",)]
+    assert endpoints[0].ready and [p.name for p in endpoints[0].ports] == ["http", "dns", "metrics"]
+
+
+def test_what_is_no_service_is_passed_over() -> None:
+    parsed = load("---\n---\n" + WEB + "\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: x}\n")
+    assert parsed.errors == [] and list(parsed.services) == ["default/web"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "document", "says"),
+    [
+        ("kind", "Servce", 0, "document 1 (Servce web): kind is 'Servce'; did you mean Service?"),
+        ("kind", "EndpointSlices", 1, "did you mean EndpointSlice?"),
+        ("apiVersion", "v2", 0, "document 1 (Service web): apiVersion is 'v2', expected v1"),
+        ("metadata", None, 0, "document 1 (Service without a name): metadata is missing"),
+        ("metadata/name", "Web_1", 0, "metadata.name is 'Web_1', expected lower-case"),
+        ("metadata/name", 5, 0, "metadata.name is 5, expected text (put it in quotes)"),
+        ("metadata/labels/app", True, 0, "metadata.labels.app is True, expected text"),
+        ("spec", [], 0, "spec is [], expected an object"),
+        (
+            "spec/clusterIP",
+            None,
+            0,
+            "spec.clusterIP is missing; expected an IP address (standalone: one in 127.0.0.0/8)",
+        ),
+        ("spec/clusterIP", "127.0.0.300", 0, "spec.clusterIP: '127.0.0.300' does not appear to be"),
+        ("spec/ports/0/port", 0, 0, "spec.ports[0].port is 0, expected a whole number from 1 to 65535"),
+        ("spec/ports/0/port", "80", 0, "spec.ports[0].port is '80', expected a whole number"),
+        ("spec/ports/0/port", True, 0, "spec.ports[0].port is True, expected a whole number"),
+        ("spec/ports/1/port", None, 0, "spec.ports[1].port is missing"),
+        ("spec/ports/1/name", None, 0, "spec.ports[1].name is missing; with several ports each needs a name"),
+        ("spec/ports/1/name", "http", 0, "spec.ports[1].name 'http' is used twice"),
+        ("spec/ports/0/protocol", "HTTP", 0, "spec.ports[0].protocol is 'HTTP', expected TCP or UDP"),
+        ("spec/ports", {"port": 80}, 0, "spec.ports is {'port': 80}, expected a list"),
+        ("spec/sessionAffinity", "Cookie", 0, "spec.sessionAffinity is 'Cookie', expected None or ClientIP"),
+        (
+            "metadata/labels",
+            None,
+            1,
+            "document 2 (EndpointSlice web-1): metadata.labels has no kubernetes.io/service-name",
+        ),
+        ("addressType", None, 1, "addressType is missing"),
+        ("endpoints/0/addresses", [], 1, "endpoints[0].addresses is missing"),
+        ("endpoints/0/addresses/0", "host", 1, "endpoints[0].addresses: 'host' does not appear to be"),
+        ("endpoints/1/conditions/ready", "no", 1, "endpoints[1].conditions.ready is 'no', expected true or false"),
+        ("endpoints/0/nodeName", 7, 1, "endpoints[0].nodeName is 7, expected text"),
+        ("ports/0/port", 70000, 1, "ports[0].port is 70000, expected a whole number"),
+    ],
+)
+def test_an_error_names_the_document_the_field_and_what_was_expected(
+    path: str, value: Any, document: int, says: str
+) -> None:
+    (error,) = parse(changed(path, value, document)).errors
+    assert says in error
+    assert error.startswith(f"document {document + 1} (") and "\n" not in error
+
+
+def test_all_errors_are_found_at_once() -> None:
+    documents = changed("spec/clusterIP", "nowhere")
+    documents[1]["addressType"] = None
+    documents += [documents[0], "text", {"kind": "List", "items": 5}, {"kind": "List", "items": [7]}]
+    errors = parse(documents).errors
+    assert [error.split(" (")[0].split(":")[0] for error in errors] == [
+        "document 1",
+        "document 2",
+        "document 4",
+        "document 5",
+        "document 6",
+        "document 7, item 1",
+    ]
+
+
+def test_a_service_defined_twice_is_an_error() -> None:
+    documents = list(yaml.safe_load_all(WEB))
+    (error,) = parse([*documents, documents[0]]).errors
+    assert error == "document 4 (Service web): Service default/web is defined twice"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "document", "says"),
+    [
+        ("metadata/namespace", "other", 1, "there is no Service other/web in this file"),
+        ("ports/0/name", "htpt", 1, None),
+        ("addressType", "FQDN", 1, "addressType FQDN is not used"),
+        ("spec/type", "ExternalName", 0, "type ExternalName has no endpoints"),
+        ("spec/ports/1/protocol", "SCTP", 0, "spec.ports[1] is SCTP"),
+    ],
+)
+def test_what_will_not_work_as_written_is_a_warning(path: str, value: Any, document: int, says: str | None) -> None:
+    parsed = parse(changed(path, value, document))
+    assert parsed.errors == []
+    if says is not None:
+        assert any(says in warning for warning in parsed.warnings)
+    else:  # another slice has the name, so the service is served
+        assert parsed.warnings == []
+
+
+def test_a_port_that_no_endpoint_serves_is_a_warning() -> None:
+    documents = changed("ports/1/name", "dms", 1)
+    (warning,) = parse(documents).warnings
+    assert warning == (
+        "Service default/web: port 'dns' UDP has no endpoint port of that name; "
+        "its endpoints have 'dms' UDP, 'http' TCP"
+    )
