@@ -80,10 +80,15 @@ class Splice:
         self.on_end = on_end
 
 
+NOT_SENT = 256 * 1024
+"""Bytes the kernel takes beyond what TCP has in flight: more would only wait here, and be lost with the relay."""
+
+
 def prepare(sock: socket.socket) -> None:
     """Options of a leg."""
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in KEEPALIVE:

@@ -17,6 +17,9 @@ log = logging.getLogger("causeway.tunnel")
 
 GATHER = 16
 """Packets given to the kernel in one call."""
+NOT_SENT = 256 * 1024
+"""TCP_NOTSENT_LOWAT: bytes the kernel takes beyond what TCP has in flight. More would only wait there, out of
+our reach: a ping or a small stream's bytes behind it, and all of it to be sent again when the link dies."""
 USER_TIMEOUT_MS = 15_000
 """TCP_USER_TIMEOUT: the last line of defence, far above our own suspicion (1.5 s at most)."""
 
@@ -25,6 +28,7 @@ def tune(sock: socket.socket) -> None:
     """Options of every link: no Nagle, keepalive 5/2/3 (notices a vanished idle peer in ~10 s), a user timeout."""
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, NOT_SENT)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)

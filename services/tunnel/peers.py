@@ -53,7 +53,9 @@ class ReservationReport:
 
 def _peer(peer: discovery_pb2.Peer) -> PeerInfo:
     record = peer.record
-    offers_relay = record.HasField("relay") or (peer.relay_rank > 0 and not peer.verified)
+    # A relay named in relayNodes is tried whatever its record says: the copy at hand may be older than the start of
+    # its relay service, and nobody knows better than the relay itself.
+    offers_relay = record.HasField("relay") or peer.relay_rank > 0
     return PeerInfo(
         name=record.node_name,
         addresses=tuple(

@@ -120,6 +120,8 @@ class Net:
         self.b = End("b", False, self, **options)
         self.pipes: dict[int, tuple[Link, Link, Wire, Wire]] = {}
         self._next = 1
+        self._parting: dict[int, tuple[float, End]] = {}
+        """Links that one end has given up: when the other one (named here) learns of it."""
 
     def link(self, delay=0.02, kind=RELAYED, relay="r1") -> int:
         number = self._next
@@ -139,6 +141,16 @@ class Net:
             return
         self.a.apply(self.a.session.link_down(pipe[0], self.now, cause))
         self.b.apply(self.b.session.link_down(pipe[1], self.now, cause))
+
+    def part(self, number: int, end: End, after: float) -> None:
+        """One end's socket dies now; what it had sent still arrives, and the other end learns of it `after` seconds."""
+        if number in self._parting:
+            return
+        link_a, link_b, to_b, to_a = self.pipes[number]
+        link, inbound, other = (link_a, to_a, self.b) if end is self.a else (link_b, to_b, self.a)
+        self._parting[number] = (self.now + after, other)
+        inbound.silent = True
+        end.apply(end.session.link_down(link, self.now, "reset"))
 
     def silence(self, number: int, silent=True, ways=(True, True)) -> None:
         """Blackhole: nothing arrives, nobody is told; bytes wait as in TCP."""
@@ -179,6 +191,12 @@ class Net:
     def step(self) -> None:
         for end in (self.a, self.b):
             end.session.flush(self.now)
+        for number, (when, other) in list(self._parting.items()):
+            if number not in self.pipes or when <= self.now:
+                del self._parting[number]
+                if number in self.pipes:
+                    link = self.pipes.pop(number)[0 if other is self.a else 1]
+                    other.apply(other.session.link_down(link, self.now, "closed"))
         for number, (link_a, link_b, to_b, to_a) in list(self.pipes.items()):
             self._pump(self.a, link_a, to_b)
             self._pump(self.b, link_b, to_a)

@@ -23,6 +23,9 @@ NOTE = 16
 END = 32
 """The whole session ends, in order: nothing is open any more."""
 
+BUSY = 64
+"""With PONG: it waited behind much data of mine, so it measures my queue."""
+
 MAX_NOTE = 16 * 1024
 """Largest note, bytes."""
 

@@ -24,6 +24,8 @@ DEAD_AFTER = 10.0
 PING_QUICK = 1.0
 PING_IDLE = 15.0
 """Idle links are asked after 1 s, then ever more rarely up to every 15 s."""
+LOADED = 64 * 1024
+"""Bytes on their way that make a ping measure a queue: 5 ms at 100 Mbit/s."""
 BACKLOG_LIMIT = 512 * 1024
 """Bytes that wait for the kernel before streams are no longer read: a switch has to repeat what waits."""
 
@@ -79,6 +81,7 @@ class Link:
         "inflight",
         "kind",
         "last_in",
+        "loaded",
         "next_ping",
         "owner",
         "path_rtt",
@@ -127,6 +130,8 @@ class Link:
         self.data_rtt = RoundTrip()
         """By records, queues included; used to judge silence."""
         self.ping_sent: float | None = None
+        self.loaded = False
+        """The outstanding ping was sent behind much data."""
         self.next_ping = now
         self.ping_interval = PING_QUICK
         self.suspect_since: float | None = None
@@ -147,6 +152,11 @@ class Link:
     def rtt(self) -> float:
         """Path round trip for comparison, seconds; 0.25 until measured."""
         return self.path_rtt.smoothed if self.path_rtt.smoothed is not None else 0.25
+
+    @property
+    def queueing(self) -> bool:
+        """So much is under way that whatever is sent now waits behind it."""
+        return self.backlog + sum(record.size for record, _ in self.inflight) > LOADED
 
     @property
     def usable(self) -> bool:

@@ -557,6 +557,7 @@ class Session:
     def _ping(self, link: Link, now: float) -> None:
         if link.ping_sent is None:
             link.ping_sent = now
+            link.loaded = link.queueing
         recent = now - self.used_at < PING_IDLE
         link.ping_interval = (
             PING_QUICK if recent or link.suspect_since is not None else min(link.ping_interval * 2, PING_IDLE)
@@ -650,10 +651,14 @@ class Session:
         except ValueError as error:
             raise ProtocolError(str(error)) from error
         if flags & control.PING:
-            self._say(link, control.PONG, echo=message.stamp)
+            self._say(link, control.PONG | (control.BUSY if link.queueing else 0), echo=message.stamp)
         if flags & control.PONG and link.ping_sent is not None:
             seconds = ((int(now * 1e6) - message.echo) & 0xFFFFFFFF) / 1e6
-            link.path_rtt.sample(seconds)
+            # A ping behind a queue measures the queue. Under load only a better value is news about the path,
+            # else the idle standby would always look nearer, and bulk would flap between two equal relays.
+            smoothed = link.path_rtt.smoothed
+            if smoothed is None or seconds < smoothed or not (link.loaded or flags & control.BUSY):
+                link.path_rtt.sample(seconds)
             out.append((events.MEASURED, link, seconds))
             link.ping_sent = None
             link.progress = now
