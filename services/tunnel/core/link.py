@@ -8,6 +8,7 @@ from collections import deque
 from typing import Any, Protocol
 
 from services.tunnel.core.outbox import Outbox, Record
+from services.tunnel.core.packets import FULL_RECORD
 
 DIRECT, PUNCHED, RELAYED = 1, 2, 3
 PATH_NAMES = {DIRECT: "direct", PUNCHED: "punched", RELAYED: "relayed"}
@@ -24,6 +25,11 @@ DEAD_AFTER = 10.0
 PING_QUICK = 1.0
 PING_IDLE = 15.0
 """Idle links are asked after 1 s, then ever more rarely up to every 15 s."""
+RECORD_SECONDS = 0.005
+SMALL_RECORD = 16 * 1024
+"""A record takes at most about 5 ms of a link, but is never cut below 16 KiB (10 packets: TCP's first flight)."""
+RATE_PERIOD = 0.02
+"""Seconds over which the rate is measured."""
 LOADED = 64 * 1024
 """Bytes on their way that make a ping measure a queue: 5 ms at 100 Mbit/s."""
 BACKLOG_LIMIT = 512 * 1024
@@ -56,7 +62,8 @@ class Link:
     """State of one link; the shell sends what is in `queue` and calls `sent` for it."""
 
     __slots__ = (
-        "acked_sent",
+        "_rate_bytes",
+        "_rate_since",
         "active_since",
         "backlog",
         "bytes_in",
@@ -89,6 +96,7 @@ class Link:
         "ping_sent",
         "progress",
         "queue",
+        "rate",
         "relay",
         "remote",
         "started",
@@ -121,7 +129,10 @@ class Link:
         self.heard_said = 0
         self.heard_bytes = 0
         self.heard_at = now
-        self.acked_sent = 0
+        self.rate = 0.0
+        """Bytes of records per second that the peer hears on this link."""
+        self._rate_bytes = 0
+        self._rate_since = now
         self.progress = now
         """When the peer last confirmed something that we sent here."""
         self.last_in = now
@@ -162,13 +173,26 @@ class Link:
     def usable(self) -> bool:
         return self.confirmed and not self.closing and self.suspect_since is None and not self.distrusted
 
-    @property
-    def silence_allowed(self) -> float:
-        """Seconds without news about outstanding data before the link is suspect."""
-        measured = [rtt.smoothed for rtt in (self.path_rtt, self.data_rtt) if rtt.smoothed is not None]
+    def silence_allowed(self, *, flowing: bool) -> float:
+        """Seconds without news about outstanding data before the link is suspect.
+
+        `flowing`: news came after the oldest outstanding record was sent. Then the next is due at the pace of
+        the flow, and the time a record spends in queues is no excuse.
+        """
+        rtts = (self.path_rtt,) if flowing else (self.path_rtt, self.data_rtt)
+        measured = [rtt.smoothed for rtt in rtts if rtt.smoothed is not None]
         if not measured:
             return UNTIL_MEASURED
         return min(max(SUSPECT_RTTS * max(measured), SUSPECT_FLOOR), SUSPECT_CEILING)
+
+    @property
+    def record_size(self) -> int:
+        """Largest record worth sealing for this link, bytes: what it carries in RECORD_SECONDS.
+
+        A record can be opened only when it is complete. On a slow or cold link a large one stands in the way of
+        all streams for several round trips; on a fast one it saves work.
+        """
+        return min(max(int(self.rate * RECORD_SECONDS), SMALL_RECORD), FULL_RECORD)
 
     def outstanding_since(self) -> float | None:
         """Since when the peer owes us an answer on this link."""
@@ -180,7 +204,7 @@ class Link:
     def silent(self, now: float) -> bool:
         """True when an answer is overdue."""
         since = self.outstanding_since()
-        return since is not None and now - since > self.silence_allowed
+        return since is not None and now - since > self.silence_allowed(flowing=since == self.progress)
 
     def push(self, record: Record, now: float) -> None:
         """Puts a record on this link."""
@@ -207,7 +231,12 @@ class Link:
             record, when = self.inflight.popleft()
             record.carried -= 1
             record.heard = True
+            self._rate_bytes += record.size
         self.data_rtt.sample(max(now - when - held, 0.0))
+        elapsed = now - self._rate_since
+        if elapsed >= RATE_PERIOD:
+            self.rate += (self._rate_bytes / elapsed - self.rate) / 2
+            self._rate_bytes, self._rate_since = 0, now
         self.progress = now
         return True
 

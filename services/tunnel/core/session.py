@@ -18,12 +18,11 @@ from services.tunnel.core.control import Control
 from services.tunnel.core.events import Event
 from services.tunnel.core.frames import FRAME, FRAME_SIZE, Opening, Reason
 from services.tunnel.core.inbox import Inbox
-from services.tunnel.core.link import BACKLOG_LIMIT, DEAD_AFTER, PING_IDLE, PING_QUICK, Link, PacketCipher
+from services.tunnel.core.link import BACKLOG_LIMIT, DEAD_AFTER, PING_IDLE, PING_QUICK, SMALL_RECORD, Link, PacketCipher
 from services.tunnel.core.outbox import Outbox, Record
 from services.tunnel.core.packets import (
     CONTROL,
     DATAGRAM,
-    FULL_RECORD,
     HEADER,
     HEADER_SIZE,
     MAX_PLAIN,
@@ -151,10 +150,11 @@ class Session:
 
     def slot(self, stream: Stream) -> memoryview:
         """Where the next bytes of the stream go: at least 1 byte, not more than its credit. Then `commit`."""
-        room = FULL_RECORD - FRAME_SIZE - self._fill
+        full = self.active.record_size if self.active is not None else SMALL_RECORD
+        room = full - FRAME_SIZE - self._fill
         if room < 2048:
             self.flush(self.now)
-            room = FULL_RECORD - FRAME_SIZE
+            room = full - FRAME_SIZE
         if self._buffer is None:
             self._take_buffer()
         start = self._fill + FRAME_SIZE
