@@ -167,15 +167,16 @@ class FramedTls:
                 await self._flush()
                 while not self.endpoint.handshake_done:
                     await self._feed()
+            return self
         except TimeoutError:
-            self.abort()
-            raise TimeoutError(f"the TLS handshake was not done within {timeout:g} s") from None
+            pass  # raised below: chained to this one it would be a cycle of task and traceback, kept until the next gc
         except BaseException as error:
             if isinstance(error, TlsError):
                 await self._farewell()
             self.abort()
             raise
-        return self
+        self.abort()
+        raise TimeoutError(f"the TLS handshake was not done within {timeout:g} s")
 
     def judge(self, expected_node: str = "") -> str:
         """The peer's node name. Raises Rejection."""

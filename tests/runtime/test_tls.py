@@ -1,6 +1,7 @@
 """TLS in memory, and messages over it on real sockets; then garbage in every form."""
 
 import asyncio
+import gc
 import random
 import socket
 import ssl
@@ -465,3 +466,22 @@ async def test_garbage_in_a_running_channel(nodes: Nodes, seed: int) -> None:
         with pytest.raises((TlsError, EOFError)):
             while True:
                 await soon(server.receive())
+
+
+async def test_silent_peers_leave_nothing_behind(nodes: Nodes) -> None:
+    # Not even for the garbage collector, which would let a flood of them pile up.
+    gc.collect()
+    gc.disable()
+    try:
+        pairs = [socket.socketpair() for _ in range(20)]
+        starting = [
+            asyncio.create_task(FramedTls.start(right, nodes[1], server=True, timeout=0.05)) for _, right in pairs
+        ]
+        assert {type(result) for result in await asyncio.gather(*starting, return_exceptions=True)} == {TimeoutError}
+        starting.clear()
+        await asyncio.sleep(0)
+        assert not [kept for kept in gc.get_objects() if isinstance(kept, FramedTls)]
+    finally:
+        gc.enable()
+    for left, _ in pairs:
+        left.close()
