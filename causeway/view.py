@@ -71,6 +71,8 @@ def _peers(peers: list[dict[str, Any]]) -> Table:
         session = peer["session"]
         name = peer["name"] + (" (relay)" if peer["is_relay"] else "")
         sources = ", ".join(peer["sources"]) + ("" if peer["verified"] else " (unverified)")
+        if not peer["sources"]:
+            sources = "its session"  # it dialled us, and proved its name there
         standby = [link["relay"] or link["kind"] for link in peer["links"] if link["state"] == "standby"]
         table.add_row(
             escape(name),
