@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator
 
-from services.tunnel.core.packets import ProtocolError
+from services.tunnel.core.packets import CorruptLink
+
+OVERHEAD = 128
+"""Bytes that one held record costs beside its content."""
 
 
 class Inbox:
-    """Sequence bookkeeping of one direction; holds at most `capacity` bytes of early records.
+    """Sequence bookkeeping of one direction; holds early records of at most `capacity` bytes of memory.
 
-    The capacity is above what an honest peer keeps unacknowledged, so reaching it is an offence.
+    The capacity is above what a peer with our configuration keeps unacknowledged. Beyond it the link that
+    brings ever more is dropped, and what was on it comes again, in order, on another one.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -26,15 +30,15 @@ class Inbox:
         if sequence < self.expected or sequence in self._held:
             self.duplicates += 1
             return False
-        if self.held_bytes + len(plain) > self._capacity:
-            raise ProtocolError(f"more than {self._capacity} bytes of records came ahead of record {self.expected}")
+        if self.held_bytes + len(plain) + OVERHEAD > self._capacity:
+            raise CorruptLink(f"more than {self._capacity} bytes of records came ahead of record {self.expected}")
         self._held[sequence] = bytes(plain)
-        self.held_bytes += len(plain)
+        self.held_bytes += len(plain) + OVERHEAD
         return False
 
     def ready(self) -> Iterator[memoryview]:
         """Held records whose turn has come."""
         while self._held and (plain := self._held.pop(self.expected, None)) is not None:
             self.expected += 1
-            self.held_bytes -= len(plain)
+            self.held_bytes -= len(plain) + OVERHEAD
             yield memoryview(plain)

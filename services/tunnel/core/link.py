@@ -171,7 +171,12 @@ class Link:
 
     @property
     def usable(self) -> bool:
-        return self.confirmed and not self.closing and self.suspect_since is None and not self.distrusted
+        return self.confirmed and not self.closing and not self.doubted
+
+    @property
+    def doubted(self) -> bool:
+        """One of both ends gets no answer on it."""
+        return self.suspect_since is not None or self.distrusted
 
     def silence_allowed(self, *, flowing: bool) -> float:
         """Seconds without news about outstanding data before the link is suspect.

@@ -12,6 +12,11 @@ from collections.abc import Callable, Iterator
 
 from services.tunnel.core.budget import Budget
 
+OVERHEAD = 512
+"""Bytes that one record costs beside its buffer: objects, views, places in queues (measured: 430)."""
+MEMORY_SHARE = 4
+"""Memory may be so many times `capacity`: many tiny records, or buffers that are not filled."""
+
 
 class Record:
     """A sealed record and its whereabouts."""
@@ -31,9 +36,17 @@ class Record:
         self.heard = False
         self.acked = False
 
+    @property
+    def cost(self) -> int:
+        """Bytes of memory."""
+        return len(self.buffer) + OVERHEAD
+
 
 class Outbox:
-    """Unacknowledged records in order of sequence, at most `capacity` bytes (then `full`)."""
+    """Unacknowledged records in order of sequence, at most `capacity` bytes (then `full`: take no more data).
+
+    Control frames still come when it is full; `overdrawn` tells when even those are too many.
+    """
 
     def __init__(self, capacity: int, release: Callable[[bytearray], None], budget: Budget) -> None:
         self.capacity = capacity
@@ -42,13 +55,33 @@ class Outbox:
         self.acked = 0
         """All records below this sequence are acknowledged."""
         self.bytes = 0
+        self.memory = 0
+        """What the records cost; this counts against the budget."""
         self._records: deque[Record] = deque()
         self._orphans: deque[Record] = deque()
         self._release = release
 
     @property
     def full(self) -> bool:
-        return self.bytes >= self.capacity or not self._budget.allows(self.bytes)
+        return (
+            self.bytes >= self.capacity
+            or self.memory >= MEMORY_SHARE * self.capacity
+            or not self._budget.allows(self.memory)
+        )
+
+    @property
+    def overdrawn(self) -> bool:
+        """Twice as much memory as an honest peer ever makes us hold."""
+        return self.memory > 2 * MEMORY_SHARE * self.capacity
+
+    @property
+    def misheard(self) -> bool:
+        """The oldest record is said to have been heard, yet it is not acknowledged.
+
+        Whoever heard it would have acknowledged it in the same breath: something between us and the peer
+        took records off a link, or repeated them, so that counting went wrong.
+        """
+        return bool(self._records) and self._records[0].heard
 
     def __len__(self) -> int:
         return len(self._records)
@@ -59,8 +92,12 @@ class Outbox:
         self.next_sequence += 1
         self._records.append(record)
         self.bytes += size
-        self._budget.used += size
+        self._charge(record.cost)
         return record
+
+    def _charge(self, cost: int) -> None:
+        self.memory += cost
+        self._budget.used += cost
 
     def acknowledge(self, below: int) -> bool:
         """Everything below the sequence arrived. True if that is news."""
@@ -74,13 +111,20 @@ class Outbox:
             record = records.popleft()
             record.acked = True
             self.bytes -= record.size
-            self._budget.used -= record.size
+            self._charge(-record.cost)
             self.forget(record)
         return True
 
+    def doubt(self) -> None:
+        """Believes nothing that was heard but not acknowledged: what no link carries becomes an orphan."""
+        for record in self._records:
+            if record.heard:
+                record.heard = False
+                self.orphan(record)
+
     def discard(self) -> None:
         """Nothing is needed any more."""
-        self._budget.used -= self.bytes
+        self._charge(-self.memory)
         self.bytes = 0
         self._records.clear()
         self._orphans.clear()
@@ -111,3 +155,4 @@ class Outbox:
         for record in self._records:
             assert record.carried or record.heard or record.sequence in waiting, f"record {record.sequence} is lost"
         assert self.bytes == sum(record.size for record in self._records)
+        assert self.memory == sum(record.cost for record in self._records)

@@ -19,7 +19,7 @@ from services.tunnel.core.events import Event
 from services.tunnel.core.frames import FRAME, FRAME_SIZE, Opening, Reason
 from services.tunnel.core.inbox import Inbox
 from services.tunnel.core.link import BACKLOG_LIMIT, DEAD_AFTER, PING_IDLE, PING_QUICK, SMALL_RECORD, Link, PacketCipher
-from services.tunnel.core.outbox import Outbox, Record
+from services.tunnel.core.outbox import MEMORY_SHARE, Outbox, Record
 from services.tunnel.core.packets import (
     CONTROL,
     DATAGRAM,
@@ -37,6 +37,8 @@ ACK_DELAY = 0.02
 """An acknowledgement waits at most this long for company, seconds: a tenth of the quickest suspicion."""
 ACK_BYTES = 1024 * 1024
 """… or for this many bytes."""
+CONFIRM_WITHIN = 10.0
+"""A link on which the peer has said nothing authentic for this long after it was joined is closed, seconds."""
 CLOSE_AFTER = 5.0
 """A link that was said goodbye to is closed after this long even if not all was heard, seconds."""
 REKEY_RECORDS = 1 << 22
@@ -119,13 +121,20 @@ class Session:
     # ---------------------------------------------------------------- streams, outbound
 
     def open(self, opening: Opening) -> Stream:
-        """A new stream; data may be sent at once, before the exit accepts."""
+        """A new stream; data may be sent at once, before the exit accepts. OverflowError when a limit is reached."""
+        if self.ended:
+            raise OverflowError("the session has ended")
         if len(self.streams) >= self._max_streams:
             raise OverflowError(f"{self._max_streams} streams are open in this session")
+        if self.outbox.memory > MEMORY_SHARE * self.outbox.capacity:
+            raise OverflowError("the other node acknowledges nothing, and no more can be kept for it")
+        payload = opening.encode()
+        while self._next_id in self.streams:  # ids wrap, and this one has been open all the time
+            self._next_id = (self._next_id + 2) & 0xFFFFFFFF
         stream = Stream(self._next_id, local=True, datagram=opening.network == frames.UDP)
-        self._next_id += 2
+        self._next_id = (self._next_id + 2) & 0xFFFFFFFF
         self.streams[stream.id] = stream
-        self._frame(frames.OPEN, stream.id, opening.encode())
+        self._frame(frames.OPEN, stream.id, payload)
         return stream
 
     def accept(self, stream: Stream) -> None:
@@ -211,8 +220,9 @@ class Session:
         self.bytes_out += len(payload)
         self.used_at = self.now
         link = self.second or self.active
-        if link is None or link.backlog > BACKLOG_LIMIT // 2:
+        if self._late or link is None or link.backlog > BACKLOG_LIMIT // 2:
             self._late.append((stream, stream.datagrams_out, bytes(payload)))
+            self._drain_late()
             return
         self._put_datagram(stream.id, stream.datagrams_out, payload)
 
@@ -222,6 +232,9 @@ class Session:
         """Seals what has gathered into one record and puts it on its way."""
         self.now = now
         if not self._fill:
+            return
+        if self.ended:
+            self._drop_gathered()
             return
         buffer = self._buffer
         assert buffer is not None
@@ -259,6 +272,8 @@ class Session:
         link.last_in = now
         link.bytes_in += length
         if not link.confirmed:
+            if kind == RECORD:  # sealed by the session: whoever saw it before could send it again
+                raise CorruptLink("a record came before anything that only the peer's end of this link can say")
             link.confirmed = True
             out.append((events.LINK_READY, link, None))
             self._elect(now, "link_up", out)
@@ -272,6 +287,8 @@ class Session:
                     self._read_frames(early, out)
             if link.heard_bytes >= ACK_BYTES:
                 self._say(link)
+            if self.outbox.overdrawn:
+                raise ProtocolError("the peer makes us answer and acknowledges nothing")
             return out
         if number <= link.counter_in:
             raise CorruptLink("packet number went back")
@@ -298,8 +315,11 @@ class Session:
                 self._say(link)
             if now >= link.next_ping:
                 self._ping(link, now)
-            if link.suspect_since is None:
-                if link.confirmed and link.silent(now):
+            if not link.confirmed:
+                if now - link.started > CONFIRM_WITHIN:
+                    out.append((events.CLOSE_LINK, link, "silent"))
+            elif link.suspect_since is None:
+                if link.silent(now):
                     self._suspect(link, now, out)
             elif now - link.suspect_since > DEAD_AFTER:
                 out.append((events.CLOSE_LINK, link, "silent"))
@@ -338,7 +358,7 @@ class Session:
         self._elect(now, cause, out)
         if self.active is not None:
             self._send_orphans(now)
-        if not self.links:
+        if self.linkless_since is None and not any(left.confirmed for left in self.links):
             self.linkless_since = now
         return out
 
@@ -393,10 +413,20 @@ class Session:
             self._say(link, control.END)
 
     def discard(self) -> None:
-        """The session is over: gives its memory back."""
+        """The session is over: gives its memory back and takes nothing more."""
+        self.ended = True
         for link in self.links:
             link.drop(self.outbox)
         self.outbox.discard()
+        self._late.clear()
+        self._drop_gathered()
+
+    def _drop_gathered(self) -> None:
+        buffer, self._buffer = self._buffer, None
+        self._fill = 0
+        self._view = self._scratch[:0]
+        if buffer is not None:
+            self._buffers.give(buffer)
 
     def _elect(self, now: float, cause: str, out: list[Event]) -> None:
         best = paths.choose(self.links, self.active, now)
@@ -435,6 +465,8 @@ class Session:
                 self._stall("relay_silent" if link.relay else "path_silent", link, now)
             self._double(now)
             self._unblock(out)
+        elif self.active is not None and self.active.doubted:
+            self._double(now)  # the standby is doubted, too: perhaps there is a third
         else:
             self._repeat(link, now)
 
@@ -448,7 +480,7 @@ class Session:
         self._say(second, control.SUSPECT, about=active.id)
         self._ping(second, now)
         for link in self.links:
-            if link is active or link.suspect_since is not None or link.distrusted:
+            if link is active or link.doubted:
                 self._repeat(link, now)
 
     def _repeat(self, doubted: Link, now: float) -> None:
@@ -524,6 +556,8 @@ class Session:
         self._view = memoryview(self._buffer)[:MAX_PLAIN]
 
     def _frame(self, kind: int, stream_id: int, payload: bytes = b"") -> None:
+        if self.ended:
+            return
         size = FRAME_SIZE + len(payload)
         if self._fill + size > MAX_PLAIN:
             self.flush(self.now)
@@ -631,7 +665,8 @@ class Session:
         self.used_at = self.now
 
     def _read_open(self, stream_id: int, payload: memoryview, out: list[Event]) -> None:
-        if stream_id <= self._last_peer_id or stream_id % 2 == self.initiator:
+        ahead = (stream_id - self._last_peer_id) & 0xFFFFFFFF
+        if not 0 < ahead < 0x80000000 or stream_id % 2 == self.initiator:
             raise ProtocolError(f"stream id {stream_id} is not the peer's to open")
         opening = Opening.decode(bytes(payload))
         self._last_peer_id = stream_id
@@ -647,10 +682,16 @@ class Session:
         now, flags = self.now, message.flags
         try:
             acked = self.outbox.acknowledge(message.acked)
-            news = link.confirm(message.heard, message.held / 1000, now)
         except ValueError as error:
             raise ProtocolError(str(error)) from error
-        if flags & control.PING:
+        try:
+            news = link.confirm(message.heard, message.held / 1000, now)
+        except ValueError as error:  # somebody on the way repeats records: not the peer's fault
+            raise CorruptLink(str(error)) from error
+        if self.outbox.misheard:
+            self.outbox.doubt()
+            self._send_orphans(now)
+        if flags & control.PING and link.backlog <= BACKLOG_LIMIT:
             self._say(link, control.PONG | (control.BUSY if link.queueing else 0), echo=message.stamp)
         if flags & control.PONG and link.ping_sent is not None:
             seconds = ((int(now * 1e6) - message.echo) & 0xFFFFFFFF) / 1e6

@@ -78,7 +78,7 @@ class Stream:
 
     def admit_datagram(self, counter: int) -> bool:
         """True for a datagram that has not come before; those 64 or more behind the newest are late and dropped."""
-        ahead = counter - self.datagram_newest
+        ahead = ((counter - self.datagram_newest + 0x80000000) & 0xFFFFFFFF) - 0x80000000  # counters wrap
         if ahead > 0:
             self.datagrams_seen = ((self.datagrams_seen << min(ahead, 64)) | 1) & 0xFFFFFFFFFFFFFFFF
             self.datagram_newest = counter
