@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import random
+import select
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
@@ -189,11 +190,19 @@ async def test_a_reader_that_stops_holds_a_bounded_amount_and_loses_nothing(engi
 async def test_both_ends_closed_while_bytes_are_held_does_not_spin(engine: Engine) -> None:
     """A leg that ended both ways reports HUP for ever; it must leave epoll while its bytes wait for the other."""
     circuit = Circuit(engine)
-    sent = await fill(circuit)
-    circuit.b.shutdown(socket.SHUT_WR)  # b → a ends: a is shut for writing
-    circuit.a.shutdown(socket.SHUT_WR)  # a → b ends behind what is held: a's leg is at HUP
+    sent = 0
+    while not circuit.splice.forth.held:
+        await send(circuit.a, bytes(65536))
+        sent += 65536
+        await asyncio.sleep(0.001)
+    # b → a ends, so a's leg is shut for writing; a → b ends behind bytes that are not read while others are held.
+    circuit.b.shutdown(socket.SHUT_WR)
+    await send(circuit.a, b"last words")
+    circuit.a.shutdown(socket.SHUT_WR)
     assert await receive(circuit.a) == b""
-    await asyncio.sleep(0.05)
+    poll = select.poll()
+    poll.register(circuit.splice.caller.fd, 0)
+    await until(lambda: poll.poll(0), "the leg is at HUP")
     turns = 0
     turn = engine._turn
 
@@ -205,7 +214,7 @@ async def test_both_ends_closed_while_bytes_are_held_does_not_spin(engine: Engin
     asyncio.get_running_loop().add_reader(engine._epoll.fileno(), counted)
     await asyncio.sleep(0.3)
     assert turns < 20, "the engine spins"
-    assert len(await receive(circuit.b)) == sent
+    assert len(await receive(circuit.b)) == sent + len(b"last words")
     assert await circuit.end() == "eof"
     circuit.close()
 
