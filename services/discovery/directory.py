@@ -129,8 +129,9 @@ class Directory:
 
     def meet_double(self, record: Record, where: str) -> None:
         """Somebody else lives under our name: say so, and make our next version the newest."""
+        ips = ", ".join(address.ip for address in record.addresses[:4]) or "no address"
         text = (
-            f"duplicate identity: another node calls itself {record.node_name} (instance {record.instance_id}, "
+            f"duplicate identity: another node calls itself {record.node_name} ({ips}; instance {record.instance_id}, "
             f"seen {where}; this is instance {self.instance_id}): give each node its own nodeName and stateDir"
         )
         if self.board.warn("duplicate", text):

@@ -50,7 +50,7 @@ class Driver:
         resolver = Resolver()
         self._client = NodeClient(service.identity, resolver)
         self._lookup = Lookup(directory, self._client)
-        self._public = PublicServer(directory, rng)
+        self._public = PublicServer(directory, service.config.run_dir, rng)
         self._static = StaticSource(directory, resolver, rng)
         self._publisher = Publisher(directory, self._client, rng)
         self._mdns = Mdns(directory, self._client, rng)

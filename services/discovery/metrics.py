@@ -36,6 +36,7 @@ class DirectoryCollector(Collector):
             ("lookups", "result", "Names resolved: local, found, stale, unknown."),
             ("publishes", "result", "Publications of the own record: ok, failed."),
             ("refused", "reason", "Records of other nodes refused."),
+            ("visitors", "result", "Connections on the public port: admitted, refused (no TLS), evicted (too many)."),
         ):
             counter = CounterMetricFamily(f"causeway_discovery_{name}_total", text, labels=[label])
             for (kind, value), number in sorted(directory.counts.items()):

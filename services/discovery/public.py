@@ -1,17 +1,21 @@
-"""The public port: PeerService over mutual TLS, bounded against crowds and floods."""
+"""The public port: PeerService over mutual TLS, behind a gate that bounds connections."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import urllib.parse
+from pathlib import Path
 
 import grpc
 import grpc.aio
 
-from services.runtime import address, serve
+from services.runtime import serve
 
 from .core.backoff import Backoff
 from .directory import Directory
+from .gate import Gate
 from .peers import MAX_MESSAGE
 from .servicer import PeerServicer, add_peer
 
@@ -28,10 +32,12 @@ OPTIONS = (
 
 
 class PublicServer:
-    """Listens on the discovery port; a port that is taken is a warning and tried again, never an exit."""
+    """Serves the discovery port; a port that is taken is a warning and tried again, never an exit."""
 
-    def __init__(self, directory: Directory, rng: random.Random) -> None:
+    def __init__(self, directory: Directory, run_dir: Path, rng: random.Random) -> None:
         self._directory = directory
+        self._socket = run_dir / "peers.sock"
+        self._gate = Gate(self._socket, directory.counts)
         self._backoff = Backoff(1.0, 30.0, rng)
         self._server: grpc.aio.Server | None = None
 
@@ -43,11 +49,14 @@ class PublicServer:
             return
         while True:
             try:
-                where = await self._listen(settings.listen_address, settings.listen_port)
+                if self._server is None:
+                    self._server = await self._serve()
+                where = await self._gate.open(settings.listen_address, settings.listen_port)
             except OSError as error:
-                board.say("public", f"error: {error}")
-                if board.warn("public", str(error)):
-                    self._directory.log.error("public port not served", extra={"error": str(error)})
+                text = error.strerror or str(error)
+                board.say("public", f"error: {text}")
+                if board.warn("public", text):
+                    self._directory.log.error("public port not served", extra={"error": text})
                 await asyncio.sleep(self._backoff.next())
                 continue
             board.clear("public")
@@ -59,23 +68,24 @@ class PublicServer:
         """Stop; open calls get a moment."""
         if self._server is not None:
             await self._server.stop(0.5)
+        await self._gate.close()
+        self._socket.unlink(missing_ok=True)
 
-    async def _listen(self, listen_address: str, port: int) -> str:
-        hosts = [listen_address] if listen_address else ["::", "0.0.0.0"]
-        for host in hosts:
-            server = grpc.aio.server(
-                options=list(OPTIONS), maximum_concurrent_rpcs=MAX_CALLS, interceptors=serve.interceptors()
-            )
-            add_peer(PeerServicer(self._directory), server)
-            where = address.join(host, port)
-            try:
-                server.add_secure_port(where, self._directory.identity.server_credentials())
-            except RuntimeError:
-                continue
-            await server.start()
-            self._server = server
-            return where
-        raise OSError(
-            f"port {port} cannot be listened on at {listen_address or 'any address'}: another process has it, or the "
-            "address is not on this host; change modules.edgeDiscovery.listenPort or listenAddress"
+    async def _serve(self) -> grpc.aio.Server:
+        """The server behind the gate. Its socket is not a way around anything: callers need a certificate there too."""
+        server = grpc.aio.server(
+            options=list(OPTIONS), maximum_concurrent_rpcs=MAX_CALLS, interceptors=serve.interceptors()
         )
+        add_peer(PeerServicer(self._directory), server)
+        self._socket.unlink(missing_ok=True)
+        mask = os.umask(0o177)
+        try:
+            server.add_secure_port(
+                "unix:" + urllib.parse.quote(str(self._socket)), self._directory.identity.server_credentials()
+            )
+        except RuntimeError as error:
+            raise OSError(f"{self._socket}: the socket cannot be made: {error}") from None
+        finally:
+            os.umask(mask)
+        await server.start()
+        return server

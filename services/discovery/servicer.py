@@ -164,7 +164,7 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
             directory.counts["refused", error.reason] += 1
             await abort(context, code_of(error), error.reason, error.message)
         if caller == directory.settings.node_name:
-            directory.meet_double(record, f"calling from {context.peer()}")
+            directory.meet_double(record, "publishing here")
             conflicting = directory.signed()
         elif former is not None and instance != record.instance_id:
             conflicting = former
@@ -189,9 +189,7 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
         try:
             return self._directory.identity.caller(context.auth_context())
         except Rejection as error:
-            self._directory.log.warning(
-                "caller refused", extra={"address": context.peer(), "reason": error.reason, "error": error.message}
-            )
+            self._directory.log.warning("caller refused", extra={"reason": error.reason, "error": error.message})
             await abort(context, grpc.StatusCode.UNAUTHENTICATED, error.reason, error.message)
 
 

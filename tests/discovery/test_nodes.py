@@ -341,7 +341,7 @@ async def test_a_port_that_is_taken_is_a_warning_and_tried_again(
     async with running(mesh("a", relays=(), listenAddress=ip)) as (a,):
 
         async def taken() -> bool:
-            return any(f"port 20008 cannot be listened on at {ip}" in text for text in (await a.status()).warnings)
+            return any(f"port 20008 is taken at {ip}" in text for text in (await a.status()).warnings)
 
         await until(taken, "a says that the port is taken")
         holder.close()

@@ -91,4 +91,7 @@ def _read(path: Path) -> list[object]:
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{(error.strerror or str(error)).lower()}; check servicesFile"
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: not YAML: {error.problem}"
     return " ".join(str(error).split())

@@ -1,0 +1,245 @@
+"""In front of the public gRPC server: whoever comes, only so many connections cost memory.
+
+gRPC cannot bound its connections, and each costs it up to 50 KiB from the first byte on (measured: 4,000 half-open
+ones made the process 200 MiB larger). So the port is ours: a visitor is let through to the server, on a Unix
+socket, when a whole TLS ClientHello has come, and the least recently active one makes room for the next. Bytes go
+through as they are: TLS ends in gRPC, which knows the caller by certificate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections import Counter, OrderedDict
+from pathlib import Path
+
+from services.runtime.address import join
+
+# Visitors that have not said a whole ClientHello: how many, and for how long, seconds.
+MAX_WAITING = 256
+HELLO_TIMEOUT = 5.0
+# Visitors at the server; one idle for five minutes is closed by gRPC.
+MAX_INSIDE = 512
+# TLS record header, and the largest plaintext record (RFC 8446, 5.1).
+_HEADER = 5
+_RECORD = 16_384
+_HANDSHAKE = 0x16
+# A refused connection is closed by reset, so that it leaves nothing behind in the kernel.
+_BACKLOG = 128
+
+
+class Gate:
+    """Listens on the public port; `backend` is the Unix socket of the server behind.
+
+    `counts` receives ("visitors", "admitted" | "refused" | "evicted").
+    """
+
+    def __init__(self, backend: Path, counts: Counter[tuple[str, str]]) -> None:
+        self._backend = backend
+        self._counts = counts
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.waiting: OrderedDict[Visitor, None] = OrderedDict()
+        self.inside: OrderedDict[Visitor, None] = OrderedDict()
+
+    async def open(self, listen_address: str, port: int) -> str:
+        """Listen on one address, or on all ("", IPv4 and IPv6). Returns where; OSError says what is wrong."""
+        loop = asyncio.get_running_loop()
+        sock = _listener(listen_address, port)
+        self._server = await loop.create_server(lambda: Visitor(self), sock=sock, backlog=_BACKLOG)
+        return join(listen_address or "*", port)
+
+    async def close(self) -> None:
+        """Listen no more, and close all visitors."""
+        if self._server is not None:
+            self._server.close()
+        for visitor in [*self.waiting, *self.inside]:
+            visitor.leave()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def arrive(self, visitor: Visitor) -> None:
+        """A connection that has said nothing yet."""
+        if len(self.waiting) >= MAX_WAITING:
+            self._evict(self.waiting)
+        self.waiting[visitor] = None
+
+    def admit(self, visitor: Visitor) -> None:
+        """A connection that has said a whole ClientHello: let it through."""
+        self.waiting.pop(visitor, None)
+        if len(self.inside) >= MAX_INSIDE:
+            self._evict(self.inside)
+        self.inside[visitor] = None
+        self._counts["visitors", "admitted"] += 1
+        task = asyncio.get_running_loop().create_task(self._lead_in(visitor))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def refuse(self, visitor: Visitor) -> None:
+        """A connection that speaks no TLS."""
+        self._counts["visitors", "refused"] += 1
+        visitor.leave()
+
+    def touch(self, visitor: Visitor) -> None:
+        """It is active."""
+        if visitor in self.inside:
+            self.inside.move_to_end(visitor)
+
+    def depart(self, visitor: Visitor) -> None:
+        """It is gone."""
+        self.waiting.pop(visitor, None)
+        self.inside.pop(visitor, None)
+
+    def _evict(self, crowd: OrderedDict[Visitor, None]) -> None:
+        visitor, _ = crowd.popitem(last=False)
+        visitor.leave()
+        self._counts["visitors", "evicted"] += 1
+
+    async def _lead_in(self, visitor: Visitor) -> None:
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: Inner(visitor), str(self._backend))
+        except OSError:
+            visitor.leave()
+
+
+class Visitor(asyncio.Protocol):
+    """The connection with another node."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._head = bytearray()
+        self._inner: Inner | None = None
+        self._admitted = False
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self._gate.arrive(self)
+        self._timer = asyncio.get_running_loop().call_later(HELLO_TIMEOUT, self.leave)
+
+    def data_received(self, data: bytes) -> None:
+        if self._inner is not None:
+            self._gate.touch(self)
+            self._inner.transport.write(data)
+            return
+        self._head += data
+        if self._admitted:
+            # The server is being connected; a ClientHello is all a client sends before it is answered.
+            self.transport.pause_reading()
+            return
+        verdict = judge(self._head)
+        if verdict is False:
+            self._gate.refuse(self)
+        elif verdict is True:
+            self._admitted = True
+            self._timer.cancel()
+            self._gate.admit(self)
+
+    def eof_received(self) -> bool:
+        if self._inner is None:
+            return False
+        self._inner.transport.write_eof()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        self._gate.depart(self)
+        if self._inner is not None:
+            self._inner.transport.close()
+
+    def pause_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.transport.resume_reading()
+
+    def join(self, inner: Inner) -> None:
+        """The server is connected."""
+        if self.transport.is_closing():
+            inner.transport.close()
+            return
+        self._inner = inner
+        inner.transport.write(bytes(self._head))
+        self._head.clear()
+        self.transport.resume_reading()
+
+    def leave(self) -> None:
+        """Close now; what is queued is dropped."""
+        self._timer.cancel()
+        self._gate.depart(self)
+        self.transport.abort()
+
+
+class Inner(asyncio.Protocol):
+    """The connection with our gRPC server, for one visitor."""
+
+    def __init__(self, visitor: Visitor) -> None:
+        self._visitor = visitor
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self._visitor.join(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._visitor.transport.write(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._visitor.transport.close()
+
+    def pause_writing(self) -> None:
+        self._visitor.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if not self._visitor.transport.is_closing():
+            self._visitor.transport.resume_reading()
+
+
+def judge(head: bytes | bytearray) -> bool | None:
+    """Whether a connection begins with a whole TLS handshake record; None while that is open."""
+    for index, (low, high) in enumerate(((_HANDSHAKE, _HANDSHAKE), (3, 3), (1, 4))):
+        if index < len(head) and not low <= head[index] <= high:
+            return False
+    if len(head) < _HEADER:
+        return None
+    length = int.from_bytes(head[3:_HEADER], "big")
+    if not 0 < length <= _RECORD:
+        return False
+    return True if len(head) >= _HEADER + length else None
+
+
+def _listener(listen_address: str, port: int) -> socket.socket:
+    hosts = [listen_address] if listen_address else ["::", "0.0.0.0"]
+    for host in hosts:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        except OSError:
+            continue  # no IPv6 here
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            sock.bind((host, port))
+            return sock
+        except OSError as error:
+            sock.close()
+            if error.errno == errno.EADDRINUSE:
+                raise OSError(
+                    error.errno,
+                    f"port {port} is taken at {listen_address or 'this host'}: another process listens there; stop it, "
+                    "or change modules.edgeDiscovery.listenPort",
+                ) from None
+            if host == hosts[-1]:
+                raise OSError(
+                    error.errno,
+                    f"{join(host, port)} cannot be listened on ({(error.strerror or str(error)).lower()}); check listenAddress and "
+                    "modules.edgeDiscovery.listenPort",
+                ) from None
+    raise OSError(errno.EAFNOSUPPORT, f"port {port} cannot be listened on: this host has neither IPv4 nor IPv6")
