@@ -1,9 +1,9 @@
 #!/usr/bin/python3 -IS
 """causeway-healthy SERVICE [RUN_DIR]: exit code 0 when grpc.health.v1 of the service says SERVING.
 
-For probes, which run for ever: gRPC's own client takes 0.2 s of CPU to start, four of them every ten seconds
-would cost sixteen times what an idle node may. So this speaks the few bytes of HTTP/2 itself (RFC 9113) and
-imports nothing but the standard library (15 ms).
+For probes, which run for ever. Measured here: gRPC's own Python client takes 130 ms of CPU a call with its start;
+four of them every ten seconds would cost ten times what an idle node may. So this speaks the few bytes of HTTP/2
+itself (RFC 9113) and imports nothing but the standard library: 17 ms.
 """
 
 import socket
