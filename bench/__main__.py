@@ -44,6 +44,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begin = time.monotonic()
     report = Report(host=describe_host(), sizes=dataclasses.asdict(sizes))
+    report.busy = foreign_load()
     progress = Console(stderr=True)
 
     def tell(line: str) -> None:
@@ -149,6 +150,21 @@ def attempt(column: Column, gauge: Callable[[Rig, Sizes], dict[str, float]], rig
         column.add(gauge(rig, sizes))
     except (Failed, OSError) as failure:
         column.errors.append(f"{gauge.__name__}: {failure}")
+
+
+def foreign_load(seconds: float = 1.0) -> str:
+    """What others used of this machine in the last moment, when it is more than a tenth of it; else empty."""
+
+    def read() -> tuple[int, int]:
+        # /proc/stat, "cpu": user nice system idle iowait …, in ticks of all cores together.
+        times = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
+        return sum(times), times[3] + times[4]
+
+    total, idle_time = read()
+    time.sleep(seconds)
+    total_after, idle_after = read()
+    share = 1 - (idle_after - idle_time) / max(1, total_after - total)
+    return f"others used {share:.0%} of its cores before the start" if share > 0.1 else ""
 
 
 def describe_host() -> dict[str, str]:

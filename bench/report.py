@@ -40,6 +40,7 @@ class Report:
     stalls: dict[str, dict[str, float]] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    busy: str = ""  # what else the machine was doing; empty: next to nothing
 
     def median(self, rig: str, key: str) -> float | None:
         return self.columns[rig].median(key) if rig in self.columns else None
@@ -148,6 +149,8 @@ ROWS = (
 
 def show(report: Report, console: Console) -> None:
     """The tables, and what could not be measured."""
+    if report.busy:
+        console.print(f"[bold yellow]This machine was busy: {report.busy}; do not trust these numbers.[/]")
     measured = [column for column in report.columns.values() if not column.not_run]
     traffic = Table(title=f"Medians of {report.sizes['rounds']} interleaved rounds", title_justify="left")
     traffic.add_column("")
