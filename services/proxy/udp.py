@@ -2,7 +2,9 @@
 
 The first datagram of a client reaches the listener. A new socket on the same address, connected to that client, then
 gets all further ones from the kernel, and belongs to whoever carries the flow. Between `bind` and `connect` the new
-socket is unconnected too, and, being the youngest, receives everybody's datagrams. So after `connect` both queues are
+socket is unconnected too, and, being the youngest, would receive everybody's datagrams. For IPv4 it therefore is an
+IPv6 socket on the mapped address, which Linux ranks below the listener until it is connected (compute_score in
+net/ipv4/udp.c): all is where it belongs, in order. IPv6 knows no such rank; so after `connect` both queues are
 read empty, and what they hold is dispatched by its source: to this flow, or to the clients that come next.
 
 The carrier ends idle flows. The next datagram of that client then reaches the listener again: no state is kept here.
@@ -33,6 +35,8 @@ RECENT = 0.05  # s; a datagram that was on its way through the kernel during `co
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _SKB = 256  # bytes of receive buffer that the smallest queued datagram is charged, at least (a bare struct sk_buff)
 
+_MAPPED = "::ffff:"  # + an IPv4 address: RFC 4291, 2.5.5.2
+
 _scratch = memoryview(bytearray(65536))
 
 Address = tuple[Any, ...]  # (ip, port), for IPv6 with flow info and scope
@@ -58,13 +62,14 @@ class UdpListener:
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._family = socket.AF_INET6 if ":" in spot.ip else socket.AF_INET
+        self._mapped = self._family == socket.AF_INET and socket.has_dualstack_ipv6()
         self._address = (spot.ip, spot.port)
         self._waiting: dict[Address, _Early] = {}
         self._size = 0  # bytes in _waiting
         self._recent: dict[Address, float] = {}  # client → loop time of its connect, oldest first
         self._next: asyncio.Handle | None = None
         self._reading = False
-        self._sock = self._bound()
+        self._sock = self._bound(self._family, self._address)
         self._share(False)
         # More than this cannot have been queued before a connect; whoever reads on would serve a flood for ever.
         self._depth = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // _SKB
@@ -78,13 +83,14 @@ class UdpListener:
         self._sock.close()
         self._waiting.clear()
 
-    def _bound(self) -> socket.socket:
-        sock = socket.socket(self._family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    @staticmethod
+    def _bound(family: socket.AddressFamily, address: Address) -> socket.socket:
+        sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
-            if self._family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not address[0].startswith(_MAPPED))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(self._address)
+            sock.bind(address)
         except OSError:
             sock.close()
             raise
@@ -115,6 +121,8 @@ class UdpListener:
                 return
             except OSError:  # an ICMP error: it says nothing about the datagrams behind it
                 continue
+            if sock is not self._sock and self._mapped:
+                source = (source[0].removeprefix(_MAPPED), source[1])
             self._keep(source, size)
 
     def _keep(self, source: Address, size: int) -> None:
@@ -172,9 +180,12 @@ class UdpListener:
         return early.datagrams
 
     def _connected(self, client: Address) -> socket.socket:
+        family, own = self._family, self._address
+        if self._mapped:
+            family, own, client = socket.AF_INET6, (_MAPPED + own[0], own[1]), (_MAPPED + client[0], client[1])
         self._share(True)
         try:
-            sock = self._bound()
+            sock = self._bound(family, own)
         finally:
             self._share(False)
         try:
