@@ -7,6 +7,7 @@ import hashlib
 import signal
 import socket
 import struct
+import urllib.request
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -311,3 +312,31 @@ async def test_port_taken_is_one_clear_line(relay: RelayProcess, tmp_path: Path)
         assert f"relay port 20007 on {relay.ip}" in second.output()
     finally:
         second.end()
+
+
+async def test_metrics_are_read_while_circuits_run(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        free = probe.getsockname()[1]
+    async with relay_process(tmp_path, extra=f"metrics: {{basePort: {free - 2}}}") as relay:
+        a, b = await pair(relay)
+        one, other = await circuit(a, b, "b")
+        one[1].write(bytes(12345))
+        await other[0].readexactly(12345)
+        assert (await a.ask(connect=pb.Connect(peer="x"))).WhichOneof("body") == "refused"
+
+        def scrape() -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{free}/metrics", timeout=PATIENCE) as response:
+                return str(response.read().decode())
+
+        lines = (await asyncio.to_thread(scrape)).splitlines()
+        for line in (
+            "causeway_relay_active 1.0",
+            "causeway_relay_reservations 1.0",
+            "causeway_relay_circuits 1.0",
+            "causeway_relay_bytes_total 12345.0",
+            'causeway_relay_refused_total{reason="no-reservation"} 1.0',
+        ):
+            assert line in lines, f"{line} is not in the metrics"
+        close(one, other)
+        a.close()
+        b.close()
