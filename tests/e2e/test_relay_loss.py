@@ -4,8 +4,7 @@ import asyncio
 
 from lab.mesh import Mesh
 from lab.node import Node
-from tests.e2e.conftest import has_standby
-from tests.e2e.traffic import Traffic, eventually
+from tests.e2e.traffic import Traffic, eventually, warm
 
 OUTAGE = 10.0  # seconds without any relay, from the requirement
 
@@ -53,7 +52,7 @@ async def test_relays_silent_in_turns(mesh: Mesh) -> None:
             await traffic.flows()
             assert await relay_in_use(mesh) is not victim
             victim.unsilence()
-            await eventually(lambda: has_standby(mesh), "the relay that returned stands by")
+            await eventually(lambda: warm(mesh), "the relay that returned stands by")
 
 
 async def test_relay_stops_politely(mesh: Mesh) -> None:
@@ -72,7 +71,7 @@ async def test_rolling_restart_of_all_relays(mesh: Mesh) -> None:
             await traffic.flows()
             await node.restart("relay")
             await traffic.flows()
-            await eventually(lambda: has_standby(mesh), "the restarted relay stands by")
+            await eventually(lambda: warm(mesh), "the restarted relay stands by")
 
 
 async def test_both_relays_gone_for_a_while(mesh: Mesh) -> None:
