@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import grpc
 from rich.console import Console
 
 from causeway.demo import picture
@@ -94,6 +95,8 @@ async def _run(folder: Path, size: int, rate: float, out: Path, output: str, rea
                 await mesh.stop()
     except (NodeError, LabError) as error:
         raise CommandError(*str(error).splitlines(), "--keep keeps the nodes' logs") from None
+    except grpc.aio.AioRpcError as error:
+        raise CommandError(f"a node's service says: {error.details()}", "--keep keeps the nodes' logs") from None
     _tell(console, outcome, out, output)
     return 0 if outcome.ok else 1
 

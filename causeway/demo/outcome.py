@@ -90,7 +90,7 @@ class Outcome:
         for it in self.events:
             after = it.path_after or it.path_before
             table.add_row(f"{it.at:.1f} s", it.title, f"{_ms(it.stall):g} ms", it.path_before, after, str(self.lost))
-        table.add_row("", "longest between events", f"{_ms(self.quiet_stall):g} ms", "", "", "", style="dim")
+        table.add_row("", "between events", f"{_ms(self.quiet_stall):g} ms", "", "", "", style="dim")
         return table
 
     def verdict(self) -> str:

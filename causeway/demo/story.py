@@ -120,11 +120,11 @@ class Story:
 
     async def _disturb(self, download: Download, watch: Watch) -> None:
         size = self._outcome.size
-        await self._reach(download, watch, lambda: download.received >= KILL_AT * size)
+        await self._reach(download, watch, lambda: download.received >= KILL_AT * size and watch.relay != "")
         if not download.running:
             return
         first = self._mesh.nodes[watch.relay]
-        async with self._event(download, watch, f"{first.name} killed (SIGKILL)", moves=True):
+        async with self._event(download, watch, f"kill -9 {first.name}", moves=True):
             await first.kill()
         await self._reach(download, watch, lambda: download.received >= RETURN_AT * size)
         async with self._event(download, watch, f"{first.name} returns", moves=False):
@@ -140,7 +140,7 @@ class Story:
         if not download.running:
             return
         second = self._mesh.nodes[watch.relay]
-        async with self._event(download, watch, f"{second.name} silent (blackhole)", moves=True):
+        async with self._event(download, watch, f"blackhole {second.name}", moves=True):
             second.silence()
         await self._reach(download, watch, lambda: not download.running)
         second.unsilence()

@@ -23,6 +23,7 @@ class Watch:
         self._node = node
         self._peer = peer
         self.links: list[tunnel_pb2.Link] = []
+        self._active: tunnel_pb2.Link | None = None
         self.paths: list[tuple[float, str]] = []
         """Path in use from this monotonic time on."""
 
@@ -38,8 +39,8 @@ class Watch:
 
     @property
     def active(self) -> tunnel_pb2.Link | None:
-        """The link in use."""
-        return next((it for it in self.links if it.state == "active"), None)
+        """The link in use; while all are in doubt, the one that was."""
+        return self._active
 
     @property
     def relay(self) -> str:
@@ -69,6 +70,9 @@ class Watch:
     async def look(self) -> None:
         """Asks once, now."""
         self.links = await self._node.links(self._peer)
+        active = next((it for it in self.links if it.state == "active"), None)
+        before = self._active.relay if self._active else None
+        self._active = active or next((it for it in self.links if it.relay == before), None)
         if self.active is not None and (not self.paths or self.paths[-1][1] != self.path):
             self.paths.append((time.monotonic(), self.path))
 

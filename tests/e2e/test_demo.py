@@ -69,7 +69,7 @@ def test_nothing_is_lost(demo: subprocess.Popen[str], mode: str, short_path: Pat
     assert told["received"] == told["size"] == 64 << 20
     assert told["sha256_received"] == told["sha256_expected"]
     killed, returned, silent = told["events"]
-    assert "SIGKILL" in killed["title"]
+    assert "kill -9" in killed["title"]
     assert killed["path_before"] != killed["path_after"]
     assert "returns" in returned["title"]
     assert "blackhole" in silent["title"]
