@@ -110,6 +110,10 @@ class RelayClient:
                     log.warning("relay control failed", extra={"relay": self.name, "error": text})
             finally:
                 self._down()
+            # A task group that fails while it is being cancelled raises its failure alone; the request to end must
+            # not get lost in it, or `close` waits for ever.
+            if self.task.cancelling():
+                return
             if time.monotonic() - began > 10:
                 self._failures = 0
             delay = min(BACKOFF_FIRST * 2**self._failures, BACKOFF_MOST) * random.uniform(0.5, 1.5)
