@@ -201,7 +201,7 @@ class RelayLimits(Section):
 
     max_reservations: Count = 512
     max_circuits: Count = 1024
-    max_circuits_per_peer: Count = 64
+    max_circuits_per_peer: Count = 256
     max_bytes_per_second_per_peer: Annotated[int, Field(ge=0)] = 0
     idle_timeout_seconds: Annotated[float, Field(gt=0, le=86400)] = 300
     max_half_open: Count = 256
