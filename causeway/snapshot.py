@@ -92,12 +92,12 @@ def merge(
         "relays": [_control(control) for control in tunnel.relays] if tunnel else [],
         "listeners": [_listener(listener) for listener in proxy.listeners] if proxy else [],
         "known_services": discovery.services if discovery else 0,
-        "sources": dict(discovery.sources) if discovery else {},
+        "sources": dict(sorted(discovery.sources.items())) if discovery else {},
         "streams": {"open": tunnel.streams if tunnel else 0, "total": tunnel.streams_total if tunnel else 0},
         "connections": {
             "accepted_total": proxy.accepted_total if proxy else 0,
             "dialled_total": proxy.dialled_total if proxy else 0,
-            "refused": dict(proxy.refused) if proxy else {},
+            "refused": dict(sorted(proxy.refused.items())) if proxy else {},
         },
         "warnings": [
             {"service": name, "message": message}
