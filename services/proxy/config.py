@@ -13,6 +13,7 @@ class Settings:
     node_name: str
     run_dir: Path  # holds tunnel.attach, and the sockets of the other services
     enable: bool  # False: no listener, and inbound streams are not served
+    socks5: bool  # asked for; there is none yet
     allowed_targets: tuple[str, ...]  # beyond the endpoints on this node
 
     @classmethod
@@ -22,5 +23,6 @@ class Settings:
             node_name=config.node_name,
             run_dir=config.run_dir,
             enable=proxy.enable,
+            socks5=proxy.socks5_proxy.enable,
             allowed_targets=tuple(proxy.allowed_targets),
         )

@@ -23,6 +23,9 @@ FIRST_SNAPSHOT = 5.0  # s
 
 ATTACH = "tunnel.attach"
 
+SWITCHED_OFF = "edgeProxy.enable is false: no listener, and inbound streams are not served"
+NO_SOCKS5 = "edgeProxy.socks5Proxy.enable has no effect: this version has no SOCKS5 proxy; use `causeway nc`"
+
 
 class Proxy:
     """The proxy of one node. `run` until cancelled."""
@@ -45,8 +48,10 @@ class Proxy:
 
     async def run(self) -> None:
         """Serves until cancelled."""
+        if self.settings.socks5:
+            self._log.warning(NO_SOCKS5)
         if not self.settings.enable:
-            self._log.warning("edgeProxy.enable is false: no listener, and inbound streams are not served")
+            self._log.warning(SWITCHED_OFF)
             await asyncio.Event().wait()
         unregister = None
         if self._metrics:
@@ -77,8 +82,8 @@ class Proxy:
 
     def _warnings(self) -> list[str]:
         if not self.settings.enable:
-            return ["edgeProxy.enable is false: no listener, and inbound streams are not served"]
-        warnings = []
+            return [SWITCHED_OFF]
+        warnings = [NO_SOCKS5] if self.settings.socks5 else []
         if not self._attach.connected:
             warnings.append("the tunnel is away: clients wait up to 5 s for it, inbound streams cannot arrive")
         if not self._catalog.synced:

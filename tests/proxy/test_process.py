@@ -127,7 +127,8 @@ async def test_a_proxy_that_is_switched_off_says_so(node_config: Any, loopback_i
 
 
 async def test_alone_it_waits_and_says_for_what(node_config: Any) -> None:
-    async with running(node_config("n")) as (_, channel):
+    async with running(node_config("n", modules={"edgeProxy": {"socks5Proxy": {"enable": True}}})) as (_, channel):
         got = await status(channel)
+        assert any("socks5Proxy.enable has no effect" in warning for warning in got.warnings)
         assert any("tunnel is away" in warning for warning in got.warnings)
         assert any("discovery has not answered" in warning for warning in got.warnings)
