@@ -147,7 +147,12 @@ class Driver:
             directory.board.say("interfaces", ", ".join(ips) or "no address but loopback")
             directory.log.info("addresses", extra={"address": ",".join(ips)})
             self._mdns.use(found)
-            directory.wake()
+            await self._wake()
+
+    async def _wake(self) -> None:
+        """The network or the clock changed."""
+        await self._client.close()
+        self._directory.wake()
 
     # The registry
 
@@ -162,7 +167,7 @@ class Driver:
                 offset += jump
                 directory.log.warning("the clock jumped, or the host was suspended", extra={"seconds": jump})
                 self._mdns.use(self._mdns.interfaces)
-                directory.wake()
+                await self._wake()
             directory.registry.expire(now)
             wait = directory.registry.next_expiry() - now
             await asyncio.sleep(min(max(wait, SWEEP_MIN), SWEEP_MAX))

@@ -7,18 +7,22 @@ the addresses are compared every few seconds.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import ipaddress
 import logging
 import re
 import socket
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from pathlib import Path
+from ipaddress import IPv4Network, IPv6Network
 
 # Bridges and ends of container networks: nobody outside this host is there, and mDNS on them meets only itself.
 CONTAINER = re.compile(r"docker|br-|cni|flannel|veth|virbr|podman|cali|vxlan\.|kube-|lxc|lxdbr|cilium")
 # linux/rtnetlink.h: RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR.
 GROUPS = 0x1 | 0x10 | 0x100
+# linux/sockios.h and linux/if.h.
+SIOCGIFFLAGS, IFF_UP, IFF_RUNNING = 0x8913, 0x1, 0x40
 # An interface that comes up says so in several messages; they are taken as one. Seconds.
 SETTLE = 0.25
 # Between two looks where the kernel cannot tell. Seconds.
@@ -34,6 +38,11 @@ class Interface:
     name: str
     index: int
     ips: tuple[str, ...]
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+
+    def near(self, ip: str) -> bool:
+        """Whether an address is on one of its own networks."""
+        return any(ipaddress.ip_address(ip) in network for network in self.networks)
 
 
 def usable(listen_address: str) -> tuple[Interface, ...]:
@@ -41,16 +50,19 @@ def usable(listen_address: str) -> tuple[Interface, ...]:
     import ifaddr
 
     found: list[Interface] = []
-    for adapter in ifaddr.get_adapters():
-        ips = [ip.ip if isinstance(ip.ip, str) else ip.ip[0] for ip in adapter.ips]
-        if listen_address:
-            ips = [ip for ip in ips if ipaddress.ip_address(ip) == ipaddress.ip_address(listen_address)]
-        elif CONTAINER.match(adapter.name) or not _up(adapter.name):
-            continue
-        else:
-            ips = sorted(filter(_dialable, ips), key=_order)
-        if ips:
-            found.append(Interface(adapter.name, adapter.index or 0, tuple(ips)))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for adapter in ifaddr.get_adapters():
+            lengths = {ip.ip if isinstance(ip.ip, str) else ip.ip[0]: ip.network_prefix for ip in adapter.ips}
+            if listen_address:
+                wanted = ipaddress.ip_address(listen_address)
+                ips = [ip for ip in lengths if ipaddress.ip_address(ip) == wanted]
+            elif CONTAINER.match(adapter.name) or not _up(adapter.name, probe):
+                continue
+            else:
+                ips = sorted(filter(_dialable, lengths), key=_order)
+            if ips:
+                networks = tuple(ipaddress.ip_network(f"{ip}/{lengths[ip]}", strict=False) for ip in ips)
+                found.append(Interface(adapter.name, adapter.index or 0, tuple(ips), networks))
     if listen_address and not found and ipaddress.ip_address(listen_address).is_loopback:
         # All of 127.0.0.0/8 is on lo, though only 127.0.0.1 is listed.
         found.append(Interface("lo", 1, (listen_address,)))
@@ -100,12 +112,14 @@ async def _hints() -> AsyncIterator[None]:
             yield
 
 
-def _up(name: str) -> bool:
+def _up(name: str, probe: socket.socket) -> bool:
+    """Asked of the kernel, not of /sys, which in a container may show another network."""
+    request = struct.pack("16sH14x", name.encode()[:15], 0)  # struct ifreq
     try:
-        # "unknown" is what tunnels and dummies say; only a clear "down" counts.
-        return Path("/sys/class/net", name, "operstate").read_text().strip() not in ("down", "lowerlayerdown")
+        flags: int = struct.unpack_from("16xH", fcntl.ioctl(probe, SIOCGIFFLAGS, request))[0]
     except OSError:
-        return True
+        return False
+    return flags & IFF_UP != 0 and flags & IFF_RUNNING != 0
 
 
 def _dialable(ip: str) -> bool:

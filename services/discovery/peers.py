@@ -30,8 +30,9 @@ SIGNED_PREFIX = b"causeway-record-v1\0"
 # Bytes of a signed record in all, and of any message on the public port.
 MAX_RECORD = 16 * 1024
 MAX_MESSAGE = 64 * 1024
-# Seconds between two attempts on different addresses of one contact (RFC 8305 suggests 250 ms).
-STAGGER = 0.25
+# Seconds between two attempts on different addresses of one contact, after a public and after a private one (250 ms is
+# what RFC 8305 suggests, 30 ms what go-libp2p takes for private addresses).
+STAGGER_PUBLIC, STAGGER_PRIVATE = 0.25, 0.03
 # Channels kept; the least recently used is closed.
 MAX_CHANNELS = 64
 # Failures after which another address, or another time, may do better.
@@ -179,11 +180,11 @@ class NodeClient:
         self._channels: OrderedDict[tuple[Endpoint, str], tuple[int, grpc.aio.Channel]] = OrderedDict()
         self._names: dict[Endpoint, str] = {}
 
-    async def ping(self, contact: Contact, *, timeout: float) -> Signed:
-        """The own record of the contact."""
+    async def ping(self, contact: Contact, *, timeout: float) -> tuple[Signed, Endpoint]:
+        """The own record of the contact, and where it answered."""
 
-        async def call(stub: pb_grpc.PeerServiceAsyncStub) -> Signed:
-            return signed_from_wire((await stub.Ping(pb.PingRequest(), timeout=timeout)).record)
+        async def call(stub: pb_grpc.PeerServiceAsyncStub, endpoint: Endpoint) -> tuple[Signed, Endpoint]:
+            return signed_from_wire((await stub.Ping(pb.PingRequest(), timeout=timeout)).record), endpoint
 
         return await self._race(contact, call, timeout)
 
@@ -191,7 +192,7 @@ class NodeClient:
         """Publish a record."""
         request = pb.PutRecordRequest(record=signed_to_wire(signed))
 
-        async def call(stub: pb_grpc.PeerServiceAsyncStub) -> PutAnswer:
+        async def call(stub: pb_grpc.PeerServiceAsyncStub, _: Endpoint) -> PutAnswer:
             answer = await stub.PutRecord(request, timeout=timeout)
             conflicting = signed_from_wire(answer.conflicting) if answer.HasField("conflicting") else None
             return PutAnswer(signed_from_wire(answer.record), conflicting)
@@ -202,7 +203,7 @@ class NodeClient:
         """The record of a node; None when it is not known there."""
         request = pb.GetRecordRequest(node_name=node_name)
 
-        async def call(stub: pb_grpc.PeerServiceAsyncStub) -> Signed | None:
+        async def call(stub: pb_grpc.PeerServiceAsyncStub, _: Endpoint) -> Signed | None:
             try:
                 return signed_from_wire((await stub.GetRecord(request, timeout=timeout)).record)
             except grpc.aio.AioRpcError as error:
@@ -213,13 +214,16 @@ class NodeClient:
         return await self._race(contact, call, timeout)
 
     async def close(self) -> None:
-        """Close all channels."""
+        """Close all channels; later calls make new ones. Connections from an address that is gone are dead."""
         channels = [channel for _, channel in self._channels.values()]
         self._channels.clear()
         await asyncio.gather(*(channel.close(None) for channel in channels))
 
     async def _race(
-        self, contact: Contact, call: Callable[[pb_grpc.PeerServiceAsyncStub], Awaitable[_T]], timeout: float
+        self,
+        contact: Contact,
+        call: Callable[[pb_grpc.PeerServiceAsyncStub, Endpoint], Awaitable[_T]],
+        timeout: float,
     ) -> _T:
         """Try the contact's addresses, each a moment after the one before; the first answer wins."""
         running: set[asyncio.Task[_T]] = set()
@@ -228,13 +232,17 @@ class NodeClient:
             async with asyncio.timeout(timeout):
                 waiting = [found for endpoint in contact.endpoints for found in await self._locate(endpoint, problems)]
                 while waiting or running:
+                    pause = None
                     if waiting:
-                        attempt = self._attempt(waiting.pop(0), contact.node_name, call)
-                        running.add(asyncio.create_task(attempt))
-                    done, running = await asyncio.wait(
-                        running, timeout=STAGGER if waiting else None, return_when=asyncio.FIRST_COMPLETED
-                    )
+                        endpoint = waiting.pop(0)
+                        running.add(asyncio.create_task(self._attempt(endpoint, contact.node_name, call)))
+                        private = ipaddress.ip_address(endpoint.host).is_private
+                        pause = (STAGGER_PRIVATE if private else STAGGER_PUBLIC) if waiting else None
+                    done, running = await asyncio.wait(running, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
+                        if task.cancelled():  # not by us: its channel was closed
+                            problems.append(f"{contact.key}: the network changed during the call")
+                            continue
                         error = task.exception()
                         if not isinstance(error, Unreachable):
                             return task.result()
@@ -259,7 +267,10 @@ class NodeClient:
         return [Endpoint(ip, endpoint.port) for ip in ips[:MAX_ENDPOINTS]]
 
     async def _attempt(
-        self, endpoint: Endpoint, node_name: str, call: Callable[[pb_grpc.PeerServiceAsyncStub], Awaitable[_T]]
+        self,
+        endpoint: Endpoint,
+        node_name: str,
+        call: Callable[[pb_grpc.PeerServiceAsyncStub, Endpoint], Awaitable[_T]],
     ) -> _T:
         name = node_name or self._names.get(endpoint, "")
         if not name:
@@ -267,7 +278,11 @@ class NodeClient:
         if name == self._identity.node_name and not node_name:
             raise Unreachable(f"{endpoint}: this is {name} itself")
         try:
-            return await call(pb_grpc.PeerServiceStub(self._channel(endpoint, name)))
+            return await call(pb_grpc.PeerServiceStub(self._channel(endpoint, name)), endpoint)
+        except asyncio.CancelledError:
+            # Too slow: its connection may be dead without knowing, for minutes.
+            await self._drop(endpoint, name)
+            raise
         except grpc.aio.AioRpcError as error:
             if error.code() not in _TRANSPORT:
                 raise Refused(

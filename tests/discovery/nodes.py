@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lab.child import Child
+from lab.namespace import Namespace
 from protos import discovery_pb2 as pb
 from protos import discovery_pb2_grpc as pb_grpc
 from services.discovery.config import Settings
@@ -28,8 +27,8 @@ PATIENCE = 60.0
 T = TypeVar("T")
 
 
-async def until(look: Callable[[], Awaitable[T | None]], what: str) -> T:
-    """What `look` finds, as soon as it finds something true."""
+async def until(look: Callable[[], Awaitable[T | None]], what: str, *nodes: Node) -> T:
+    """What `look` finds, as soon as it finds something true; on failure with what the nodes said."""
     try:
         async with asyncio.timeout(PATIENCE):
             while True:
@@ -37,42 +36,50 @@ async def until(look: Callable[[], Awaitable[T | None]], what: str) -> T:
                     return found
                 await asyncio.sleep(0.05)
     except TimeoutError:
-        raise AssertionError(f"in vain: {what}") from None
+        said = "".join(f"\n--- {node.config}\n{node.said()}" for node in nodes)
+        raise AssertionError(f"in vain: {what}{said}") from None
 
 
 class Node:
-    """One discovery process."""
+    """One discovery process, in a namespace of its own if one is given."""
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, namespace: Namespace | None = None) -> None:
         self.config = config
+        self.namespace = namespace
         self.run_dir = config.parent / "run"
         self.log = config.parent / "log"
         self.channel = dial.local_channel(self.run_dir, "discovery")
         self.stub: Any = pb_grpc.DiscoveryServiceStub(self.channel)
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: Child | None = None
 
     async def start(self) -> None:
-        with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "services.discovery", "--config", str(self.config)),
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "CAUSEWAY_LOG_LEVEL": "debug"},
-            )
-        await until(self._answers, f"{self.config} serves; it said:\n{self.said()}")
+        """Returns when the local socket is there."""
+        command = [sys.executable, "-m", "services.discovery", "--config", str(self.config)]
+        environment = ["env", "CAUSEWAY_LOG_LEVEL=debug"]
+        self.process = Child([*environment, *command], output=self.log, namespace=self.namespace)
+        await until(self._answers, "it serves", self)
 
     async def _answers(self) -> bool:
-        assert self.process is not None
-        if self.process.returncode is not None:
-            raise AssertionError(f"exit code {self.process.returncode}:\n{self.said()}")
+        if self.pid and self.process is not None and self.process.code is not None:
+            raise AssertionError(f"exit code {self.process.code}:\n{self.said()}")
         return (self.run_dir / "discovery.sock").exists()
 
-    async def stop(self, number: int = signal.SIGTERM) -> int:
-        """Ends it and returns the exit code."""
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
         assert self.process is not None
-        if self.process.returncode is None:
-            self.process.send_signal(number)
-        return await asyncio.wait_for(self.process.wait(), PATIENCE)
+        return self.process.pid
+
+    async def stop(self) -> int:
+        """Asks it to end; returns the exit code."""
+        assert self.process is not None
+        return await self.process.stop(PATIENCE)
+
+    def kill(self) -> None:
+        """Ends it without a goodbye."""
+        if self.process is not None and self.process.code is None:
+            self.process.kill()
+            (self.run_dir / "discovery.sock").unlink(missing_ok=True)
 
     def said(self) -> str:
         return self.log.read_text()
@@ -98,7 +105,7 @@ class Node:
             numbers = counts.split(";")[0].split(" of ")
             return len(numbers) == 2 and numbers[0] == numbers[1]
 
-        await until(look, f"{self.config} published; it said:\n{self.said()}")
+        await until(look, "it published", self)
 
     async def sees(self, name: str, check: Callable[[pb.Peer], bool] = lambda peer: peer.verified) -> pb.Peer:
         """Waits until the peer is known and as expected."""
@@ -107,21 +114,19 @@ class Node:
             found = {peer.record.node_name: peer for peer in (await self.status()).peers}
             return found[name] if name in found and check(found[name]) else None
 
-        return await until(look, f"{self.config} knows {name}; it said:\n{self.said()}")
+        return await until(look, f"it knows {name}", self)
 
 
 @asynccontextmanager
-async def running(*configs: Path) -> AsyncIterator[list[Node]]:
+async def running(*configs: Path | Node) -> AsyncIterator[list[Node]]:
     """Processes that are up; they are ended with the block."""
-    nodes = [Node(config) for config in configs]
+    nodes = [Node(config) if isinstance(config, Path) else config for config in configs]
     try:
         await asyncio.gather(*(node.start() for node in nodes))
         yield nodes
     finally:
         for node in nodes:
-            if node.process is not None and node.process.returncode is None:
-                node.process.kill()
-                await node.process.wait()
+            node.kill()
             await node.channel.close()
 
 
@@ -142,8 +147,3 @@ def part(config: Path, *, wall: Callable[[], float] | None = None) -> Part:
     log = logging.getLogger("causeway.discovery.test")
     directory = Directory(settings, identity, log, wall) if wall is not None else Directory(settings, identity, log)
     return Part(directory, identity, settings)
-
-
-def folder() -> Path:
-    """A folder with a short path."""
-    return Path(tempfile.mkdtemp(prefix="cw-"))

@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,7 +125,7 @@ async def test_a_stranger_is_told_why(mesh: Callable[..., Path], stranger: dict[
         async def told() -> bool:
             return says in (await s.status()).sources["lookup"]
 
-        await until(told, f"s says {says}; it said:\n{s.said()}")
+        await until(told, f"s says {says}", s)
         assert says in s.said()
         assert not (await r.status()).peers
         assert not any(peer.verified for peer in (await s.status()).peers)
@@ -144,7 +143,7 @@ async def test_another_node_at_the_address_is_named(mesh: Callable[..., Path], l
         async def told() -> bool:
             return "name-mismatch: expected r, but the certificate says x" in (await a.status()).sources["lookup"]
 
-        await until(told, f"a says who is there; it said:\n{a.said()}")
+        await until(told, "a says who is there", a)
 
 
 async def test_a_dead_relay_is_named_and_found_again(mesh: Callable[..., Path]) -> None:
@@ -251,7 +250,9 @@ async def test_an_offline_restart_remembers_the_peers(mesh: Callable[..., Path])
     async with running(mesh("r"), mesh("a"), mesh("b")) as (r, a, b):
         await asyncio.gather(a.published(), b.published())
         address = (await a.resolve("b")).record.addresses[0].ip
-        await asyncio.gather(a.stop(), b.stop(signal.SIGKILL), r.stop(signal.SIGKILL))
+        await a.stop()
+        b.kill()
+        r.kill()
         await a.start()
         found = await a.sees("b")
         assert found.record.addresses[0].ip == address and list(found.sources) == [pb.PEER_SOURCE_CACHE]

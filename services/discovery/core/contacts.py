@@ -15,7 +15,7 @@ COPIES = 20
 # Configured contacts that are used.
 MAX_CONFIGURED = 64
 # Addresses tried of one contact.
-MAX_ENDPOINTS = 8
+MAX_ENDPOINTS = 32
 
 
 @dataclass(frozen=True, slots=True)

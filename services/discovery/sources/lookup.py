@@ -105,7 +105,7 @@ class Lookup:
 
     async def _ask_itself(self, contact: Contact) -> bool | str:
         try:
-            signed = await self._client.ping(contact, timeout=DEADLINE)
+            signed, _ = await self._client.ping(contact, timeout=DEADLINE)
             self._directory.take(signed, Source.LOOKUP, expected=contact.node_name)
         except (Unreachable, Refused, DiscoveryError) as error:
             return f"{contact.key} itself: {error}"

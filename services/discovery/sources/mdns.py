@@ -256,7 +256,8 @@ class Mdns:
         if not await info.async_request(station.zeroconf, ASK_MS) or not info.port:
             return None
         text = {key: value or "" for key, value in info.decoded_properties.items()}
-        ips = dict.fromkeys(ip for ip in info.parsed_addresses() if "%" not in ip)
+        # A neighbour announces all its addresses everywhere; those on a common network are the ones to try first.
+        ips = sorted(dict.fromkeys(ip for ip in info.parsed_addresses() if "%" not in ip), key=self._near, reverse=True)
         revision = text.get("r", "")
         return Announcement(
             cluster=text.get("c", ""),
@@ -265,6 +266,9 @@ class Mdns:
             revision=int(revision) if revision.isascii() and revision.isdigit() else 0,
             endpoints=tuple(Endpoint(ip, info.port) for ip in ips)[:MAX_ENDPOINTS],
         )
+
+    def _near(self, ip: str) -> bool:
+        return any(interface.near(ip) for interface in self.interfaces)
 
     async def _fetch(self, name: str, found: Announcement) -> bool:
         """Get the record that was announced; False when it should be tried again."""
@@ -285,9 +289,9 @@ class Mdns:
             return True
         try:
             contact = Contact(found.node_name, found.endpoints)
-            signed = await self._client.ping(contact, timeout=TIMEOUT)
-            seen = tuple(endpoint.host for endpoint in found.endpoints)
-            record = directory.take(signed, Source.MDNS, expected=found.node_name, seen=seen)
+            signed, answered = await self._client.ping(contact, timeout=TIMEOUT)
+            # Of what was announced only this is known to be more than a memory of the LAN's caches.
+            record = directory.take(signed, Source.MDNS, expected=found.node_name, seen=(answered.host,))
         except (Unreachable, Refused, DiscoveryError) as error:
             if self._problems.get(name) != str(error):
                 self._problems[name] = str(error)

@@ -1,0 +1,167 @@
+"""Calls to other nodes: several addresses, dead ones among them, channels that die."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from services.discovery.core.contacts import Contact, Endpoint
+from services.discovery.peers import NodeClient, unseal
+from services.discovery.probe import Unreachable, identify
+from services.discovery.resolver import Resolver
+from services.runtime import config as configuration
+from services.runtime.identity import Identity
+
+from ..conftest import WriteConfig
+from .nodes import PATIENCE, running, until
+
+
+@pytest.fixture
+async def relay(node_config: WriteConfig, loopback_ip: Callable[[], str]) -> AsyncIterator[str]:
+    """Address of a running discovery service of the node "r"."""
+    ip = loopback_ip()
+    async with running(node_config("r", listenAddress=ip)) as (node,):
+
+        async def listens() -> bool:
+            return "listening" in (await node.status()).sources["public"]
+
+        await until(listens, "the public port is served", node)
+        yield ip
+
+
+@pytest.fixture
+def identity(node_config: WriteConfig) -> Identity:
+    return Identity.load(configuration.load(node_config("me")))
+
+
+@pytest.fixture
+async def client(identity: Identity) -> AsyncIterator[NodeClient]:
+    made = NodeClient(identity, Resolver())
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def silent(loopback_ip: Callable[[], str]) -> AsyncIterator[str]:
+    """An address where connections are accepted and nothing is ever said."""
+    ip = loopback_ip()
+    writers: list[asyncio.StreamWriter] = []
+
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+
+    server = await asyncio.start_server(accept, ip, 20008)
+    yield ip
+    server.close()
+    for writer in writers:
+        writer.transport.abort()
+
+
+def contact(*hosts: str, name: str = "r") -> Contact:
+    return Contact(name, tuple(Endpoint(host, 20008) for host in hosts))
+
+
+async def test_the_living_address_is_found_among_dead_and_silent_ones(
+    client: NodeClient, identity: Identity, relay: str, silent: str, loopback_ip: Callable[[], str]
+) -> None:
+    signed, answered = await client.ping(contact(loopback_ip(), silent, relay), timeout=PATIENCE)
+    assert unseal(identity, signed, "r").node_name == "r" and answered.host == relay
+    # What lost the race is not kept: it may be a connection that hangs.
+    assert [endpoint.host for endpoint, _ in client._channels] == [relay]
+
+
+async def test_a_name_counts_as_all_its_addresses(client: NodeClient, relay: str) -> None:
+    class Names(Resolver):
+        async def resolve(self, host: str) -> tuple[str, ...]:
+            if host == "relay.example":
+                return (relay,)
+            raise OSError("no such name")
+
+    client._resolver = Names()
+    _, answered = await client.ping(contact("nowhere.example", "relay.example"), timeout=PATIENCE)
+    assert answered.host == relay
+    with pytest.raises(Unreachable, match=r"nowhere\.example does not resolve: no such name"):
+        await client.ping(contact("nowhere.example"), timeout=PATIENCE)
+
+
+async def test_all_problems_are_told(client: NodeClient, silent: str, loopback_ip: Callable[[], str]) -> None:
+    dead = loopback_ip()
+    with pytest.raises(Unreachable) as caught:
+        await client.ping(contact(dead, silent), timeout=1.0)
+    assert f"{dead}:20008: Connection refused" in str(caught.value) and "no answer within 1 s" in str(caught.value)
+    with pytest.raises(Unreachable, match="r: no address is known"):
+        await client.ping(contact(), timeout=1.0)
+
+
+async def test_a_change_of_the_network_ends_calls_without_ending_their_callers(client: NodeClient, silent: str) -> None:
+    calling = asyncio.create_task(client.ping(contact(silent), timeout=PATIENCE))
+
+    async def started() -> bool:
+        return bool(client._channels)
+
+    await until(started, "the call has a channel")
+    await asyncio.sleep(0.1)
+    await client.close()
+    with pytest.raises(Unreachable):
+        await calling
+    assert not calling.cancelled()
+
+
+async def test_the_number_of_channels_is_bounded(
+    client: NodeClient, relay: str, monkeypatch: pytest.MonkeyPatch, loopback_ip: Callable[[], str]
+) -> None:
+    monkeypatch.setattr("services.discovery.peers.MAX_CHANNELS", 4)
+    for _ in range(8):
+        with pytest.raises(Unreachable):
+            await client.ping(contact(loopback_ip()), timeout=PATIENCE)
+    for name in "abcdefgh":
+        client._channel(Endpoint(relay, 20008), name)
+    assert len(client._channels) == 4
+    await client.ping(contact(relay), timeout=PATIENCE)
+    assert len(client._channels) == 4
+
+
+async def test_renewed_credentials_are_used(client: NodeClient, identity: Identity, relay: str) -> None:
+    await client.ping(contact(relay), timeout=PATIENCE)
+    first = client._channels[Endpoint(relay, 20008), "r"][1]
+    identity.generation += 1
+    await client.ping(contact(relay), timeout=PATIENCE)
+    assert client._channels[Endpoint(relay, 20008), "r"][1] is not first
+
+
+async def test_an_unknown_node_is_identified_by_its_certificate(identity: Identity, relay: str, silent: str) -> None:
+    assert await identify(Endpoint(relay, 20008), identity) == "r"
+    with pytest.raises(Unreachable, match=r"no answer within 3 s"):
+        await identify(Endpoint(silent, 20008), identity)
+
+
+def test_the_resolver_does_not_hold_up_the_interpreter(tmp_path: Path) -> None:
+    """A name server that never answers: the caller is told in time, and the process ends at once."""
+    import subprocess
+    import sys
+
+    program = tmp_path / "program.py"
+    program.write_text(
+        """
+import asyncio, socket, time
+from services.discovery import resolver
+resolver.TIMEOUT = 0.2
+socket.getaddrinfo = lambda *a, **k: time.sleep(3600)
+async def main():
+    names = resolver.Resolver()
+    for index in range(resolver.MAX_THREADS):
+        try:
+            await names.resolve("x")
+        except TimeoutError as error:
+            assert "name server" in str(error), error
+    try:
+        await names.resolve("x")
+    except TimeoutError as error:
+        assert "still waiting" in str(error), error
+asyncio.run(main())
+print("ended")
+"""
+    )
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=PATIENCE, cwd=Path.cwd())
+    assert done.stdout == "ended\n", done.stderr
