@@ -66,6 +66,7 @@ def demo(size: int, rate: float, loopback: bool, out: Path, keep: bool, output: 
 
     Needs no root. Exit code 0 only if nothing was lost.
     """
+    _prepare(out)
     reason = "asked for by --loopback" if loopback else rootless.available()
     if folder is not None:
         return asyncio.run(_run(folder, size << 20, rate * 1e6, out, output, reason))
@@ -75,6 +76,15 @@ def demo(size: int, rate: float, loopback: bool, out: Path, keep: bool, output: 
         else:
             code = _inside([*sys.argv[1:], "--folder", str(made)])
     return code
+
+
+def _prepare(out: Path) -> None:
+    """Finds out before the demo, not after it, that its results have no place."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "demo.json").touch()
+    except OSError as error:
+        raise CommandError(f"cannot write to {out}: {error.strerror}; --out names another folder") from None
 
 
 async def _run(folder: Path, size: int, rate: float, out: Path, output: str, reason: str | None) -> int:
@@ -115,7 +125,6 @@ def _introduce(view: View, mesh: Mesh, reason: str | None) -> None:
 
 
 def _tell(console: Console, outcome: Outcome, out: Path, output: str) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     (out / "demo.json").write_text(outcome.to_json() + "\n")
     (out / "demo.svg").write_text(picture.draw(outcome))
     console.print()
