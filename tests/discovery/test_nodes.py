@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from protos import discovery_pb2 as pb
 from services.runtime import dial
 
 from ..conftest import WriteConfig
+from .caller import Caller
 from .nodes import PATIENCE, Node, running, until
 
 MakeIp = Callable[[], str]
@@ -363,3 +365,40 @@ async def test_a_report_that_is_none_is_refused(mesh: Callable[..., Path], reque
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await a.stub.ReportSelf(request_, timeout=PATIENCE)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_relay_that_hangs_does_not_keep_an_answer(mesh: Callable[..., Path]) -> None:
+    async with running(mesh("r"), mesh("s", relays=()), mesh("a", relays=("r", "s")), mesh("b")) as (r, s, a, b):
+        await b.published()
+        await a.published()
+        await s.sees("a")
+        revision = await b.report(tunnel=pb.TunnelReport(port=4711))
+        await r.sees("b", lambda peer: peer.record.revision >= revision)
+        found = await a.resolve("b", fresh=True)
+        assert found.record.tunnel_port == 4711
+        # One relay that hangs does not keep the answer of the other.
+        assert s.process is not None
+        s.process.signal(signal.SIGSTOP)
+        revision = await b.report(tunnel=pb.TunnelReport(port=4712))
+        await r.sees("b", lambda peer: peer.record.revision >= revision)
+        assert (await a.resolve("b", fresh=True)).record.tunnel_port == 4712
+        # And when nobody answers, what is at hand is still given.
+        r.kill()
+        b.kill()
+        assert (await a.resolve("b", fresh=True)).record.tunnel_port == 4712
+
+
+async def test_a_fresh_lookup_takes_the_newest_of_several_answers(
+    mesh: Callable[..., Path], node_config: WriteConfig
+) -> None:
+    async with running(mesh("r"), mesh("s", relays=()), mesh("a", relays=("r", "s"))) as (r, s, a):
+        await a.published()
+        hosts = [(await node.status()).self.addresses[0].ip for node in (r, s)]
+        config = node_config("b")
+        for old, new in ((1, 2), (4, 3)):
+            for (name, host), revision in zip((("r", hosts[0]), ("s", hosts[1])), (old, new), strict=True):
+                b = Caller(config, host, name)
+                await b.put(b.seal(revision=revision))
+                await b.channel.close()
+            found = await a.resolve("b", fresh=True)
+            assert found.record.revision == max(old, new)
