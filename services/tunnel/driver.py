@@ -73,7 +73,7 @@ class Tunnel:
         self.relays = RelayPool(settings, identity, self._on_circuit, self._reservations_changed, self._relay_drained)
         self.door = Door(self._welcome)
         self.attach = AttachSocket(self.engine, settings.run_dir / "tunnel.attach", self.open, self.answer)
-        self._offered: dict[bytes, tuple[Pairing, StreamIO | FlowIO, float]] = {}
+        self._offered: dict[bytes, tuple[Pairing, StreamIO | FlowIO, float, Offer]] = {}
         self._offers: collections.deque[Offer] = collections.deque()
         self._offers_there = asyncio.Event()
         self._listener: object | None = None
@@ -167,7 +167,7 @@ class Tunnel:
         while True:
             await asyncio.sleep(1.0)
             now = time.monotonic()
-            for token, (pairing, io, until) in list(self._offered.items()):
+            for token, (pairing, io, until, _) in list(self._offered.items()):
                 if now > until:
                     del self._offered[token]
                     pairing.refuse(io, Reason(NO_LISTENER, f"no proxy answered on {self.settings.node_name}"))
@@ -408,7 +408,7 @@ class Tunnel:
     def pairing_ended(self, pairing: Pairing, reason: str) -> None:
         log.info("session ended", extra={"peer": pairing.peer, "reason": reason, "session": session_name(pairing.keys)})
         self.pairings.pop(pairing.keys.session_id, None)
-        for token, (owner, _, _) in list(self._offered.items()):
+        for token, (owner, *_) in list(self._offered.items()):
             if owner is pairing:
                 del self._offered[token]
         if self.preferred.get(pairing.peer) is pairing:
@@ -542,14 +542,16 @@ class Tunnel:
         span = telemetry.start_span("tunnel.accept", parent=opening.traceparent, peer=pairing.peer)
         io.span = span
         active = pairing.session.active
-        self._offered[token] = (pairing, io, time.monotonic() + OFFER_TIMEOUT)
-        self._offers.append(
-            Offer(token, pairing.peer, opening, span.traceparent, active.kind if active is not None else 0)
-        )
+        path = active.kind if active is not None else 0
+        offer = Offer(token, pairing.peer, opening, span.traceparent, path)
+        self._offered[token] = (pairing, io, time.monotonic() + OFFER_TIMEOUT, offer)
+        self._offers.append(offer)
         self._offers_there.set()
 
     def listen(self, listener: object) -> None:
         self._listener = listener
+        # What the former listener was told and did not answer is offered again.
+        self._offers = collections.deque(offer for *_, offer in self._offered.values())
         self._offers_there.set()  # wakes the former listener
 
     def unlisten(self, listener: object) -> None:
@@ -576,7 +578,7 @@ class Tunnel:
             if sock is not None:
                 attach.reset(sock)
             return
-        pairing, io, _ = offered
+        pairing, io, *_ = offered
         if sock is None or answer.refusal is not None:
             reason = answer.refusal or Reason(NO_LISTENER, "accepted without a descriptor")
             if io.span is not None:
