@@ -12,9 +12,14 @@ destinations; endpoint-dependent: one for each); the *filtering* says who may se
 | FIREWALL        | none        | address and port it has sent to          |
 
 Linux' own masquerade is PORT_RESTRICTED: it keeps the inside port as long as it is free outside, so one
-inside port is one outside port whatever the destination. The cones learn (protocol, port) → inside host
-from traffic that goes out and translate new flows from outside by that map. They rely on kept ports: two
-inside hosts must not use the same port.
+inside port is one outside port whatever the destination. The cones learn (protocol, outside port) → inside
+address and port from traffic that goes out and translate new flows from outside by that map.
+
+Of two inside hosts with the same port the first keeps it, the second gets another from OTHER_PORTS. Linux
+alone would let both have it towards different destinations, and then nobody could tell whom a packet from
+a third one is for.
+
+What does not translate, and everything with IPv6, is the same stateful filter without the translation.
 """
 
 from __future__ import annotations
@@ -23,6 +28,10 @@ import enum
 from dataclasses import dataclass
 
 MAPPING_SECONDS = 300  # life of a learnt mapping; RFC 4787 REQ-5 recommends 5 minutes
+# Outside ports for inside hosts that want one which is taken. Above Linux' ephemeral ports (32768 to 60999),
+# so that they are hardly ever wanted themselves.
+OTHER_PORTS = "61000-65535"
+TRANSPORT = "meta l4proto { tcp, udp }"
 
 
 class Kind(enum.Enum):
@@ -54,23 +63,23 @@ class Nat:
         """Whether inside addresses are hidden behind the router's own."""
         return self.kind is not Kind.FIREWALL
 
-    def rules(self, *, wan: str, wan_address: str, lan: str, lan_network: str) -> str:
+    def rules(self, *, wan: str, wan_address: str, lan: str) -> str:
         """The rule set for a router with these two interfaces."""
         filtering = self._filter(wan, lan)
         if not self.translates:
             return filtering
-        return filtering + self._translation(wan, wan_address, lan, lan_network)
+        return filtering + self._translation(wan, wan_address, lan)
 
     def _filter(self, wan: str, lan: str) -> str:
         refusal = "meta l4proto tcp reject with tcp reset" if self.answers_rst else "drop"
         # An unwanted packet must die *before* conntrack confirms it. Otherwise it occupies the tuple that
         # the inside host needs for its own packet to the same place, which then gets another port.
         return f"""
-table ip filter {{
+table inet filter {{
   chain input {{
     type filter hook input priority filter; policy accept;
     ct state established,related accept
-    iifname "{wan}" ip protocol icmp accept
+    iifname "{wan}" meta l4proto {{ icmp, ipv6-icmp }} accept
     iifname "{wan}" {refusal}
     iifname "{wan}" drop
   }}
@@ -84,57 +93,67 @@ table ip filter {{
 }}
 """
 
-    def _translation(self, wan: str, wan_address: str, lan: str, lan_network: str) -> str:
+    def _translation(self, wan: str, wan_address: str, lan: str) -> str:
         if self.kind is Kind.SYMMETRIC:
             return f"""
 table ip nat {{
   chain out {{
     type nat hook postrouting priority srcnat;
-    oifname "{wan}" meta l4proto {{ tcp, udp }} masquerade to :1024-65535 fully-random
+    oifname "{wan}" {TRANSPORT} masquerade to :1024-65535 fully-random
     oifname "{wan}" masquerade
   }}
 }}
 """
         inbound = {
-            Kind.FULL_CONE: [f'iifname "{wan}"'],
-            Kind.RESTRICTED: [f'iifname "{wan}" meta l4proto . th dport . ip saddr @met'],
+            Kind.FULL_CONE: [f'iifname "{wan}" {TRANSPORT}'],
+            Kind.RESTRICTED: [f'iifname "{wan}" {TRANSPORT} meta l4proto . th dport . ip saddr @met'],
             Kind.PORT_RESTRICTED: [],
         }[self.kind]
-        learn = [f'oifname "{wan}" ip saddr {lan_network}']
-        turn_around = ""
+        # Replies count, too: they keep a mapping alive through which only others open flows.
+        learn = [
+            (f'iifname "{lan}" oifname "{wan}" ct direction original {TRANSPORT}', "original"),
+            (f'iifname "{lan}" oifname "{wan}" ct direction reply {TRANSPORT}', "reply"),
+        ]
+        leave = [(f'oifname "{wan}"', "masquerade", "masquerade to ")]
         if self.hairpin:
-            inbound.append(f'iifname "{lan}"')
-            learn.append(f'iifname "{lan}" oifname "{lan}" ct status dnat ip saddr {lan_network}')
-            turn_around = f'iifname "{lan}" oifname "{lan}" ct status dnat snat to {wan_address}'
-        transport = "meta l4proto { tcp, udp }"
+            around = f'iifname "{lan}" oifname "{lan}" ct status dnat'
+            inbound.append(f'iifname "{lan}" {TRANSPORT}')
+            learn.append((f"{around} ct direction original {TRANSPORT}", "original"))
+            leave.append((around, f"snat to {wan_address}", f"snat to {wan_address}"))
+        port = "meta l4proto . th sport"
         remember = "\n    ".join(
-            f"{flow} {transport} update @inside {{ meta l4proto . th sport : ip saddr }}\n"
-            f"    {flow} {transport} update @met {{ meta l4proto . th sport . ip daddr }}"
-            for flow in learn
+            f"{flow} update @inside {{ {port} : ct {way} ip saddr . ct {way} proto-src }}\n"
+            f"    {flow} update @taken {{ {port} }}\n"
+            f"    {flow} update @owner {{ {port} . ct {way} ip saddr }}\n"
+            f"    {flow} update @met {{ {port} . ip daddr }}"
+            for flow, way in learn
         )
-        translate = "\n    ".join(
-            f"{flow} ip daddr {wan_address} {transport} dnat to meta l4proto . th dport map @inside" for flow in inbound
+        enter = "\n    ".join(
+            f"{flow} ip daddr {wan_address} dnat ip to meta l4proto . th dport map @inside" for flow in inbound
         )
+        out = "\n    ".join(
+            f"{flow} {TRANSPORT} {port} @taken {port} . ip saddr != @owner {translate_to}:{OTHER_PORTS}\n"
+            f"    {flow} {translate}"
+            for flow, translate, translate_to in leave
+        )
+        kept = f"flags dynamic,timeout; timeout {MAPPING_SECONDS}s; size 65535;"
         return f"""
 table ip nat {{
-  map inside {{
-    type inet_proto . inet_service : ipv4_addr; flags dynamic,timeout; timeout {MAPPING_SECONDS}s; size 65535;
-  }}
-  set met {{
-    type inet_proto . inet_service . ipv4_addr; flags dynamic,timeout; timeout {MAPPING_SECONDS}s; size 65535;
-  }}
+  map inside {{ type inet_proto . inet_service : ipv4_addr . inet_service; {kept} }}
+  set taken {{ type inet_proto . inet_service; {kept} }}
+  set owner {{ type inet_proto . inet_service . ipv4_addr; {kept} }}
+  set met {{ type inet_proto . inet_service . ipv4_addr; {kept} }}
   chain remember {{
-    type filter hook postrouting priority srcnat - 10;
+    type filter hook postrouting priority srcnat + 10;
     {remember}
   }}
   chain in {{
     type nat hook prerouting priority dstnat;
-    {translate}
+    {enter}
   }}
   chain out {{
     type nat hook postrouting priority srcnat;
-    {turn_around}
-    oifname "{wan}" masquerade
+    {out}
   }}
 }}
 """

@@ -15,6 +15,14 @@ def udp(host: Host, port: int = 0) -> socket.socket:
     return sock
 
 
+def udp6(host: Host, port: int = 0) -> socket.socket:
+    """A bound IPv6 datagram socket."""
+    sock = host.namespace.socket(socket.SOCK_DGRAM, socket.AF_INET6)
+    sock.bind((host.address6, port))
+    sock.settimeout(PATIENCE)
+    return sock
+
+
 def tcp(host: Host, port: int = 0) -> socket.socket:
     """A bound stream socket that shares its port with others."""
     sock = host.namespace.socket(socket.SOCK_STREAM)

@@ -6,7 +6,7 @@ import pytest
 
 from lab.nat import Kind, Nat
 from lab.network import Network
-from tests.lab.sockets import listener, seen_from, tcp, udp, until
+from tests.lab.sockets import listener, seen_from, tcp, udp, udp6, until
 
 pytestmark = pytest.mark.lab
 
@@ -154,3 +154,146 @@ def test_multicast_stays_in_the_lan(network: Network) -> None:
         mouth.sendto(b"end", (outsider.address, port))
     assert ears[0].recv(100) == b"who is there"
     assert ears[1].recv(100) == b"end"
+
+
+@pytest.mark.parametrize("kind", INDEPENDENT)
+def test_hosts_with_the_same_port_have_a_mapping_each(network: Network, kind: Kind) -> None:
+    servers = [udp(network.public(name)) for name in ("s1", "s2")]
+    known, stranger = servers[0], udp(network.public("stranger"))
+    lan = network.lan("home", Nat(kind))
+    with udp(lan.host("one"), 40000) as one, udp(lan.host("two"), 40000) as two:
+        # Each speaks first with another server: towards those, both could have kept the port.
+        outside_one = seen_from(one, servers[0])
+        outside_two = seen_from(two, servers[1])
+        assert outside_one != outside_two
+        assert seen_from(one, servers[1]) == outside_one
+        assert seen_from(two, servers[0]) == outside_two
+        for sock, outside, text in ((one, outside_one, b"for one"), (two, outside_two, b"for two")):
+            stranger.sendto(text + b" from a stranger", outside)
+            known.sendto(text, outside)
+            got = until(sock, text)
+            assert (got[0] == text + b" from a stranger") == (kind is Kind.FULL_CONE)
+
+
+@pytest.mark.parametrize("hairpin", [True, False])
+def test_neighbours_of_one_carrier_meet_outside_only_by_hairpin(network: Network, hairpin: bool) -> None:
+    """Two homes behind one carrier's router: an address seen on the internet works between them if it hairpins."""
+    observer = udp(network.public("server"))
+    carrier = network.lan("carrier", Nat(hairpin=hairpin), carrier=True)
+    homes = [network.lan(name, behind=carrier) for name in ("left", "right")]
+    with udp(homes[0].host("l"), 40000) as one, udp(homes[1].host("r"), 40000) as two:
+        outside_one, outside_two = seen_from(one, observer), seen_from(two, observer)
+        assert outside_one[0] == outside_two[0] == carrier.wan_address
+        one.sendto(b"too early", outside_two)  # opens the own router for what comes back
+        two.sendto(b"around", outside_one)
+        if hairpin:
+            assert one.recvfrom(100) == (b"around", outside_two)
+            one.sendto(b"back", outside_two)
+            assert until(two, b"back")[-1] == b"back"
+        else:
+            observer.sendto(b"end", outside_one)
+            assert until(one, b"end") == [b"end"]
+
+
+@pytest.mark.parametrize("kind", [Kind.FULL_CONE, Kind.RESTRICTED])
+def test_connections_come_in_through_a_cone_and_around_it(network: Network, kind: Kind) -> None:
+    lan = network.lan("home", Nat(kind, hairpin=True))
+    server, client = network.public("server"), network.public("client")
+    host = lan.host("host")
+    for caller in (client, lan.host("neighbour")):
+        meeting = listener(server)
+        with tcp(host, 40000) as opener:
+            opener.connect(meeting.getsockname())
+            accepted, outside = meeting.accept()
+            accepted.close()
+        if kind is Kind.RESTRICTED and caller is client:
+            with tcp(host, 40000) as knock, pytest.raises(ConnectionRefusedError):
+                knock.connect((client.address, 9))
+        with listener(host, 40000) as inside, tcp(caller) as visitor:
+            visitor.connect(outside)
+            arrived, _ = inside.accept()
+            with arrived:
+                visitor.sendall(b"hello")
+                assert arrived.recv(5) == b"hello"
+
+
+def test_the_outer_of_two_routers_answers_for_the_inner(network: Network) -> None:
+    """Resets come from where a connection ends: at the carrier, whatever the router at home would do."""
+    stranger = network.public("stranger")
+    carrier = network.lan("carrier", Nat(answers_rst=True), carrier=True)
+    network.lan("home", Nat(), behind=carrier).host("host")
+    with tcp(stranger) as sock, pytest.raises(ConnectionRefusedError):
+        sock.connect((carrier.wan_address, 40000))
+
+
+@pytest.mark.parametrize("inner", [Kind.FIREWALL, Kind.PORT_RESTRICTED])
+@pytest.mark.parametrize("outer", [Kind.FIREWALL, Kind.FULL_CONE])
+def test_any_router_behind_any(network: Network, outer: Kind, inner: Kind) -> None:
+    server = udp(network.public("server"))
+    above = network.lan("above", Nat(outer))
+    below = network.lan("below", Nat(inner), behind=above)
+    with udp(below.host("host"), 40000) as inside:
+        source = seen_from(inside, server)
+        if outer is Kind.FULL_CONE:
+            assert source[0] == above.wan_address
+        else:
+            assert source[0] == (inside.getsockname()[0] if inner is Kind.FIREWALL else below.wan_address)
+        server.sendto(b"back", source)
+        assert inside.recv(100) == b"back"
+
+
+@pytest.mark.parametrize("kind", [Kind.FULL_CONE, Kind.PORT_RESTRICTED, Kind.SYMMETRIC, Kind.FIREWALL])
+def test_a_flush_forgets_flows_and_mappings(network: Network, kind: Kind) -> None:
+    server, later = udp(network.public("server")), udp(network.public("later"))
+    lan = network.lan("home", Nat(kind))
+    with udp(lan.host("host"), 40000) as inside:
+        before = seen_from(inside, server)
+        server.sendto(b"before", before)
+        assert inside.recv(100) == b"before"
+        lan.flush()
+        server.sendto(b"forgotten", before)
+        after = seen_from(inside, later)
+        later.sendto(b"after", after)
+        assert until(inside, b"after") == [b"after"]
+
+
+def test_ipv6_is_filtered_and_not_translated(network: Network) -> None:
+    server, stranger = (network.public(name, ipv6=True) for name in ("server", "stranger"))
+    lan = network.lan("home", Nat(Kind.FULL_CONE), ipv6=True)
+    host = lan.host("host")
+    with udp6(host, 40000) as inside, udp6(server) as known, udp6(stranger) as unknown:
+        source = seen_from(inside, known)
+        assert source == (host.address6, 40000)
+        unknown.sendto(b"unwanted", source)
+        known.sendto(b"wanted", source)
+        assert until(inside, b"wanted") == [b"wanted"]
+
+
+def test_ipv6_through_two_routers(network: Network) -> None:
+    server = network.public("server", ipv6=True)
+    carrier = network.lan("carrier", carrier=True, ipv6=True)
+    home = network.lan("home", behind=carrier, ipv6=True)
+    host, neighbour = home.host("host"), carrier.host("neighbour")
+    with udp6(host, 40000) as inside:
+        for other in (udp6(server), udp6(neighbour)):
+            source = seen_from(inside, other)
+            assert source == (host.address6, 40000)
+            other.sendto(b"back", source)
+            assert inside.recv(100) == b"back"
+
+
+def test_who_has_no_ipv6_cannot_pass_it_on(network: Network) -> None:
+    with pytest.raises(ValueError, match="carrier, which it is behind, has none"):
+        network.lan("home", behind=network.lan("carrier"), ipv6=True)
+
+
+def test_ipv6_only_where_it_is_asked_for(network: Network) -> None:
+    server = network.public("server", ipv6=True)
+    old = network.public("old")
+    assert (old.address6, network.lan("home").host("host").address6) == ("", "")
+    with (
+        udp6(server) as there,
+        old.namespace.socket(socket.SOCK_DGRAM, socket.AF_INET6) as here,
+        pytest.raises(OSError, match="unreachable"),
+    ):
+        here.sendto(b"hello", there.getsockname())

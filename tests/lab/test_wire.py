@@ -119,3 +119,31 @@ def test_a_connection_arrives_intact(network: Network, shape: Shape) -> None:
         sock.shutdown(socket.SHUT_WR)
         thread.join(60)
     assert received == data
+
+
+@pytest.mark.lab
+def test_hosts_and_inner_routers_of_a_lan_have_wires_of_their_own(network: Network) -> None:
+    carrier = network.lan("carrier", carrier=True)
+    home = network.lan("home", behind=carrier, shape=Shape(delay=0.001))
+    one, two = home.host("one", shape=Shape(delay=0.001)), home.host("two")
+    server = network.public("server")
+    assert one.wire is not None and home.wire is not None
+    with udp(one) as here, udp(two) as neighbour, udp(server) as there:
+        for away in (neighbour, there):
+            here.sendto(b"before", away.getsockname())
+            assert away.recv(100) == b"before"
+        home.wire.cut()
+        here.sendto(b"lost", there.getsockname())
+        here.sendto(b"inside", neighbour.getsockname())
+        assert neighbour.recv(100) == b"inside"
+        home.wire.mend()
+        one.wire.cut()
+        here.sendto(b"lost", neighbour.getsockname())
+        here.sendto(b"lost", there.getsockname())
+        deadline = time.monotonic() + 10
+        while one.wire.count()["forward"]["dropped"] < 2 and time.monotonic() < deadline:
+            pass
+        one.wire.mend()
+        for away in (neighbour, there):
+            here.sendto(b"after", away.getsockname())
+            assert until(away, b"after") == [b"after"]
