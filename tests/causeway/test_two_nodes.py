@@ -19,6 +19,8 @@ from lab.manifest import service
 from tests.causeway.node import Node, loopback_block
 from tests.causeway.process import PATIENCE
 
+pytestmark = pytest.mark.slow  # three nodes for each test
+
 PAGE = b"hello from edge-b\n" * 1000
 
 

@@ -35,6 +35,7 @@ def test_it_says_when_the_node_is_ready_and_stops_clean(node: Node) -> None:
     assert node.run("status").returncode == 1
 
 
+@pytest.mark.slow
 def test_each_service_killed_comes_back_and_serves(node: Node) -> None:
     with node.start() as up:
         up.wait_for("^causeway: ready in ")
@@ -48,6 +49,7 @@ def test_each_service_killed_comes_back_and_serves(node: Node) -> None:
         assert stop(up) == 0
 
 
+@pytest.mark.slow
 def test_a_second_up_on_the_same_run_directory_is_refused(node: Node) -> None:
     with node.start() as up:
         up.wait_for("^causeway: ready in ")
@@ -59,6 +61,7 @@ def test_a_second_up_on_the_same_run_directory_is_refused(node: Node) -> None:
         assert stop(up) == 0
 
 
+@pytest.mark.slow
 def test_after_a_killed_up_the_next_one_starts(node: Node) -> None:
     with node.start() as up:
         up.wait_for("^causeway: ready in ")
@@ -69,6 +72,7 @@ def test_after_a_killed_up_the_next_one_starts(node: Node) -> None:
         assert stop(up) == 0
 
 
+@pytest.mark.slow
 def test_a_service_may_be_run_by_other_means(node: Node) -> None:
     with node.start("up", "--without", "relay") as up, node.start("relay") as relay:
         up.wait_for("^causeway: ready in ")
