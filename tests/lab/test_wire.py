@@ -8,12 +8,20 @@ import time
 import pytest
 
 from lab.network import Network
+from lab.panel import Wire
 from lab.wire import Direction, Shape
 from tests.lab.sockets import listener, tcp, udp, until
 
 
 def direction(shape: Shape) -> Direction:
     return Direction(shape, random.Random(7))
+
+
+def swallowed(wire: Wire, frames: int = 1) -> None:
+    """Waits until a dark wire has dropped so many frames on their way out."""
+    deadline = time.monotonic() + 10
+    while wire.count()["forward"]["dropped"] < frames:
+        assert time.monotonic() < deadline, "the wire carried them"
 
 
 def test_delay_is_added() -> None:
@@ -69,10 +77,7 @@ def test_a_cut_wire_is_silent_and_mends(network: Network) -> None:
         assert there.recv(100) == b"before"
         one.wire.cut()
         here.sendto(b"lost", there.getsockname())
-        # The wire has a way to say that it has swallowed the frame: no need to wait and see.
-        deadline = time.monotonic() + 10
-        while one.wire.count()["forward"]["dropped"] == 0 and time.monotonic() < deadline:
-            pass
+        swallowed(one.wire)
         one.wire.mend()
         here.sendto(b"after", there.getsockname())
         assert until(there, b"after") == [b"after"]
@@ -136,13 +141,12 @@ def test_hosts_and_inner_routers_of_a_lan_have_wires_of_their_own(network: Netwo
         here.sendto(b"lost", there.getsockname())
         here.sendto(b"inside", neighbour.getsockname())
         assert neighbour.recv(100) == b"inside"
+        swallowed(home.wire)
         home.wire.mend()
         one.wire.cut()
         here.sendto(b"lost", neighbour.getsockname())
         here.sendto(b"lost", there.getsockname())
-        deadline = time.monotonic() + 10
-        while one.wire.count()["forward"]["dropped"] < 2 and time.monotonic() < deadline:
-            pass
+        swallowed(one.wire, 2)
         one.wire.mend()
         for away in (neighbour, there):
             here.sendto(b"after", away.getsockname())
