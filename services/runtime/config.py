@@ -7,7 +7,7 @@ its keys without effect are removed by `edgemesh` and reported in `Config.warnin
 import os
 import socket
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -22,9 +22,9 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from services.runtime import address, document, edgemesh
+from services.runtime import address, document, edgemesh, schema
 from services.runtime.document import KeyPath
-from services.runtime.problems import ConfigError, Problem, nearest, show
+from services.runtime.problems import ConfigError, Problem, nearest
 
 __all__ = ["Config", "ConfigError", "Problem", "RelayNode", "load"]
 
@@ -274,6 +274,16 @@ def load(path: Path | None) -> Config:
     name = str(path) if path else "defaults"
     # Not resolved: in a ConfigMap volume the file is a symlink into a folder that changes with every update.
     base = path.absolute().parent if path else Path.cwd()
+    config = validate(raw, lines, name, base)
+    config._source = path.absolute() if path else None
+    return config
+
+
+def validate(raw: dict[str, Any], lines: dict[KeyPath, int], name: str, base: Path) -> Config:
+    """The configuration that plain values say. lines: of their keys in the file `name`; base: for relative paths.
+
+    Raises ConfigError with all problems at once.
+    """
     kept, inert, strangers = edgemesh.strip(raw)
 
     name_source = ""
@@ -284,7 +294,12 @@ def load(path: Path | None) -> Config:
 
     problems = [
         Problem(
-            name, key, "unknown key", "", nearest(key.rpartition(".")[2], tree), _line(lines, tuple(key.split(".")))
+            name,
+            key,
+            "unknown key",
+            "",
+            nearest(key.rpartition(".")[2], tree),
+            schema.line_of(lines, tuple(key.split("."))),
         )
         for key, tree in strangers
     ]
@@ -294,17 +309,16 @@ def load(path: Path | None) -> Config:
     except ValidationError as error:
         for item in error.errors(include_url=False):
             location = item["loc"]
-            problem = _problem(name, item, _line(lines, location))
+            told = schema.problem(name, item, schema.line_of(lines, location), _meant)
             if location == ("nodeName",) and name_source:
-                hint = f"{problem.expected}; it was taken from {name_source}: set nodeName"
-                problem = Problem(name, "nodeName", problem.found, hint)
-            problems.append(problem)
+                hint = f"{told.expected}; it was taken from {name_source}: set nodeName"
+                told = Problem(name, "nodeName", told.found, hint)
+            problems.append(told)
     if problems or config is None:
-        raise ConfigError(sorted(problems, key=lambda problem: problem.line))
-    warnings = [f"{name}:{_line(lines, tuple(k.split('.')))}: {k} has no effect here" for k in inert]
+        raise ConfigError(sorted(problems, key=lambda it: it.line))
+    warnings = [f"{name}:{schema.line_of(lines, tuple(k.split('.')))}: {k} has no effect here" for k in inert]
     if not config.modules.edge_tunnel.enable:
         warnings.append(f"{name}: modules.edgeTunnel.enable: false has no effect here: do not start the tunnel instead")
-    config._source = path.absolute() if path else None
     config._warnings = tuple(warnings)
     return config
 
@@ -319,47 +333,6 @@ def _default_psk(kept: dict[str, Any], base: Path) -> None:
         section.setdefault("path", str(EDGEMESH_PSK))
 
 
-def _line(lines: dict[KeyPath, int], location: KeyPath) -> int:
-    for end in range(len(location), 0, -1):
-        if location[:end] in lines:
-            return lines[location[:end]]
-    return 0
-
-
-_EXPECTED = {
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "string_type": "text (put it in quotes)",
-    "list_type": "a list",
-    "model_type": "a mapping of keys",
-    "path_type": "a path",
-}
-
-
-def _problem(file: str, item: Any, line: int) -> Problem:
-    location: KeyPath = item["loc"]
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    kind: str = item["type"]
-    value = item["input"]
-    if kind == "extra_forbidden":
-        meant, valid = _meant(location)
-        return Problem(file, key, "unknown key", "" if meant else valid, meant, line)
-    if kind == "missing":
-        return Problem(file, key, "missing", "a value", line=line)
-    if kind == "value_error":
-        # An outermost mapping tells nothing that the message does not tell.
-        return Problem(file, key, show(value), str(item["ctx"]["error"]), line=line)
-    if kind == "literal_error":
-        choices = item["ctx"]["expected"]
-        return Problem(file, key, show(value), f"one of {choices}", nearest(str(value), choices.split("'")[1::2]), line)
-    return Problem(file, key, show(value), _EXPECTED.get(kind, item["msg"].removeprefix("Input should be ")), line=line)
-
-
 def _meant(location: KeyPath) -> tuple[str, str]:
     """The valid key an unknown one probably stands for (misplaced, or misspelt), and all that would be valid."""
     unknown = str(location[-1])
@@ -372,27 +345,14 @@ def _meant(location: KeyPath) -> tuple[str, str]:
         if isinstance(part, int):
             continue
         inert = inert.get(part) if isinstance(inert, dict) else None
-        model = _children(model).get(part) if model else None
-    names = _aliases(model) if model else []
+        model = schema.children(model).get(part) if model else None
+    names = schema.aliases(model) if model else []
     others = list(inert) if isinstance(inert, dict) else []
     return nearest(unknown, [*names, *others]), f"one of {', '.join(names)}"
 
 
-def _aliases(model: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in model.model_fields.items()]
-
-
-def _children(model: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    children: dict[str, type[BaseModel]] = {}
-    for name, field in model.model_fields.items():
-        for kind in (field.annotation, *get_args(field.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                children[field.alias or name] = kind
-    return children
-
-
 def _paths(model: type[BaseModel], prefix: str) -> list[str]:
-    paths = [prefix + alias for alias in _aliases(model)]
-    for alias, child in _children(model).items():
+    paths = [prefix + alias for alias in schema.aliases(model)]
+    for alias, child in schema.children(model).items():
         paths += _paths(child, f"{prefix}{alias}.")
     return paths
