@@ -12,7 +12,7 @@ loop, so that the load costs the same whatever is being measured.
 | connect | CONCURRENCY TOTAL | connect, 64 bytes there and back, close | count, seconds |
 | ping | COUNT | one round trip after the other on one connection | count, p50_us, p99_us |
 | hold | STREAMS | opens STREAMS, one round trip on each, keeps them until standard input ends | count |
-| tick | PERIOD_MS | sends a numbered message every period, checks the echoes | per line on standard input: gap_ms, count |
+| tick | PERIOD_MS | sends a numbered message every period, checks the echoes | per line on standard input: gap_ms, count, behind |
 """
 
 from __future__ import annotations
@@ -186,8 +186,8 @@ def hold(address: tuple[str, int], streams: int) -> Result:
 def tick(address: tuple[str, int], period_ms: float) -> Result:
     """A numbered message every `period_ms`; the echoes must be all of them, in order.
 
-    Every line on standard input is answered by the longest time without an echo since the line before, and
-    the number of echoes so far. At the end of input it waits for what is still on its way (at most 30 s).
+    Every line on standard input is answered by the longest time without an echo since the last "reset" line,
+    the number of echoes so far, and how many messages are still without one. At the end of input it waits for what is still on its way (at most 30 s).
     """
     connection = _connect(address)
     connection.setblocking(False)
@@ -215,8 +215,8 @@ def tick(address: tuple[str, int], period_ms: float) -> Result:
                 if not data:
                     raise Wrong(f"the stream ended after {ticker.echoed} of {ticker.sent} echoes")
                 ticker.receive(data, time.monotonic())
-            elif os.read(0, 4096):
-                print(json.dumps(ticker.report(time.monotonic())), flush=True)
+            elif word := os.read(0, 4096):
+                print(json.dumps(ticker.report(time.monotonic(), reset=b"reset" in word)), flush=True)
             else:
                 epoll.unregister(0)
                 closing = time.monotonic()
@@ -258,11 +258,13 @@ class Ticker:
             self.echoed += 1
         self._partial = data[whole:]
 
-    def report(self, now: float) -> Result:
+    def report(self, now: float, *, reset: bool = False) -> Result:
+        """A gap that has not ended counts as long as it is by now; `reset` starts afresh at `now`."""
         gap = max(self._gap, now - self._last_echo)
-        self._gap = 0.0
-        self._last_echo = now
-        return {"gap_ms": gap * 1000, "count": self.echoed}
+        if reset:
+            self._gap = 0.0
+            self._last_echo = now
+        return {"gap_ms": gap * 1000, "count": self.echoed, "behind": self.sent - self.echoed}
 
 
 def _round_trip(connection: socket.socket) -> None:

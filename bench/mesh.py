@@ -18,7 +18,7 @@ from bench.process import Child, Failed, run
 from bench.rig import PORTS, Address, Rig, Roles
 from lab.manifest import service
 
-SETTLE = 60.0  # seconds that a mesh may take until its paths are those that are to be measured
+SETTLE = 120.0  # seconds until the paths are those to be measured; a killed relay waits for its supervisor
 
 
 class Node:
@@ -111,13 +111,15 @@ class Causeway(Rig):
         return {entry: (cluster_ips["a"], PORTS[entry]) for entry in servers}
 
     def settle(self) -> None:
-        """Waits until A reaches B on the path that is to be measured, with a standby where it should have one."""
+        """Waits until A and B reach each other on the path that is to be measured, with what it needs at hand."""
         deadline = time.monotonic() + SETTLE
-        while not self._settled(peer := self.nodes["a"].peer("b")):
+        ends = (("a", "b"), ("b", "a"))
+        while unsettled := [
+            f"{near}: {_describe(peer)}" for near, far in ends if not self._settled(peer := self.nodes[near].peer(far))
+        ]:
             if time.monotonic() > deadline:
-                states = [f"{link['kind']} {link['relay']} {link['state']}" for link in peer.get("links", [])]
-                raise Failed(f"{self.name}: no {self.path} path within {SETTLE:.0f} s; links: {states or 'none'}")
-            self.measure("ping", "echo", 2, timeout=30)
+                raise Failed(f"{self.name}: no {self.path} path as it should be within {SETTLE:.0f} s: {unsettled[0]}")
+            self.measure("ping", "echo", 2, timeout=SETTLE)
             time.sleep(0.5)
 
     def _settled(self, peer: dict[str, Any]) -> bool:
@@ -141,12 +143,24 @@ class CausewayRelayed(Causeway):
     path: ClassVar[str] = "relayed"
 
     def _settled(self, peer: dict[str, Any]) -> bool:
-        states = [link["state"] for link in peer.get("links", [])]
-        return super()._settled(peer) and "active" in states and "standby" in states
+        # A standby over the same relay is none when the relay dies: there must be a link over each of the two.
+        relays = {link["relay"] for link in peer.get("links", []) if link["state"] in ("active", "standby")}
+        return super()._settled(peer) and relays == {"r1", "r2"}
 
     def relay_in_use(self) -> Node:
-        return self.nodes[self.nodes["a"].peer("b")["relay"]]
+        """The relay of A's active link; for a moment after a switch there may be none."""
+        deadline = time.monotonic() + SETTLE
+        while not (relay := self.nodes["a"].peer("b").get("relay")):
+            if time.monotonic() > deadline:
+                raise Failed(f"{self.name}: A has no active link to B after {SETTLE:.0f} s")
+            time.sleep(0.1)
+        return self.nodes[relay]
 
     def kill_relay(self, number: signal.Signals) -> None:
         """Sends a signal to the relay service that carries A ↔ B now."""
         os.kill(self.relay_in_use().pids()["relay"], number)
+
+
+def _describe(peer: dict[str, Any]) -> str:
+    links = [f"{link['kind']} {link['relay']} {link['state']}".replace("  ", " ") for link in peer.get("links", [])]
+    return ", ".join(links) or "no link"

@@ -13,7 +13,9 @@ from bench.mesh import CausewayRelayed
 from bench.process import Child, Failed
 
 PERIOD_MS = 2  # between messages of the client; the resolution of the result
-AFTER = 3.0  # seconds watched after the event
+AFTER = 3.0  # seconds watched after the event, at least
+PATIENCE = 120.0  # seconds, at most: a stall is measured to its end, or the measurement fails
+FRESH = 50  # messages on their way at which the stream counts as flowing (a tenth of a second's)
 FROZEN = 5.0  # seconds that a frozen relay stays so
 
 
@@ -57,9 +59,9 @@ def _watch(rig: CausewayRelayed, times: int, event: Callable[[], None], tell: Ca
     try:
         for number in range(times):
             rig.settle()  # both relays are there again, one as a standby
-            _gap(client)  # forget what was before
+            _ask(client, "reset")  # forget what was before
             event()
-            stalls.append(_gap(client))
+            stalls.append(_recovered(client))
             tell(f"{number + 1}/{times}: {stalls[-1]:.0f} ms")
         client.close_input()
         client.read_line(60)  # every message came back, in order; or Failed with what did not
@@ -68,8 +70,21 @@ def _watch(rig: CausewayRelayed, times: int, event: Callable[[], None], tell: Ca
     return stalls
 
 
-def _gap(client: Child) -> float:
+def _recovered(client: Child) -> float:
+    """The longest gap in ms, once the stream has caught up: read earlier, a long stall would look short."""
+    deadline = time.monotonic() + PATIENCE
+    while (answer := _ask(client))["behind"] > FRESH:
+        if time.monotonic() > deadline:
+            raise Failed(
+                f"the stream did not flow again within {PATIENCE:.0f} s; {answer['behind']:.0f} echoes missing"
+            )
+        time.sleep(0.1)
+    return answer["gap_ms"]
+
+
+def _ask(client: Child, word: str = "") -> dict[str, float]:
     if not client.alive:
         raise Failed(f"the stream did not survive: {client.tail()}")
-    client.write_line()
-    return float(json.loads(client.read_line(60))["gap_ms"])
+    client.write_line(word)
+    answer: dict[str, float] = json.loads(client.read_line(60))
+    return answer

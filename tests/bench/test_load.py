@@ -211,8 +211,17 @@ def test_the_ticker_keeps_the_longest_gap_between_echoes() -> None:
     assert ticker.sent == 5  # at 0, 10, 20, 30 and 40 ms
     ticker.receive(messages[: 3 * SIZE], 0.1)
     ticker.receive(messages[3 * SIZE :], 0.4)
-    assert ticker.report(0.5) == {"gap_ms": pytest.approx(300), "count": 5}
-    assert ticker.report(0.7)["gap_ms"] == pytest.approx(200)  # still silent: the gap goes on
+    assert ticker.report(0.5) == {"gap_ms": pytest.approx(300), "count": 5, "behind": 0}
+    assert ticker.report(0.9)["gap_ms"] == pytest.approx(500)  # a gap that goes on counts as long as it is
+
+
+def test_the_ticker_measures_a_stall_to_its_end_and_forgets_only_when_told() -> None:
+    ticker = Ticker(now=0.0, period=0.01)
+    messages = ticker.due(0.095)
+    assert ticker.report(3.0)["behind"] == 10  # nothing has come back: whoever reads the gap now must go on waiting
+    ticker.receive(messages, 8.0)
+    assert ticker.report(8.1, reset=True) == {"gap_ms": pytest.approx(8000), "count": 10, "behind": 0}
+    assert ticker.report(8.2)["gap_ms"] == pytest.approx(100)
 
 
 @pytest.mark.parametrize("numbers", [[1], [0, 0], [0, 2]])
