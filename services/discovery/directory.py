@@ -116,7 +116,7 @@ class Directory:
     ) -> Record:
         """Verify a record and put it into the registry. Raises DiscoveryError.
 
-        A record in our own name is not stored; from another run of discovery it is judged by `meet_double`.
+        A record in our own name is returned but not stored.
         """
         record = unseal(self.identity, signed, expected)
         if record.node_name == self.settings.node_name:
@@ -155,7 +155,7 @@ class Directory:
             return self.take(signed, source, expected=expected)
         except DiscoveryError as error:
             self.counts["refused", error.reason] += 1
-            self.log.warning("record refused", extra={"from": where, "reason": error.reason, "error": error.message})
+            self.log.warning("record refused", extra={"peer": where, "reason": error.reason, "error": error.message})
             return None
 
 

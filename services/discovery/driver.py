@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 from services.runtime.process import Service, describe
 from services.runtime.serve import LocalServer
 
 from . import interfaces
 from .config import Settings
+from .core.backoff import Backoff
 from .core.snapshot import Snapshot
 from .directory import Directory
 from .peers import NodeClient
@@ -26,9 +26,11 @@ from .sources.servicefile import ServiceFile
 from .sources.static import StaticSource
 
 # Seconds that the reports of a former run stand in for components that have not reported yet.
-REPORT_GRACE = 30.0
+REPORT_GRACE = 90.0
 # Seconds between two sweeps of the registry at least, and at most.
-SWEEP_MIN, SWEEP_MAX = 1.0, 15.0
+SWEEP_MIN, SWEEP_MAX = 5.0, 15.0
+# Remembered peers that are there from the first moment; verifying one takes about 0.3 ms.
+RESTORED_FIRST = 64
 # A wall clock that moved this much more or less than time did was set, or the host was suspended. Seconds.
 JUMP = 5.0
 
@@ -43,7 +45,7 @@ class Driver:
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        rng = random.Random()
+        self._rng = rng = random.Random()
         settings = Settings.of(service.config)
         self._directory = directory = Directory(settings, service.identity, service.log)
         self._cache = Cache(directory)
@@ -60,8 +62,10 @@ class Driver:
     async def run(self) -> None:
         """Serve first, then learn: no source holds up the local socket."""
         service, directory = self._service, self._directory
-        snapshot = self._cache.load()
-        self._adopt(snapshot)
+        # What is known already comes before the socket: components that come back must not see it vanish.
+        self._adopt(self._cache.load())
+        self._cache.restore(RESTORED_FIRST)
+        self._meet(interfaces.usable(directory.settings.listen_address))
         if self._services is not None:
             self._services.look()
         else:
@@ -86,31 +90,34 @@ class Driver:
             await asyncio.gather(server.stop(), self._stop())
 
     def _start(self) -> None:
-        self._spawn("interfaces", self._watch_interfaces())
-        self._spawn("public", self._public.run())
-        self._spawn("static", self._static.run())
-        self._spawn("cache", self._cache.run())
-        self._spawn("sweep", self._sweep())
-        self._spawn("reports", self._drop_unconfirmed())
+        self._spawn("interfaces", self._watch_interfaces)
+        self._spawn("public", self._public.run)
+        self._spawn("static", self._static.run)
+        self._spawn("cache", self._cache.run)
+        self._spawn("sweep", self._sweep)
+        self._spawn("reports", self._drop_unconfirmed)
         if self._directory.settings.lookup:
-            self._spawn("lookup", self._publisher.run())
+            self._spawn("lookup", self._publisher.run)
         else:
             self._directory.board.say("lookup", "off: dht.enable is false")
         if self._services is not None:
-            self._spawn("services", self._services.run())
-        self._spawn("mdns", self._mdns.run())
+            self._spawn("services", self._services.run)
+        self._spawn("mdns", self._mdns.run)
 
-    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(self._guard(name, work), name=name))
 
-    async def _guard(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        """A source that fails must not take the others with it; that it failed must be seen."""
-        try:
-            await work
-        except Exception as error:
-            text = f"{name} stopped by an error: {describe(error)}"
-            self._directory.board.warn(f"task {name}", text)
-            self._directory.log.exception(text)
+    async def _guard(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """A source that fails must not take the others with it; that it failed must be seen, and it starts again."""
+        backoff = Backoff(1.0, 60.0, self._rng)
+        while True:
+            try:
+                return await work()
+            except Exception as error:
+                text = f"{name} was stopped by an error and starts again: {describe(error)}"
+                self._directory.board.warn(f"task {name}", text)
+                self._directory.log.exception(text)
+            await asyncio.sleep(backoff.next())
 
     async def _stop(self) -> None:
         for task in self._tasks:
@@ -139,15 +146,20 @@ class Driver:
         self._directory.own_changed()
 
     async def _watch_interfaces(self) -> None:
+        async for found in interfaces.changes(self._directory.settings.listen_address):
+            if found != self._mdns.interfaces:
+                self._meet(found)
+                await self._wake()
+
+    def _meet(self, found: tuple[interfaces.Interface, ...]) -> None:
+        """These are the interfaces now."""
         directory = self._directory
-        async for found in interfaces.changes(directory.settings.listen_address):
-            ips = interfaces.addresses(found)
-            directory.own.set_interfaces(ips)
-            directory.own_changed()
-            directory.board.say("interfaces", ", ".join(ips) or "no address but loopback")
-            directory.log.info("addresses", extra={"address": ",".join(ips)})
-            self._mdns.use(found)
-            await self._wake()
+        ips = interfaces.addresses(found)
+        directory.own.set_interfaces(ips)
+        directory.own_changed()
+        directory.board.say("interfaces", ", ".join(ips) or "no address but loopback")
+        directory.log.info("addresses", extra={"address": ",".join(ips)})
+        self._mdns.use(found)
 
     async def _wake(self) -> None:
         """The network or the clock changed."""

@@ -279,6 +279,8 @@ class NodeClient:
             raise Unreachable(f"{endpoint}: this is {name} itself")
         try:
             return await call(pb_grpc.PeerServiceStub(self._channel(endpoint, name)), endpoint)
+        except grpc.aio.UsageError as error:
+            raise Unreachable(f"{endpoint}: the network changed during the call") from error
         except asyncio.CancelledError:
             # Too slow: its connection may be dead without knowing, for minutes.
             await self._drop(endpoint, name)

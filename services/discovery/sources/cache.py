@@ -1,6 +1,6 @@
 """What is known, kept on disk, so that a node which restarts without a network still finds its neighbours.
 
-Written every ten seconds while something changes, in a thread (a flush may take seconds on a slow card), and once
+Written every ten seconds while something changes (every minute when it is large), in a thread (a flush may take seconds on a slow card), and once
 more at the end. A file that cannot be read is set aside with a warning; a disk that
 cannot be written costs nothing but the next start.
 """
@@ -22,8 +22,9 @@ from ..directory import Directory
 FILE = "registry.json"
 # Peers kept: relays and those of the LAN first, then the newest.
 MAX_KEPT = 512
-# Seconds between two writings.
-PERIOD = 10.0
+# Seconds between two writings, at least and at most, and bytes a second to be written in between: flash wears out.
+PERIOD, MAX_PERIOD = 10.0, 60.0
+MAX_RATE = 10_000
 # Bytes that are read.
 MAX_BYTES = 32 << 20
 # Records verified before other work gets its turn; one takes about 0.3 ms.
@@ -37,6 +38,8 @@ class Cache:
         self._directory = directory
         self._path: Path = directory.settings.state_dir / FILE
         self._restored: tuple[Signed, ...] = ()
+        self._kept = 0
+        self._size = 0
         self._written: Snapshot | None = None
         self._seen = (-1, -1)
 
@@ -62,30 +65,28 @@ class Cache:
         return snapshot
 
     async def run(self) -> None:
-        """Brings remembered peers back, then writes changes for ever."""
-        await self._restore()
+        """Brings the remaining remembered peers back, then writes changes for ever."""
+        while self._restored:
+            self.restore(BATCH)
+            await asyncio.sleep(0)
         while True:
-            await asyncio.sleep(PERIOD)
+            await asyncio.sleep(min(max(PERIOD, self._size / MAX_RATE), MAX_PERIOD))
             await self._save()
 
     async def close(self) -> None:
         """Write what has changed since."""
         await self._save()
 
-    async def _restore(self) -> None:
-        kept = 0
-        for index, signed in enumerate(self._restored, start=1):
+    def restore(self, count: int) -> None:
+        """Bring the next `count` remembered peers back, the most valuable first."""
+        now, self._restored = self._restored[:count], self._restored[count:]
+        for signed in now:
             try:
                 self._directory.take(signed, Source.CACHE)
-                kept += 1
+                self._kept += 1
             except DiscoveryError as error:
                 self._directory.log.debug("cached record dropped", extra={"reason": error.reason})
-            if index % BATCH == 0:
-                await asyncio.sleep(0)
-        self._restored = ()
-        if kept:
-            self._directory.log.info("peers remembered", extra={"count": kept, "source": "cache"})
-        self._directory.board.say("cache", f"{kept} peers remembered")
+        self._directory.board.say("cache", f"{self._kept} peers remembered")
 
     async def _save(self) -> None:
         directory = self._directory
@@ -115,7 +116,9 @@ class Cache:
 
     def _write(self, snapshot: Snapshot) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(self._path, encode(snapshot))
+        data = encode(snapshot)
+        files.write_atomically(self._path, data)
+        self._size = len(data)
 
 
 def _worth(entry: Entry) -> tuple[bool, bool, float]:

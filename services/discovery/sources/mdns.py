@@ -68,7 +68,6 @@ class Mdns:
         self._strangers: set[str] = set()
         # Node names by announcement, of neighbours whose record was verified.
         self._named: dict[str, str] = {}
-        self._info: AsyncServiceInfo | None = None
         self._browser: AsyncServiceBrowser | None = None
         settings = directory.settings
         self._cluster = hashlib.sha256(settings.cluster.encode()).hexdigest()[:16]
@@ -95,19 +94,19 @@ class Mdns:
             self._moved.clear()
             try:
                 await self._open()
+                board.clear("mdns")
+                self._backoff.reset()
+                self._show()
+                await self._announce_changes()
             except Exception as error:
                 # zeroconf raises whatever its sockets raise, and its own.
-                text = f"mDNS cannot start: {error}; nodes of this LAN are found through relays only"
+                text = f"mDNS does not work: {error}; nodes of this LAN are found through relays only"
                 board.say("mdns", f"error: {error}")
                 if board.warn("mdns", text):
                     self._directory.log.warning(text)
                 await self._pause()
-                continue
-            board.clear("mdns")
-            self._backoff.reset()
-            self._show()
-            await self._announce_changes()
-            await self._shut()
+            finally:
+                await self._shut()
 
     async def close(self) -> None:
         """Say goodbye."""
@@ -129,15 +128,10 @@ class Mdns:
         version = IPVersion.All if v4 and v6 else IPVersion.V4Only if v4 else IPVersion.V6Only
         station = AsyncZeroconf(interfaces=[*v4, *v6], ip_version=version)
         self._station = station
-        try:
-            await station.zeroconf.async_wait_for_start()
-            self._info = self._describe()
-            # The name is random: probing for its holder would only cost most of a second.
-            await station.async_register_service(self._info, cooperating_responders=True)
-            self._browser = AsyncServiceBrowser(station.zeroconf, TYPE, handlers=[self._heard])
-        except BaseException:
-            await self._shut()
-            raise
+        await station.zeroconf.async_wait_for_start()
+        # The name is random: probing for its holder would only cost most of a second.
+        await station.async_register_service(self._describe(), cooperating_responders=True)
+        self._browser = AsyncServiceBrowser(station.zeroconf, TYPE, handlers=[self._heard])
 
     async def _announce_changes(self) -> None:
         """Keeps the announced revision up to date until the interfaces change."""
@@ -156,9 +150,8 @@ class Mdns:
                     await asyncio.gather(changed, return_exceptions=True)
                     continue
                 announced, at = directory.record(), loop.time()
-                self._info = self._describe()
                 if self._station is not None:
-                    await self._station.async_update_service(self._info)
+                    await self._station.async_update_service(self._describe())
                 await asyncio.wait((moved,), timeout=GAP)
         finally:
             moved.cancel()
@@ -217,9 +210,10 @@ class Mdns:
         if state_change.name == "Removed":
             self._leave(name)
             return
-        news = self._news.setdefault(name, asyncio.Event())
-        news.set()
-        if name not in self._followers and len(self._followers) < MAX_NEIGHBOURS:
+        if name in self._followers:
+            self._news[name].set()
+        elif len(self._followers) < MAX_NEIGHBOURS:
+            news = self._news[name] = asyncio.Event()
             self._followers[name] = asyncio.create_task(self._follow(name, news), name=f"mdns {name}")
 
     async def _follow(self, name: str, news: asyncio.Event) -> None:
@@ -228,16 +222,19 @@ class Mdns:
         silent = 0
         while silent < MAX_SILENT:
             news.clear()
-            announcement = await self._details(name)
-            silent = silent + 1 if announcement is None else 0
-            if announcement is not None and announcement.cluster != self._cluster:
-                self._strangers.add(name)
-                wait = LIFETIME
-            elif announcement is not None and await self._fetch(name, announcement):
-                backoff.reset()
-                wait = LIFETIME / 2
-            else:
-                wait = backoff.next()
+            wait = backoff.next()
+            try:
+                announcement = await self._details(name)
+                silent = silent + 1 if announcement is None else 0
+                if announcement is not None and announcement.cluster != self._cluster:
+                    self._strangers.add(name)
+                    wait = LIFETIME
+                elif announcement is not None and await self._fetch(name, announcement):
+                    backoff.reset()
+                    wait = LIFETIME / 2
+            except Exception as error:
+                # Anybody in the LAN can announce anything; what it brings about concerns this announcement only.
+                self._directory.log.warning("announcement not followed", extra={"peer": name, "error": str(error)})
             self._show()
             try:
                 await asyncio.wait_for(news.wait(), wait)
@@ -253,7 +250,12 @@ class Mdns:
         if station is None:
             return None
         info = AsyncServiceInfo(TYPE, name)
-        if not await info.async_request(station.zeroconf, ASK_MS) or not info.port:
+        try:
+            if not await info.async_request(station.zeroconf, ASK_MS) or not info.port:
+                return None
+        except Exception as error:
+            # The station was closed meanwhile, or what came is no announcement.
+            self._directory.log.debug("no details of an announcement", extra={"error": str(error)})
             return None
         text = {key: value or "" for key, value in info.decoded_properties.items()}
         # A neighbour announces all its addresses everywhere; those on a common network are the ones to try first.

@@ -17,8 +17,8 @@ from ..directory import Directory
 from ..peers import NodeClient, Refused
 from ..probe import Unreachable
 
-# Seconds a change is held back for others that come with it.
-DEBOUNCE = 0.2
+# Seconds a change of the own record is held back for others that come with it, and a change of the contacts.
+DEBOUNCE, RECONCILE = 0.2, 1.0
 # Seconds one publication may take.
 TIMEOUT = 5.0
 
@@ -44,7 +44,7 @@ class Publisher:
                 wanted = nearest(settings.cluster, settings.node_name, self._directory.contacts())
                 await self._reconcile({contact.key: contact for contact in wanted})
                 await self._directory.peers_bell.wait(seen)
-                await asyncio.sleep(DEBOUNCE)
+                await asyncio.sleep(RECONCILE)
         finally:
             await self._reconcile({})
 
@@ -67,9 +67,10 @@ class Publisher:
             signed, record = self._directory.signed(max_age=LIFETIME / 4), self._directory.record()
             try:
                 taken = await self._put(self._contacts[key], signed, record, published)
-            except (Unreachable, Refused, DiscoveryError) as error:
+            except Exception as error:
+                # Whatever one contact brings about must not end publishing there.
                 self._directory.counts["publishes", "failed"] += 1
-                self._note(key, str(error))
+                self._note(key, str(error), known=isinstance(error, Unreachable | Refused | DiscoveryError))
                 taken = False
             if not taken:
                 woken = self._directory.wake_bell.count
@@ -117,14 +118,15 @@ class Publisher:
             seen = await directory.own_bell.wait(seen, wait / pace)
         await asyncio.sleep(DEBOUNCE)
 
-    def _note(self, key: str, problem: str) -> None:
+    def _note(self, key: str, problem: str, *, known: bool = True) -> None:
         before = self._state.get(key)
         self._state[key] = problem
         if problem != before:
             if problem:
-                self._directory.log.warning("not published", extra={"at": key, "error": problem})
+                extra = {"peer": key, "error": problem}
+                self._directory.log.warning("not published", extra=extra, exc_info=not known)
             else:
-                self._directory.log.info("published", extra={"at": key})
+                self._directory.log.info("published", extra={"peer": key})
         self._show()
 
     def _show(self) -> None:

@@ -15,7 +15,7 @@ import yaml
 
 from services.runtime import files
 
-from ..core.manifests import parse
+from ..core.manifests import Parsed, parse
 from ..directory import Directory
 
 # Seconds between two looks.
@@ -38,21 +38,23 @@ class ServiceFile:
     async def run(self) -> None:
         """Follows the file for ever."""
         while True:
-            self.look()
             await asyncio.sleep(PERIOD)
+            if self._changed():
+                # A file of a megabyte takes a second.
+                self._apply(await asyncio.to_thread(_load, self._path))
 
     def look(self) -> None:
-        """Read the file if it changed."""
+        """Read the file now if it changed."""
+        if self._changed():
+            self._apply(_load(self._path))
+
+    def _changed(self) -> bool:
         stamp = files.stamp(self._path)
-        if stamp == self._stamp:
-            return
+        changed = stamp != self._stamp
         self._stamp = stamp
-        try:
-            documents = _read(self._path)
-        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-            self._refuse([_one_line(error)])
-            return
-        parsed = parse(documents)
+        return changed
+
+    def _apply(self, parsed: Parsed) -> None:
         if parsed.errors:
             self._refuse(parsed.errors)
             return
@@ -77,6 +79,13 @@ class ServiceFile:
         self._directory.board.warn("services", f"{self._path}: {text}")
         for error in errors[:20]:
             self._directory.log.error("services not read", extra={"file": str(self._path), "error": error})
+
+
+def _load(path: Path) -> Parsed:
+    try:
+        return parse(_read(path))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        return Parsed(errors=[_one_line(error)])
 
 
 def _read(path: Path) -> list[object]:

@@ -49,7 +49,8 @@ class StaticSource:
             self.apply()
             if all(results):
                 self._backoff.reset()
-            await asyncio.sleep(REFRESH if all(results) else self._backoff.next())
+            bell = self._directory.wake_bell
+            await bell.wait(bell.count, REFRESH if all(results) else self._backoff.next())
 
     async def _resolve(self, name: str) -> bool:
         key = f"dns {name}"
