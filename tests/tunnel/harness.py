@@ -7,7 +7,7 @@ from struct import Struct
 from services.tunnel.core import events
 from services.tunnel.core.frames import TCP, UDP, Opening
 from services.tunnel.core.link import RELAYED, Link
-from services.tunnel.core.packets import HEADER, HEADER_SIZE, MAX_PLAIN
+from services.tunnel.core.packets import HEADER, HEADER_SIZE, MAX_PLAIN, CorruptLink
 from services.tunnel.core.session import Session
 from services.tunnel.core.stream import Stream
 
@@ -184,7 +184,12 @@ class Net:
                     break
                 packet = memoryview(wire.partial)[: HEADER_SIZE + length]
                 wire.partial = wire.partial[HEADER_SIZE + length :]
-                end.apply(end.session.receive(link, packet[:HEADER_SIZE], packet[HEADER_SIZE:], self.now))
+                try:
+                    batch = end.session.receive(link, packet[:HEADER_SIZE], packet[HEADER_SIZE:], self.now)
+                except CorruptLink:
+                    self.cut(link.owner, "corrupt")
+                    return
+                end.apply(batch)
                 if link.owner not in self.pipes:
                     return
 

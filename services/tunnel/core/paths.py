@@ -46,8 +46,11 @@ def wants_standby(active: Link | None) -> bool:
 
 
 def surplus(links: Sequence[Link], active: Link | None) -> list[Link]:
-    """Usable links that serve nothing: neither active nor the standby."""
-    if active is None:
+    """Usable links that serve nothing: neither active nor the standby.
+
+    None before the peer has answered on the active one since it became that: it may be lost at the other end already.
+    """
+    if active is None or active.doubted or active.progress <= active.active_since:
         return []
     keep = {active.id}
     if wants_standby(active) and (second := standby(links, active)) is not None:
