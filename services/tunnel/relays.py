@@ -149,8 +149,12 @@ class RelayClient:
                     await self._beat(tls)
                 finally:
                     reading.cancel()
-        except* (LinkFailed, TlsError, EOFError, OSError, TimeoutError, ValueError) as errors:
-            raise _first(errors) from None
+        except BaseExceptionGroup as failures:
+            # Not `except*`: in the first releases of Python 3.11 what is raised in there comes out as a group again.
+            expected, rest = failures.split((LinkFailed, TlsError, EOFError, OSError, TimeoutError, ValueError))
+            if expected is None or rest is not None:
+                raise
+            raise _first(expected) from None
         finally:
             await asyncio.shield(tls.close())
 
