@@ -16,6 +16,9 @@ from protos import discovery_pb2 as pb
 from ..conftest import WriteConfig
 from .nodes import Node, running, until
 
+# Each test starts several processes.
+pytestmark = pytest.mark.slow
+
 WriteNode = Callable[..., Path]
 MDNS = {"edgeDiscovery": {"mdns": {"enable": True}}}
 

@@ -18,6 +18,9 @@ from ..conftest import WriteConfig
 from .caller import Caller
 from .nodes import PATIENCE, Node, running, until
 
+# Each test starts several processes.
+pytestmark = pytest.mark.slow
+
 MakeIp = Callable[[], str]
 
 

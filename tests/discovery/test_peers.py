@@ -17,6 +17,10 @@ from ..conftest import WriteConfig
 from .nodes import PATIENCE, running, until
 
 
+# Most tests start a process.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 async def relay(node_config: WriteConfig, loopback_ip: Callable[[], str]) -> AsyncIterator[str]:
     """Address of a running discovery service of the node "r"."""

@@ -22,6 +22,10 @@ from .caller import Caller
 from .nodes import PATIENCE, Node, running, until
 
 
+# Each test starts a process.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 async def victim(node_config: WriteConfig, loopback_ip: Callable[[], str]) -> AsyncIterator[tuple[Node, str]]:
     ip = loopback_ip()
