@@ -16,7 +16,6 @@ from services.runtime.identity import Identity
 from ..conftest import WriteConfig
 from .nodes import PATIENCE, running, until
 
-
 # Most tests start a process.
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,6 @@ from ..conftest import WriteConfig
 from .caller import Caller
 from .nodes import PATIENCE, Node, running, until
 
-
 # Each test starts a process.
 pytestmark = pytest.mark.slow
 
