@@ -48,10 +48,16 @@ class Heap:
 
 
 class Wire:
-    """One direction of a link: bytes with a delay; may be silenced (bytes are kept or lost) or cut."""
+    """One direction of a link: bytes with a delay, and a rate if it has one; may be silenced (bytes wait) or cut."""
 
-    def __init__(self, delay: float) -> None:
+    BUFFER = 256 * 1024
+    """Bytes that a wire with a rate takes before its end must wait."""
+
+    def __init__(self, delay: float, rate: float = 0.0) -> None:
         self.delay = delay
+        self.rate = rate
+        """Bytes per second; 0: any number."""
+        self.free_at = 0.0
         self.silent = False
         self.queue: deque[tuple[float, bytes]] = deque()
         self.partial = b""
@@ -123,13 +129,13 @@ class Net:
         self._parting: dict[int, tuple[float, End]] = {}
         """Links that one end has given up: when the other one (named here) learns of it."""
 
-    def link(self, delay=0.02, kind=RELAYED, relay="r1") -> int:
+    def link(self, delay=0.02, kind=RELAYED, relay="r1", rate=0.0) -> int:
         number = self._next
         self._next += 1
         pair = [Link(number, kind, PlainCipher(), self.now, relay=relay) for _ in "ab"]
         for link in pair:
             link.owner = number
-        self.pipes[number] = (pair[0], pair[1], Wire(delay), Wire(delay))
+        self.pipes[number] = (pair[0], pair[1], Wire(delay, rate), Wire(delay, rate))
         self.a.session.link_up(pair[0], self.now)
         self.b.session.link_up(pair[1], self.now)
         return number
@@ -168,8 +174,12 @@ class Net:
         if wire.silent and sum(len(data) for _, data in wire.queue) > room:
             return
         while link.queue:
+            if wire.rate and (wire.free_at - self.now) * wire.rate > wire.BUFFER:
+                return
             view, record = link.queue.popleft()
-            wire.queue.append((self.now + wire.delay, bytes(view)))
+            if wire.rate:
+                wire.free_at = max(wire.free_at, self.now) + len(view) / wire.rate
+            wire.queue.append((max(self.now, wire.free_at) + wire.delay, bytes(view)))
             if record is not None:
                 record.queued -= 1
                 end.session.outbox.forget(record)

@@ -90,6 +90,7 @@ class Link:
         "last_in",
         "loaded",
         "next_ping",
+        "owed_since",
         "owner",
         "path_rtt",
         "ping_interval",
@@ -129,6 +130,8 @@ class Link:
         self.heard_said = 0
         self.heard_bytes = 0
         self.heard_at = now
+        self.owed_since = now
+        """When the first of the unreported ones came."""
         self.rate = 0.0
         """Bytes of records per second that the peer hears on this link."""
         self._rate_bytes = 0
@@ -207,9 +210,15 @@ class Link:
         return None if oldest is None else max(oldest, self.progress)
 
     def silent(self, now: float) -> bool:
-        """True when an answer is overdue."""
+        """True when an answer is overdue.
+
+        While records come in, the answer may wait behind them in the peer's queue: no offence. Should our
+        direction be dead, the peer misses our reports about those records, and tells us on another link.
+        """
         since = self.outstanding_since()
-        return since is not None and now - since > self.silence_allowed(flowing=since == self.progress)
+        if since is None:
+            return False
+        return now - max(since, self.heard_at) > self.silence_allowed(flowing=since == self.progress)
 
     def push(self, record: Record, now: float) -> None:
         """Puts a record on this link."""

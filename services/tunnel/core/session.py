@@ -278,6 +278,8 @@ class Session:
             out.append((events.LINK_READY, link, None))
             self._elect(now, "link_up", out)
         if kind == RECORD:
+            if link.heard_said == link.heard_in:
+                link.owed_since = now
             link.heard_in += 1
             link.heard_at = now
             link.heard_bytes += length
@@ -311,7 +313,7 @@ class Session:
                 if done or now - link.closing_since > CLOSE_AFTER:
                     out.append((events.CLOSE_LINK, link, "retired"))
                     continue
-            if link.heard_said != link.heard_in and now - link.heard_at >= ACK_DELAY:
+            if link.heard_said != link.heard_in and now - link.owed_since >= ACK_DELAY:
                 self._say(link)
             if now >= link.next_ping:
                 self._ping(link, now)
