@@ -1,4 +1,4 @@
-"""Kubernetes manifests of a service with one backend, as `servicesFile` takes them."""
+"""Documents of nodes: Kubernetes manifests as `servicesFile` takes them, and configurations laid over each other."""
 
 from __future__ import annotations
 
@@ -43,3 +43,12 @@ def service(
             "endpoints": [{"addresses": [address], "nodeName": node, "conditions": {"ready": True}}],
         },
     ]
+
+
+def merged(base: Document, over: Document) -> Document:
+    """`base` with the keys of `over`: mappings key by key at any depth, everything else replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        below = result.get(key)
+        result[key] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return result

@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from lab.child import Child
-from lab.manifest import Document
+from lab.manifest import Document, merged
 from lab.place import Place
 from protos import (
     discovery_pb2,
@@ -57,11 +57,13 @@ class Node:
         relay_mode: str = "auto",
         services: Sequence[Document] = (),
         modules: dict[str, dict[str, Any]] | None = None,
+        config: Document | None = None,
     ) -> None:
         """Writes the node's files into `folder`, whose path must be short (it holds Unix sockets).
 
         relays: the places named in `relayNodes`. services: documents of its `servicesFile`. modules: more
-        keys for the sections of `modules`, merged over what the lab sets.
+        keys for the sections of `modules`, merged over what the lab sets. config: more keys for the whole
+        configuration file, merged over that.
         """
         self.place = place
         self.name = place.name
@@ -84,18 +86,15 @@ class Node:
             },
             "edgeRelay": {"mode": relay_mode},
         }
-        for name, keys in (modules or {}).items():
-            sections.setdefault(name, {}).update(keys)
-        self.configure(
-            {
-                "nodeName": place.name,
-                "cluster": cluster,
-                "stateDir": "state",
-                "runDir": "run",
-                "listenAddress": place.listen_address,
-                "modules": sections,
-            }
-        )
+        own: Document = {
+            "nodeName": place.name,
+            "cluster": cluster,
+            "stateDir": "state",
+            "runDir": "run",
+            "listenAddress": place.listen_address,
+            "modules": sections,
+        }
+        self.configure(merged(merged(own, {"modules": modules or {}}), config or {}))
 
     # -- files
 

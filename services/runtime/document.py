@@ -16,11 +16,11 @@ KeyPath = tuple[str | int, ...]
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+def read(path: Path, *, keep_nulls: bool = False) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """The mapping in the file and the line (from 1) of each key path. An empty file is an empty mapping.
 
     Keys without a value (`relayNodes:` with everything below it commented out) are left out, as Kubernetes
-    does. Raises ConfigError for a file that is missing, unreadable, not UTF-8, not YAML, or not a mapping.
+    does, unless keep_nulls. Raises ConfigError for a file that is missing, unreadable, not UTF-8, not YAML, or not a mapping.
     """
     name = str(path)
     try:
@@ -62,7 +62,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         return {}, {}
     if not isinstance(value, dict):
         raise _error(name, f"found a {type(value).__name__}", "a mapping of keys such as `nodeName: edge-a`", 1)
-    return _without_nulls(value), lines
+    return (value if keep_nulls else without_nulls(value)), lines
 
 
 def _error(file: str, found: str, expected: str, line: int = 0) -> ConfigError:
@@ -96,9 +96,10 @@ def _walk(
             _walk(item, (*path, index), file, lines, problems, seen)
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
+    """A value without the keys that have no value; all keys become text."""
     if isinstance(value, dict):
-        return {str(key): _without_nulls(inner) for key, inner in value.items() if inner is not None}
+        return {str(key): without_nulls(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list):
-        return [_without_nulls(inner) for inner in value]
+        return [without_nulls(inner) for inner in value]
     return value
