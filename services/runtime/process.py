@@ -51,7 +51,7 @@ def command(name: str, main: Main, arguments: Sequence[str] | None = None) -> in
         config = configuration.load(options.config)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
-        return 1
+        return 2
     return run(name, config, main)
 
 

@@ -276,7 +276,7 @@ class Tunnel:
             return
         metrics.REJECTED.labels(reason).inc()
         log.warning("peer rejected", extra={"address": remote, "relay": relay, "reason": reason, "error": str(error)})
-        self._warn(f"{remote}: {error}")
+        self._warn(f"{remote.rpartition(':')[0]}: {error}")  # the port is another one each time
 
     def _warn(self, text: str) -> None:
         if text not in self.warnings:
