@@ -4,7 +4,9 @@ SOCK_SEQPACKET, one message and at most one descriptor each; see Attach in proto
 engine's epoll, since it is used once per connection.
 """
 
+import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -14,7 +16,8 @@ from pathlib import Path
 
 from services.tunnel import servicer
 from services.tunnel.core.frames import UDP, Reason
-from services.tunnel.engine import BROKEN, IN, Engine
+from services.tunnel.engine import IN, Engine
+from services.tunnel.errors import DENIED
 from services.tunnel.servicer import Answer, OpenRequest
 
 log = logging.getLogger("causeway.tunnel")
@@ -22,6 +25,8 @@ log = logging.getLogger("causeway.tunnel")
 MESSAGE_SIZE = 64 * 1024
 MAX_CONNECTIONS = 1024
 """Connections to the attach socket; one per local component or `causeway nc`, but also streams of their own."""
+PAUSE = 0.2
+"""Seconds without accepting when descriptors or memory have run out."""
 BURST = 32
 """Messages taken from one connection before others get their turn."""
 
@@ -68,8 +73,6 @@ class Connection:
                 os.close(extra)
             if not self._handle(data, descriptors[0] if descriptors else -1, flags):
                 return
-        if mask & BROKEN:
-            self.close()
 
     def _handle(self, data: bytes, descriptor: int, flags: int) -> bool:
         """False when this connection is no longer ours to read."""
@@ -83,18 +86,30 @@ class Connection:
                 os.close(descriptor)
             self.close()
             return False
+        sock: socket.socket | None = None
+        if descriptor >= 0:
+            try:
+                sock = _adopt(descriptor, request)
+            except OSError as error:
+                log.warning("attach refused", extra={"error": str(error)})
+                self._refuse(request, Reason(DENIED, str(error)))
+                return True
         if isinstance(request, Answer):
-            sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=descriptor) if descriptor >= 0 else None
             self._owner.on_answer(request, sock)
             return True
-        if descriptor >= 0:
-            kind = socket.SOCK_DGRAM if request.opening.network == UDP else socket.SOCK_STREAM
-            self._owner.on_open(request, socket.socket(socket.AF_INET, kind, 0, fileno=descriptor), self)
+        if sock is not None:
+            self._owner.on_open(request, sock, self)
             return True
         # The connection itself is the stream from now on.
         self._leave()
         self._owner.on_open(request, self.sock, self)
         return False
+
+    def _refuse(self, request: OpenRequest | Answer, reason: Reason) -> None:
+        if isinstance(request, Answer):
+            self._owner.on_answer(Answer(request.token, reason), None)
+        else:
+            self.answer(request.number, reason, 0)
 
 
 class AttachSocket:
@@ -106,6 +121,7 @@ class AttachSocket:
         self.on_answer = on_answer
         self.connections: set[Connection] = set()
         self._path = path
+        self._resume: asyncio.TimerHandle | None = None
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         path.unlink(missing_ok=True)
         mask = os.umask(0o117)
@@ -120,7 +136,9 @@ class AttachSocket:
         for _ in range(BURST):
             try:
                 sock, _peer = self._sock.accept()
-            except OSError:
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._pause(error)
                 return
             if len(self.connections) >= MAX_CONNECTIONS:
                 sock.close()
@@ -128,14 +146,41 @@ class AttachSocket:
             sock.setblocking(False)
             self.connections.add(Connection(self, sock))
 
+    def _pause(self, error: OSError) -> None:
+        """Who waits would be announced over and over: look again later."""
+        log.warning("cannot accept on the attach socket", extra={"error": error.strerror})
+        self.engine.remove(self._sock.fileno())
+        self._resume = asyncio.get_running_loop().call_later(
+            PAUSE, self.engine.add, self._sock.fileno(), IN, self._accept
+        )
+
     def close(self) -> None:
         """Listens no more; streams stay."""
+        if self._resume is not None:
+            self._resume.cancel()
         self.engine.remove(self._sock.fileno())
         self._sock.close()
         for connection in list(self.connections):
             connection.close()
         with contextlib.suppress(OSError):
             self._path.unlink()
+
+
+def _adopt(descriptor: int, request: OpenRequest | Answer) -> socket.socket:
+    """The socket that was passed. OSError, and the descriptor is closed, when it cannot serve."""
+    try:
+        sock = socket.socket(fileno=descriptor)  # asks the kernel what it is
+    except OSError:
+        os.close(descriptor)
+        raise OSError("a descriptor was passed that is no socket") from None
+    try:
+        sock.getpeername()
+        if isinstance(request, OpenRequest) and (sock.type == socket.SOCK_DGRAM) != (request.opening.network == UDP):
+            raise OSError("a datagram socket for TCP, or a stream socket for UDP")
+    except OSError as error:
+        reset(sock)
+        raise OSError(f"the socket passed cannot be used: {error.strerror or error}") from None
+    return sock
 
 
 def reset(sock: socket.socket) -> None:

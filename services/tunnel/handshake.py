@@ -70,7 +70,7 @@ class Greeting:
                 str(fields[key])[:253] for key in ("cluster", "node", "instance", "resume")
             )
             return cls(cluster, node, instance, resume, bool(fields["known"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise LinkFailed("the peer's greeting is not readable") from error
 
 

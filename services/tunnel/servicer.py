@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
 
 from protos import tunnel_pb2 as pb
 from protos import tunnel_pb2_grpc
@@ -67,9 +68,12 @@ class Tunnel(Protocol):
 def decode_attach(data: bytes) -> OpenRequest | Answer:
     """A message of the attach socket. ValueError when it is none."""
     try:
-        message = pb.Attach.FromString(data)
-    except Exception as error:
+        return _decode_attach(pb.Attach.FromString(data))
+    except (DecodeError, OverflowError) as error:  # OverflowError: a duration of more years than there are
         raise ValueError("not an Attach message") from error
+
+
+def _decode_attach(message: pb.Attach) -> OpenRequest | Answer:
     role = message.WhichOneof("role")
     if role == "open":
         request = message.open
