@@ -107,7 +107,7 @@ def test_a_failure_is_one_line(node_config: WriteConfig, what: str, said: str) -
 
 def test_start_up_problems_are_lines(node_config: WriteConfig) -> None:
     assert ends(Path("/nonexistent.yaml")) == (
-        1,
+        2,
         "/nonexistent.yaml: no such file; expected a configuration file (all settings have defaults: an empty one will do)\n",
     )
     config = node_config("edge-a", psk=None)
