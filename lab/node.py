@@ -257,12 +257,16 @@ class Node:
             await asyncio.gather(serving, ended, return_exceptions=True)
 
     async def _serving(self, service: str) -> None:
-        async with self._channel(service) as channel:
-            health = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
-            watch = health.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True)
-            async for answer in watch:
-                if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                    return
+        while True:
+            async with self._channel(service) as channel:
+                health = health_pb2_grpc.HealthStub(channel)  # type: ignore[no-untyped-call]
+                watch = health.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True)
+                # A killed service's socket is still there for a moment: such a call breaks, and the next one waits.
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    async for answer in watch:
+                        if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                            return
+            await asyncio.sleep(0.02)
 
 
 async def together(work: Iterable[Coroutine[Any, Any, None]]) -> None:

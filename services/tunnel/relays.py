@@ -407,7 +407,9 @@ class RelayPool:
         return sorted(reports, key=lambda report: report.rtt)
 
     def observed(self) -> list[tuple[str, int]]:
-        """Addresses under which relays see this node, each once."""
+        """Addresses under which relays see this node's listen port, each once; none when it does not listen."""
+        if not self.settings.listen_port:
+            return []
         seen = {client.observed for client in self.clients.values() if client.reserved and client.observed}
         return [(ip.strip("[]"), int(port)) for ip, _, port in (address.rpartition(":") for address in sorted(seen))]
 
