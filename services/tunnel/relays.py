@@ -55,6 +55,9 @@ class RelayClient:
         self.state = "connecting"
         self.address = ""
         self.observed = ""
+        """ "ip:port" as the relay sees this control connection."""
+        self.from_listen_port = False
+        """The connection comes from the listen port, so `observed` is that port's mapping."""
         self.rtt = RoundTrip()
         self.reserved_until: float | None = None
         self.draining = False
@@ -168,6 +171,7 @@ class RelayClient:
             try:
                 sock = await dialling.connect(ip, port, source=self._pool.control_source())
                 self.address = dialling.join(ip, port)
+                self.from_listen_port = sock.getsockname()[1] == self._pool.settings.listen_port
                 return sock
             except LinkFailed as error:
                 failure = error
@@ -410,7 +414,8 @@ class RelayPool:
         """Addresses under which relays see this node's listen port, each once; none when it does not listen."""
         if not self.settings.listen_port:
             return []
-        seen = {client.observed for client in self.clients.values() if client.reserved and client.observed}
+        mapped = [client for client in self.clients.values() if client.reserved and client.from_listen_port]
+        seen = {client.observed for client in mapped if client.observed}
         return [(ip.strip("[]"), int(port)) for ip, _, port in (address.rpartition(":") for address in sorted(seen))]
 
     def retry_all(self) -> None:
