@@ -31,6 +31,7 @@ COMMANDS = {
     "nc": Entry("causeway.nc:nc", "Connect stdin and stdout to a target at a node (ssh -o ProxyCommand)."),
     "ca": Entry("causeway.ca:ca", "The cluster's secret, or its certificate authority."),
     "demo": Entry("causeway.demo:demo", "Two nodes, two relays, and relays killed under a download."),
+    "lab": Entry("causeway.lab:lab", "Rehearse a network: hosts, NATs and nodes from a file, on this machine."),
     "discovery": Entry("causeway.service:discovery", "Run the discovery service in the foreground."),
     "tunnel": Entry("causeway.service:tunnel", "Run the tunnel service in the foreground."),
     "relay": Entry("causeway.service:relay", "Run the relay service in the foreground."),

@@ -218,6 +218,19 @@ def load(path: Path) -> Topology:
     return topology
 
 
+def reshaped(shape: Shape, given: dict[str, str]) -> Shape:
+    """A shape with other values, as the file writes them. Raises ValueError, one line with all that is wrong."""
+    try:
+        return Way.model_validate(given).over(shape)
+    except ValidationError as error:
+        names = schema.aliases(Way)
+        problems = [
+            schema.problem("", item, 0, lambda at: (nearest(str(at[-1]), names), f"one of {', '.join(names)}"))
+            for item in error.errors(include_url=False)
+        ]
+        raise ValueError("; ".join(str(it).removeprefix(": ") for it in problems)) from None
+
+
 def _spelt_out(raw: dict[str, Any]) -> dict[str, Any]:
     """Hosts and LANs that are just named (`web:`, or a list of names) with an empty mapping each."""
     result = {**raw, "hosts": _named(raw.get("hosts")), "lans": _named(raw.get("lans"))}
