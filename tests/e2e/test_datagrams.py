@@ -3,8 +3,12 @@
 import asyncio
 import socket
 
+import pytest
+
 from lab.mesh import Mesh
 from tests.e2e.traffic import PORT, TARGET_PORT, eventually, make_socket
+
+pytestmark = pytest.mark.slow
 
 
 async def test_datagrams_keep_their_borders(mesh: Mesh) -> None:

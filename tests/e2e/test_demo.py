@@ -13,6 +13,8 @@ import pytest
 
 from lab.rootless import available, inside, probe
 
+pytestmark = pytest.mark.slow
+
 MODES = ["loopback", pytest.param("simulated", marks=pytest.mark.lab)]
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from lab.mesh import Mesh
 from lab.node import Node
 from tests.e2e.traffic import Traffic, eventually, warm
@@ -16,6 +18,7 @@ async def relay_in_use(mesh: Mesh) -> Node:
     return mesh.nodes[link.relay]
 
 
+@pytest.mark.slow
 async def test_traffic_goes_through_a_relay(mesh: Mesh) -> None:
     async with Traffic.through(mesh) as traffic:
         await traffic.flows()
@@ -34,6 +37,7 @@ async def test_relay_killed(mesh: Mesh) -> None:
         assert await relay_in_use(mesh) is not victim
 
 
+@pytest.mark.slow
 async def test_relay_silent(mesh: Mesh) -> None:
     async with Traffic.through(mesh) as traffic:
         await traffic.flows()
@@ -43,6 +47,7 @@ async def test_relay_silent(mesh: Mesh) -> None:
         assert await relay_in_use(mesh) is not victim
 
 
+@pytest.mark.slow
 async def test_relays_silent_in_turns(mesh: Mesh) -> None:
     async with Traffic.through(mesh) as traffic:
         for _ in range(3):
@@ -55,6 +60,7 @@ async def test_relays_silent_in_turns(mesh: Mesh) -> None:
             await eventually(lambda: warm(mesh), "the relay that returned stands by")
 
 
+@pytest.mark.slow
 async def test_relay_stops_politely(mesh: Mesh) -> None:
     async with Traffic.through(mesh) as traffic:
         await traffic.flows()
@@ -65,6 +71,7 @@ async def test_relay_stops_politely(mesh: Mesh) -> None:
         assert await relay_in_use(mesh) is not victim
 
 
+@pytest.mark.slow
 async def test_rolling_restart_of_all_relays(mesh: Mesh) -> None:
     async with Traffic.through(mesh) as traffic:
         for node in (mesh.r1, mesh.r2):
@@ -74,6 +81,7 @@ async def test_rolling_restart_of_all_relays(mesh: Mesh) -> None:
             await eventually(lambda: warm(mesh), "the restarted relay stands by")
 
 
+@pytest.mark.slow
 async def test_both_relays_gone_for_a_while(mesh: Mesh) -> None:
     async with Traffic.through(mesh) as traffic:
         await traffic.flows()
@@ -85,6 +93,7 @@ async def test_both_relays_gone_for_a_while(mesh: Mesh) -> None:
         assert await relay_in_use(mesh) is mesh.r2
 
 
+@pytest.mark.slow
 async def test_both_relays_silent_for_a_while(mesh: Mesh) -> None:
     async with Traffic.through(mesh) as traffic:
         await traffic.flows()

@@ -7,6 +7,8 @@ import pytest
 from lab.mesh import Mesh
 from tests.e2e.traffic import PATIENCE, Stream, Traffic, connect, eventually
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("node", ["a", "b"])
 @pytest.mark.parametrize("service", ["proxy", "discovery"])

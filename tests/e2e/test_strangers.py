@@ -10,6 +10,8 @@ from lab.node import Node
 from lab.place import Place
 from tests.e2e.traffic import eventually
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 async def place(mesh: Mesh) -> Place:
