@@ -35,7 +35,8 @@ RECEIVE_SIZE = 512 * 1024
 """Bytes taken from a link's socket at once; holds the largest packet."""
 SPARE_RECEIVE_BUFFERS = 8
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
-BROKEN = select.EPOLLHUP | select.EPOLLERR
+HANGUP = select.EPOLLHUP
+BROKEN = HANGUP | select.EPOLLERR
 
 log = logging.getLogger("causeway.tunnel")
 

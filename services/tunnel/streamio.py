@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from services.tunnel.core.frames import Reason
 from services.tunnel.core.stream import Stream
-from services.tunnel.engine import BROKEN, IN, OUT, Engine
+from services.tunnel.engine import BROKEN, HANGUP, IN, OUT, Engine
 
 if TYPE_CHECKING:
     from services.runtime.telemetry import Span
@@ -23,6 +23,8 @@ COMPACT = 1024 * 1024
 """Bytes already sent at the front of the waiting buffer before it is moved up."""
 SEQPACKET_CHUNK = 60 * 1024
 """Largest chunk for an attached connection that is itself the stream: one message must fit its send buffer."""
+MESSAGE_SIZE = 256 * 1024
+"""Above the largest message of SOCK_SEQPACKET, which must fit the default send buffer of 208 KiB."""
 DATAGRAM_SIZE = 65_535
 FLOW_BACKLOG = 64
 """Datagrams of a flow that wait for its socket; then the oldest are dropped."""
@@ -37,7 +39,9 @@ class StreamIO:
     __slots__ = (
         "_descriptor",
         "_engine",
+        "_held",
         "_mask",
+        "_messages",
         "_out",
         "_out_start",
         "eof",
@@ -63,6 +67,10 @@ class StreamIO:
         self.pairing = pairing
         self._descriptor = -1
         self._mask = 0
+        self._messages = False
+        """SOCK_SEQPACKET: what does not fit when a message is read would be lost."""
+        self._held = b""
+        """The rest of a message, for which there is no credit."""
         self._out = bytearray()
         self._out_start = 0
         stream.owner = self
@@ -71,6 +79,7 @@ class StreamIO:
         """From now on this is the other end of the stream."""
         sock.setblocking(False)
         self.sock = sock
+        self._messages = sock.type == socket.SOCK_SEQPACKET
         self._descriptor = sock.fileno()
         self._mask = IN
         self._engine.add(self._descriptor, IN, self._ready)
@@ -86,9 +95,10 @@ class StreamIO:
             self._read()
         elif mask & BROKEN and self.sock is not None:
             error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if error or self.eof:
+            if error:
                 self._fail()
-            else:  # closed while we do not read: look again when we do
+            else:  # closed at the other end. While we do not read: look again when we do. After its last byte: as
+                # with TCP, only what the peer still sends, or its end, shows that nobody is there.
                 self._engine.remove(self._descriptor)
                 self._mask = -1
 
@@ -104,7 +114,7 @@ class StreamIO:
             self.pairing.blocked.append(self)
             return
         try:
-            size = sock.recv_into(session.slot(stream))
+            size = self._read_message(sock) if self._messages else sock.recv_into(session.slot(stream))
         except BlockingIOError:
             return
         except OSError:
@@ -112,15 +122,28 @@ class StreamIO:
             return
         self.pairing.mark()
         if size:
-            session.commit(stream, size)
+            if not self._messages:
+                session.commit(stream, size)
             return
         self.eof = True
         session.finish(stream)
         self._listen(self._mask & ~IN)
         self._maybe_close()
 
+    def _read_message(self, sock: socket.socket) -> int:
+        data = sock.recv(MESSAGE_SIZE)
+        self._held = data[self.pairing.session.send(self.stream, data) :]
+        if self._held:
+            self._listen(self._mask & ~IN)
+        return len(data)
+
     def resume(self) -> None:
         """Credit or the session has room again."""
+        if self._held:
+            self._held = self._held[self.pairing.session.send(self.stream, self._held) :]
+            self.pairing.mark()
+            if self._held:
+                return
         if self.sock is not None and not self.eof:
             if self._mask == -1:
                 self._mask = IN
@@ -139,6 +162,10 @@ class StreamIO:
         """Bytes from the peer; valid only during the call."""
         sock = self.sock
         sent = 0
+        if self._messages:
+            self._out += view
+            self._write()
+            return
         if sock is not None and not self._out:
             try:
                 sent = sock.send(view)
@@ -164,7 +191,7 @@ class StreamIO:
         sock, out = self.sock, self._out
         if sock is None:
             return
-        limit = SEQPACKET_CHUNK if sock.type == socket.SOCK_SEQPACKET else len(out)
+        limit = SEQPACKET_CHUNK if self._messages else len(out)
         total = 0
         try:
             with memoryview(out) as view:
@@ -222,6 +249,7 @@ class StreamIO:
             sock.close()
         self._out = bytearray()
         self._out_start = 0
+        self._held = b""
         if self.stream.owner is self:
             self.stream.owner = None
             self.pairing.closed(self)
@@ -276,10 +304,16 @@ class FlowIO:
             try:
                 payload = sock.recv(DATAGRAM_SIZE)
             except BlockingIOError:
+                if mask & HANGUP:  # would be announced for ever
+                    self._fail()
+                    return
                 break
             except ConnectionRefusedError:  # ICMP port unreachable: nobody listens there now
                 continue
             except OSError:
+                self._fail()
+                return
+            if not payload and sock.type != socket.SOCK_DGRAM:  # the end of a connection, no empty datagram
                 self._fail()
                 return
             self.used_at = self._engine.now
