@@ -116,8 +116,8 @@ def _ipv6(raw: dict[str, Any], lan: dict[str, Any]) -> bool:
 
 def _users(raw: dict[str, Any]) -> Iterator[Finding]:
     """Relays and backends must be hosts with a node."""
-    hosts = {str(at[-1]): spec for at, spec in machines(raw)}
-    nodes = [name for name, spec in hosts.items() if spec.get("node", False) is not False]
+    hosts = [str(at[-1]) for at, _ in machines(raw)]
+    nodes = [str(at[-1]) for at, spec in machines(raw) if spec.get("node", False) is not False]
     for index, name in enumerate(raw["relays"] if isinstance(raw.get("relays"), list) else ()):
         if isinstance(name, str):
             yield from _node(("relays", index), name, hosts, nodes)
@@ -135,7 +135,7 @@ def _users(raw: dict[str, Any]) -> Iterator[Finding]:
             yield from _node(at, host, hosts, nodes)
 
 
-def _node(at: KeyPath, name: str, hosts: dict[str, Any], nodes: list[str]) -> Iterator[Finding]:
+def _node(at: KeyPath, name: str, hosts: list[str], nodes: list[str]) -> Iterator[Finding]:
     if name not in hosts:
         yield at, f"no host {name!r}", "a host with a node", nearest(name, nodes)
     elif name not in nodes:
