@@ -230,7 +230,12 @@ class Keeper:
         pairing = self.pairing
         in_use = set()
         if pairing is not None:
-            in_use = {link.relay for link in pairing.session.links if not link.closing and link.suspect_since is None}
+            # A second link over the same relay shares its fate; it is worth having only when there is nothing else.
+            in_use = {
+                link.relay
+                for link in pairing.session.links
+                if not link.closing and (gap != "any" or link.suspect_since is None)
+            }
         found: dict[str, Candidate] = {}
         if info is not None and gap != "standby":
             for address in info.addresses[:16]:

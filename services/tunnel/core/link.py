@@ -18,6 +18,8 @@ SUSPECT_CEILING = 1.5
 SUSPECT_RTTS = 3
 """A link is suspect when nothing is heard for clamp(3 x RTT, 300 ms, 1.5 s) while something is
 outstanding: iroh uses clamp(3 x RTT, 500 ms, 5 s); ours only doubles traffic, so it may be quicker."""
+FLOWING_RTTS = 2
+"""The same for a flow that moves, in loaded round trips."""
 UNTIL_MEASURED = 1.0
 """Suspicion before the first round trip is measured, seconds."""
 DEAD_AFTER = 10.0
@@ -184,14 +186,14 @@ class Link:
     def silence_allowed(self, *, flowing: bool) -> float:
         """Seconds without news about outstanding data before the link is suspect.
 
-        `flowing`: news came after the oldest outstanding record was sent. Then the next is due at the pace of
-        the flow, and the time a record spends in queues is no excuse.
+        `flowing`: news came after the oldest outstanding record was sent. Then the next is due at the pace of the
+        flow, and queues are less of an excuse: TCP needs about one loaded round trip to mend a loss.
         """
-        rtts = (self.path_rtt,) if flowing else (self.path_rtt, self.data_rtt)
-        measured = [rtt.smoothed for rtt in rtts if rtt.smoothed is not None]
-        if not measured:
+        path, data = self.path_rtt.smoothed, self.data_rtt.smoothed
+        if path is None and data is None:
             return UNTIL_MEASURED
-        return min(max(SUSPECT_RTTS * max(measured), SUSPECT_FLOOR), SUSPECT_CEILING)
+        allowed = max(SUSPECT_RTTS * (path or 0.0), (FLOWING_RTTS if flowing else SUSPECT_RTTS) * (data or 0.0))
+        return min(max(allowed, SUSPECT_FLOOR), SUSPECT_CEILING)
 
     @property
     def record_size(self) -> int:

@@ -83,6 +83,11 @@ class Outbox:
         """
         return bool(self._records) and self._records[0].heard
 
+    @property
+    def orphaned(self) -> bool:
+        """Whether something may wait for a link."""
+        return bool(self._orphans)
+
     def __len__(self) -> int:
         return len(self._records)
 

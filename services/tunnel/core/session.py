@@ -44,6 +44,8 @@ CLOSE_AFTER = 5.0
 REKEY_RECORDS = 1 << 22
 """Records under one key: well below the 2^24.5 that RFC 8446 §5.5 allows for AES-GCM with full records."""
 REKEY_SECONDS = 3600.0
+TRIAL_BYTES = 64 * 1024
+"""What a standby gets before it answers: all of a request, and no more of a bulk stream than a slow path bears."""
 LATE_DATAGRAMS = 256
 """Datagrams that wait for a link; then the oldest are dropped."""
 DATAGRAM_HEAD = Struct("!II")
@@ -91,7 +93,9 @@ class Session:
         self.links: list[Link] = []
         self.active: Link | None = None
         self.second: Link | None = None
-        """While the active link is doubted: the link that gets everything too."""
+        """While the active link is doubted: the link that is tried, and takes over if it answers first."""
+        self._trial = 0
+        """Bytes of records that it may still get before it answers."""
         self.outbox = Outbox(capacity, buffers.give, budget or Budget(capacity))
         self.inbox = Inbox(4 * capacity)
         self.now = now
@@ -149,7 +153,7 @@ class Session:
         if outbox.full:
             blocked = True
         elif self.second is not None:
-            blocked = self.second.backlog > BACKLOG_LIMIT
+            blocked = self._trial <= 0
         elif self.active is not None:
             blocked = self.active.backlog > BACKLOG_LIMIT
         else:
@@ -453,11 +457,14 @@ class Session:
         if link is not None:
             link.active_since = now
             self.linkless_since = None
+            for doubted in self.links:
+                if doubted.doubted:
+                    self._repeat(doubted, now)
             self._send_orphans(now)
             self._unblock(out)
 
     def _suspect(self, link: Link, now: float, out: list[Event]) -> None:
-        """No answer in time: from now on everything goes over the standby too."""
+        """No answer in time: the standby is tried."""
         link.suspect_since = now
         if link is self.second:
             self.second = None
@@ -473,12 +480,17 @@ class Session:
             self._repeat(link, now)
 
     def _double(self, now: float) -> None:
-        """Sends on the standby what the doubted active link did not get through, and all that follows."""
+        """Tries the standby with the first of what the doubted active link did not get through.
+
+        All of it would fill a narrow path that both share (the node's own uplink) just when it is slow, and so make
+        the doubt come true. What fits the trial is all there is of requests and answers; bulk waits one round trip.
+        """
         active = self.active
         second = paths.standby(self.links, active)
         if active is None or second is None or second is self.second:
             return
         self.second = second
+        self._trial = TRIAL_BYTES
         self._say(second, control.SUSPECT, about=active.id)
         self._ping(second, now)
         for link in self.links:
@@ -494,6 +506,10 @@ class Session:
         there = {id(record) for record, _ in target.inflight}
         for record, _ in doubted.inflight:
             if not (record.acked or record.heard or id(record) in there):
+                if target is self.second:
+                    if self._trial <= 0:
+                        return
+                    self._trial -= record.size
                 self.resent += 1
                 target.push(record, now)
 
@@ -505,8 +521,10 @@ class Session:
             out.append((events.RECOVERED, link, None))
         if link is self.second:
             self._activate(link, now, "silent", out)
-        elif link is self.active and self.second is not None:
+        elif link is self.active and (self.second is not None or self.outbox.orphaned):
             self.second = None
+            self._send_orphans(now)
+            self._unblock(out)
         if self._stalled is not None and link is self.active:
             cause, since = self._stalled
             self._stalled = None
@@ -540,9 +558,12 @@ class Session:
     def _dispatch(self, record: Record, now: float) -> None:
         active, second = self.active, self.second
         if second is not None:
-            second.push(record, now)
+            if self._trial > 0:
+                self._trial -= record.size
+                second.push(record, now)
             if active is not None and active.backlog < BACKLOG_LIMIT // 8:
                 active.push(record, now)
+            self.outbox.orphan(record)  # if neither took it
         elif active is not None:
             active.push(record, now)
         else:
