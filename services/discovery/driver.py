@@ -57,7 +57,7 @@ class Driver:
         self._publisher = Publisher(directory, self._client, rng)
         self._mdns = Mdns(directory, self._client, rng)
         self._services = ServiceFile(directory, settings.services_file) if settings.services_file else None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Serve first, then learn: no source holds up the local socket."""
@@ -105,7 +105,7 @@ class Driver:
         self._spawn("mdns", self._mdns.run)
 
     def _spawn(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        self._tasks.append(asyncio.create_task(self._guard(name, work), name=name))
+        self._tasks[name] = asyncio.create_task(self._guard(name, work), name=name)
 
     async def _guard(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         """A source that fails must not take the others with it; that it failed must be seen, and it starts again."""
@@ -120,11 +120,19 @@ class Driver:
             await asyncio.sleep(backoff.next())
 
     async def _stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # First nobody is answered any more: zeroconf may announce us once again right after its goodbye (answers that
+        # it had delayed), and neighbours who then ask must not find us.
+        await self._end("public")
+        await self._public.close()
+        await self._end(*self._tasks)
         await self._lookup.close()
-        await asyncio.gather(self._public.close(), self._client.close(), self._mdns.close(), self._cache.close())
+        await asyncio.gather(self._client.close(), self._mdns.close(), self._cache.close())
+
+    async def _end(self, *names: str) -> None:
+        tasks = [self._tasks[name] for name in names if name in self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # The own record
 

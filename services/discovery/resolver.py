@@ -54,6 +54,7 @@ class Resolver:
 
         threading.Thread(target=work, name=f"resolve {host}", daemon=True).start()
         try:
-            return await asyncio.wait_for(answer, TIMEOUT)
+            async with asyncio.timeout(TIMEOUT):
+                return await answer
         except TimeoutError:
             raise TimeoutError(f"no answer from the name server within {TIMEOUT:.0f} s") from None

@@ -92,12 +92,14 @@ class Mdns:
         while True:
             await self._moved.wait()
             self._moved.clear()
+            leaving = True
             try:
                 await self._open()
                 board.clear("mdns")
                 self._backoff.reset()
                 self._show()
                 await self._announce_changes()
+                leaving = False
             except Exception as error:
                 # zeroconf raises whatever its sockets raise, and its own.
                 text = f"mDNS does not work: {error}; nodes of this LAN are found through relays only"
@@ -106,15 +108,14 @@ class Mdns:
                     self._directory.log.warning(text)
                 await self._pause()
             finally:
-                await self._shut()
+                await self._shut(goodbye=leaving)
 
     async def close(self) -> None:
-        """Say goodbye."""
+        """End what `run`, which has said goodbye when it was cancelled, leaves behind."""
         followers = list(self._followers.values())
         for task in followers:
             task.cancel()
         await asyncio.gather(*followers, return_exceptions=True)
-        await self._shut()
 
     # The station: sockets, the own announcement, the browser
 
@@ -157,8 +158,8 @@ class Mdns:
             moved.cancel()
             await asyncio.gather(moved, return_exceptions=True)
 
-    async def _shut(self) -> None:
-        """Goodbye, and sockets closed; never raises."""
+    async def _shut(self, *, goodbye: bool) -> None:
+        """Close the sockets, with or without telling the LAN that this node leaves; never raises."""
         station, self._station = self._station, None
         browser, self._browser = self._browser, None
         if station is None:
@@ -167,6 +168,8 @@ class Mdns:
             async with asyncio.timeout(GOODBYE):
                 if browser is not None:
                     await browser.async_cancel()
+                if not goodbye:
+                    station.zeroconf.registry.async_remove(station.zeroconf.registry.async_get_service_infos())
                 await station.async_close()
         except Exception as error:
             self._directory.log.debug("mDNS did not close well", extra={"error": str(error)})
@@ -174,7 +177,8 @@ class Mdns:
     async def _pause(self) -> None:
         """Wait to try again; a change of interfaces ends the wait."""
         try:
-            await asyncio.wait_for(self._moved.wait(), self._backoff.next())
+            async with asyncio.timeout(self._backoff.next()):
+                await self._moved.wait()
         except TimeoutError:
             self._moved.set()
 
@@ -236,8 +240,10 @@ class Mdns:
                 # Anybody in the LAN can announce anything; what it brings about concerns this announcement only.
                 self._directory.log.warning("announcement not followed", extra={"peer": name, "error": str(error)})
             self._show()
+            # Not wait_for: up to Python 3.11 it loses a cancellation that comes together with the news.
             try:
-                await asyncio.wait_for(news.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await news.wait()
             except TimeoutError:
                 pass
         # Not even its addresses are announced any more: it went without a goodbye.
