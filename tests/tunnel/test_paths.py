@@ -3,8 +3,8 @@
 import pytest
 
 from services.tunnel.core import events
+from services.tunnel.core.carrier import CLOSE_AFTER, CONFIRM_WITHIN
 from services.tunnel.core.link import DEAD_AFTER, DIRECT, PUNCHED, RELAYED, Link
-from services.tunnel.core.session import CLOSE_AFTER, CONFIRM_WITHIN
 from tests.tunnel.harness import End, Net, PlainCipher
 
 

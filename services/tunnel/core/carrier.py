@@ -1,0 +1,368 @@
+"""What carries a session's records: its links, which one is used, which one is doubted, and what each still owes.
+
+The base of `Session`, which knows streams; this half knows links. Nothing here reads a clock, a socket or a key.
+"""
+
+from services.tunnel.core import control, events, paths
+from services.tunnel.core.control import Control
+from services.tunnel.core.events import Event
+from services.tunnel.core.inbox import Inbox
+from services.tunnel.core.link import BACKLOG_LIMIT, DEAD_AFTER, PING_IDLE, PING_QUICK, Link
+from services.tunnel.core.outbox import Outbox, Record
+from services.tunnel.core.packets import CONTROL, HEADER, HEADER_SIZE, TAG_SIZE, CorruptLink, ProtocolError
+from services.tunnel.core.stream import Stream
+
+ACK_DELAY = 0.02
+"""An acknowledgement waits at most this long for company, seconds: a tenth of the quickest suspicion."""
+CONFIRM_WITHIN = 10.0
+"""A link on which the peer has said nothing authentic for this long after it was joined is closed, seconds."""
+CLOSE_AFTER = 5.0
+"""A link that was said goodbye to is closed after this long even if not all was heard, seconds."""
+TRIAL_BYTES = 64 * 1024
+"""What a standby gets before it answers: all of a request, and no more of a bulk stream than a slow path bears."""
+
+
+class Carrier:
+    """The links of one session; `initiator` alone retires surplus ones."""
+
+    def __init__(self, *, initiator: bool, outbox: Outbox, inbox: Inbox, now: float) -> None:
+        self.initiator = initiator
+        self.streams: dict[int, Stream] = {}
+        """Open streams; here it only matters whether there are any."""
+        self.links: list[Link] = []
+        self.active: Link | None = None
+        self.second: Link | None = None
+        """While the active link is doubted: the link that is tried, and takes over if it answers first."""
+        self.outbox = outbox
+        self.inbox = inbox
+        self.now = now
+        self.linkless_since: float | None = now
+        self.ended = False
+        self.resent = self.switches = 0
+        self.used_at = now
+        """When a stream last sent or received something."""
+        self._trial = 0
+        """Bytes of records that the second link may still get before it answers."""
+        self._stalled: tuple[str, float] | None = None
+        self._was_blocked = False
+        self._surveyed_at = now
+
+    @property
+    def blocked(self) -> bool:
+        """True while streams must not be read: the link, or the memory for unacknowledged records, is full."""
+        outbox = self.outbox
+        if outbox.full:
+            blocked = True
+        elif self.second is not None:
+            blocked = self._trial <= 0
+        elif self.active is not None:
+            blocked = self.active.backlog > BACKLOG_LIMIT
+        else:
+            blocked = outbox.bytes > BACKLOG_LIMIT
+        self._was_blocked = self._was_blocked or blocked
+        return blocked
+
+    @property
+    def busy(self) -> bool:
+        """True while something waits that `tick` must look after soon."""
+        return any(
+            link.inflight or link.heard_said != link.heard_in or link.ping_sent is not None or link.closing
+            for link in self.links
+        )
+
+    def link_up(self, link: Link, now: float) -> None:
+        """A link was joined; it is used once the peer's first sealed packet came. Asks for that at once."""
+        self.now = now
+        self.links.append(link)
+        self._ping(link, now)
+
+    def link_down(self, link: Link, now: float, cause: str) -> list[Event]:
+        """The shell lost or closed a link. What only it carried goes onto the next one at once."""
+        self.now = now
+        out: list[Event] = []
+        if link not in self.links:
+            return out
+        self.links.remove(link)
+        was_needed = link is self.active and not link.closing
+        if was_needed and self.streams:
+            self._stall(cause, link, now)
+        link.drop(self.outbox)
+        if self.second is link:
+            self.second = None
+        if self.active is link:
+            self.active = None
+        self._elect(now, cause, out)
+        if self.active is not None:
+            self._send_orphans(now)
+        if self.linkless_since is None and not any(left.confirmed for left in self.links):
+            self.linkless_since = now
+        return out
+
+    def retire(self, link: Link) -> None:
+        """Leaves a link in order: says so, sends nothing new on it, closes when the rest was heard."""
+        if not link.closing:
+            link.closing, link.closing_since = True, self.now
+        if not link.goaway_sent:
+            link.goaway_sent = True
+            self._say(link, control.GOAWAY)
+
+    def drain_relay(self, relay: str) -> list[Event]:
+        """The relay said that it will stop: its links are left as soon as there is another."""
+        out: list[Event] = []
+        for link in self.links:
+            if link.relay == relay:
+                link.draining = True
+        self._elect(self.now, "drain", out)
+        return out
+
+    def revalidate(self, now: float) -> None:
+        """The clock jumped or the network changed: ask every link at once."""
+        for link in self.links:
+            link.ping_interval = PING_QUICK
+            self._ping(link, now)
+
+    def probe(self, link: Link, now: float) -> None:
+        """Measures one link's round trip now."""
+        self._ping(link, now)
+
+    def note(self, text: bytes) -> None:
+        """Tells the peer's driver something, if a link is there; not repeated when that link dies."""
+        if self.active is not None:
+            self._say(self.active, control.NOTE, note=text)
+
+    def _tend(self, now: float, out: list[Event]) -> None:
+        """What time brings for the links: acknowledgements, pings, suspicion, goodbyes."""
+        for link in list(self.links):
+            if link.closing:
+                done = link.goaway_sent and link.goaway_heard and not link.inflight and not link.queue
+                if done or now - link.closing_since > CLOSE_AFTER:
+                    out.append((events.CLOSE_LINK, link, "retired"))
+                    continue
+            if link.heard_said != link.heard_in and now - link.owed_since >= ACK_DELAY:
+                self._say(link)
+            if now >= link.next_ping:
+                self._ping(link, now)
+            if not link.confirmed:
+                if now - link.started > CONFIRM_WITHIN:
+                    out.append((events.CLOSE_LINK, link, "silent"))
+            elif link.suspect_since is None:
+                if link.silent(now):
+                    self._suspect(link, now, out)
+            elif now - link.suspect_since > DEAD_AFTER:
+                out.append((events.CLOSE_LINK, link, "silent"))
+        if not any(link.confirmed for link in self.links) and self.linkless_since is None:
+            self.linkless_since = now
+        if now - self._surveyed_at >= 1.0:
+            self._surveyed_at = now
+            self._elect(now, "better_path", out)
+            if self.initiator:
+                for link in paths.surplus(self.links, self.active):
+                    self.retire(link)
+
+    def _elect(self, now: float, cause: str, out: list[Event]) -> None:
+        best = paths.choose(self.links, self.active, now)
+        if best is None:
+            best = self.active
+            if best is None:
+                doubted = [link for link in self.links if link.confirmed and not link.closing]
+                best = max(doubted, key=lambda link: link.progress, default=None)
+        if best is self.active:
+            return
+        if self.active is not None and (self.active.suspect_since is not None or self.active.distrusted):
+            self._double(now)  # whichever answers first becomes active, see _answered
+            return
+        self._activate(best, now, cause, out)
+
+    def _activate(self, link: Link | None, now: float, cause: str, out: list[Event]) -> None:
+        if self.active is not None or link is None:
+            self.switches += 1
+        self.active = link
+        self.second = None
+        out.append((events.SWITCHED, link, cause))
+        if link is not None:
+            link.active_since = now
+            self.linkless_since = None
+            for doubted in self.links:
+                if doubted.doubted:
+                    self._repeat(doubted, now)
+            self._send_orphans(now)
+            self._unblock(out)
+
+    def _suspect(self, link: Link, now: float, out: list[Event]) -> None:
+        """No answer in time: the standby is tried."""
+        link.suspect_since = now
+        if link is self.second:
+            self.second = None
+        out.append((events.SUSPECTED, link, None))
+        if link is self.active:
+            if self.streams:
+                self._stall("relay_silent" if link.relay else "path_silent", link, now)
+            self._double(now)
+            self._unblock(out)
+        elif self.active is not None and self.active.doubted:
+            self._double(now)  # the standby is doubted, too: perhaps there is a third
+        else:
+            self._repeat(link, now)
+
+    def _double(self, now: float) -> None:
+        """Tries the standby with the first of what the doubted active link did not get through.
+
+        All of it would fill a narrow path that both share (the node's own uplink) just when it is slow, and so make
+        the doubt come true. What fits the trial is all there is of requests and answers; bulk waits one round trip.
+        """
+        active = self.active
+        second = paths.standby(self.links, active)
+        if active is None or second is None or second is self.second:
+            return
+        self.second = second
+        self._trial = TRIAL_BYTES
+        self._say(second, control.SUSPECT, about=active.id)
+        self._ping(second, now)
+        for link in self.links:
+            if link is active or link.doubted:
+                self._repeat(link, now)
+
+    def _repeat(self, doubted: Link, now: float) -> None:
+        """What a doubted link has not got through goes over the one that gets new records, too. Links other than the
+        active one may carry something as well: what was under way when a better path took over."""
+        target = self.second or self.active
+        if target is None or target is doubted:
+            return
+        there = {id(record) for record, _ in target.inflight}
+        for record, _ in doubted.inflight:
+            if not (record.acked or record.heard or id(record) in there):
+                if target is self.second:
+                    if self._trial <= 0:
+                        return
+                    self._trial -= record.size
+                self.resent += 1
+                target.push(record, now)
+
+    def _answered(self, link: Link, now: float, out: list[Event]) -> None:
+        """The peer confirmed something on this link."""
+        link.distrusted = False
+        if link.suspect_since is not None:
+            link.suspect_since = None
+            out.append((events.RECOVERED, link, None))
+        if link is self.second:
+            self._activate(link, now, "silent", out)
+        elif link is self.active and (self.second is not None or self.outbox.orphaned):
+            self.second = None
+            self._send_orphans(now)
+            self._unblock(out)
+        if self._stalled is not None and link is self.active:
+            cause, since = self._stalled
+            self._stalled = None
+            out.append((events.STALLED, cause, max(now - since, 0.0)))
+
+    def _stall(self, cause: str, link: Link, now: float) -> None:
+        if self._stalled is None:
+            since = link.outstanding_since()
+            self._stalled = (cause, now if since is None else since)
+
+    def _unblock(self, out: list[Event]) -> None:
+        if self._was_blocked:
+            self._was_blocked = False
+            if self.blocked:
+                return
+            out.append((events.UNBLOCKED, None, None))
+
+    def _dispatch(self, record: Record, now: float) -> None:
+        active, second = self.active, self.second
+        if second is not None:
+            if self._trial > 0:
+                self._trial -= record.size
+                second.push(record, now)
+            if active is not None and active.backlog < BACKLOG_LIMIT // 8:
+                active.push(record, now)
+            self.outbox.orphan(record)  # if neither took it
+        elif active is not None:
+            active.push(record, now)
+        else:
+            self.outbox.orphan(record)
+
+    def _send_orphans(self, now: float) -> None:
+        for record in self.outbox.take_orphans():
+            self.resent += 1
+            self._dispatch(record, now)
+
+    def _seal_on(self, link: Link, kind: int, plain: bytes | bytearray) -> None:
+        """A packet under the link's own key, into its queue."""
+        size = len(plain)
+        packet = bytearray(HEADER_SIZE + size + TAG_SIZE)
+        view = memoryview(packet)
+        HEADER.pack_into(packet, 0, kind, 0, 0, size + TAG_SIZE, link.counter_out)
+        link.cipher.seal(link.counter_out, view[:HEADER_SIZE], memoryview(plain), view[HEADER_SIZE:])
+        link.counter_out += 1
+        link.push_packet(packet)
+
+    def _say(
+        self, link: Link, flags: int = 0, *, echo: int = 0, stamp: int = 0, about: int = 0, note: bytes = b""
+    ) -> None:
+        held = int((self.now - link.heard_at) * 1000)
+        message = Control(flags, self.inbox.expected, link.heard_in, max(held, 0), stamp, echo, about, note)
+        link.heard_said = link.heard_in
+        link.heard_bytes = 0
+        self._seal_on(link, CONTROL, message.encode())
+
+    def _ping(self, link: Link, now: float) -> None:
+        if link.ping_sent is None:
+            link.ping_sent = now
+            link.loaded = link.queueing
+        recent = now - self.used_at < PING_IDLE
+        link.ping_interval = (
+            PING_QUICK if recent or link.suspect_since is not None else min(link.ping_interval * 2, PING_IDLE)
+        )
+        link.next_ping = now + link.ping_interval
+        self._say(link, control.PING, stamp=int(now * 1e6) & 0xFFFFFFFF)
+
+    def _read_control(self, link: Link, message: Control, out: list[Event]) -> None:
+        now, flags = self.now, message.flags
+        try:
+            acked = self.outbox.acknowledge(message.acked)
+        except ValueError as error:
+            raise ProtocolError(str(error)) from error
+        try:
+            news = link.confirm(message.heard, message.held / 1000, now)
+        except ValueError as error:  # somebody on the way repeats records: not the peer's fault
+            raise CorruptLink(str(error)) from error
+        if self.outbox.misheard:
+            self.outbox.doubt()
+            self._send_orphans(now)
+        if flags & control.PING and link.backlog <= BACKLOG_LIMIT:
+            self._say(link, control.PONG | (control.BUSY if link.queueing else 0), echo=message.stamp)
+        if flags & control.PONG and link.ping_sent is not None:
+            seconds = ((int(now * 1e6) - message.echo) & 0xFFFFFFFF) / 1e6
+            # A ping behind a queue measures the queue. Under load only a better value is news about the path,
+            # else the idle standby would always look nearer, and bulk would flap between two equal relays.
+            smoothed = link.path_rtt.smoothed
+            if smoothed is None or seconds < smoothed or not (link.loaded or flags & control.BUSY):
+                link.path_rtt.sample(seconds)
+            out.append((events.MEASURED, link, seconds))
+            link.ping_sent = None
+            link.progress = now
+            news = True
+        if news:
+            self._answered(link, now, out)
+        if acked:
+            self._unblock(out)
+        if flags & control.SUSPECT:
+            for doubted in self.links:
+                if doubted.id == message.about and doubted is not link:
+                    doubted.distrusted = True
+                    if doubted is self.active:
+                        if self.streams:
+                            self._stall("relay_silent" if doubted.relay else "path_silent", doubted, now)
+                        self._double(now)
+                    else:
+                        self._repeat(doubted, now)
+        if flags & control.GOAWAY:
+            link.goaway_heard = True
+            self.retire(link)
+            if self.active is link:
+                self._elect(now, "goaway", out)
+        if flags & control.NOTE:
+            out.append((events.NOTE, link, message.note))
+        if flags & control.END:
+            self.ended = True
+            out.append((events.ENDED, None, None))
