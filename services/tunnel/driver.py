@@ -226,6 +226,9 @@ class Tunnel:
 
     def _reservations_changed(self) -> None:
         self._changed.set()
+        for reservation in self.relays.reservations():
+            for keeper in self.keepers.values():
+                keeper.forgive(reservation.relay)
 
     async def _report(self) -> None:
         """Keeps this node's record true: at once after a change, again when discovery came back."""

@@ -65,7 +65,7 @@ class Greeting:
                 raise Rejection(str(fields["reject"])[:64], str(fields["message"])[:512])
             if fields["version"] != VERSION:
                 text = f"the peer speaks version {str(fields['version'])[:20]} of the session protocol, this node {VERSION}"
-                raise Rejection("bad-version", text)
+                raise _Unacceptable("bad-version", text)
             cluster, node, instance, resume = (
                 str(fields[key])[:253] for key in ("cluster", "node", "instance", "resume")
             )
@@ -101,14 +101,23 @@ class PeerRejected(LinkFailed):
         self.reason = rejection.reason
 
 
+class _Unacceptable(Rejection):
+    """A greeting that we reject."""
+
+
 async def _judge(tls: FramedTls, expected: str) -> str:
     """The peer's name; tells it why where it is not acceptable."""
     try:
         return tls.judge(expected)
     except Rejection as rejection:
-        await tls.send(json.dumps({"reject": rejection.reason, "message": str(rejection)}).encode())
-        await tls.close()
-        raise PeerRejected(rejection) from rejection
+        raise await _refuse(tls, rejection) from rejection
+
+
+async def _refuse(tls: FramedTls, rejection: Rejection) -> PeerRejected:
+    """Tells the other side why, and closes."""
+    await tls.send(json.dumps({"reject": rejection.reason, "message": str(rejection)}).encode())
+    await tls.close()
+    return PeerRejected(rejection)
 
 
 async def initiate(sock: socket.socket, identity: Identity, peer: str, hello: Greeting, timeout: float) -> NewSession:
@@ -119,7 +128,10 @@ async def initiate(sock: socket.socket, identity: Identity, peer: str, hello: Gr
             tls = await FramedTls.start(sock, identity, server=False, timeout=timeout)
             name = await _judge(tls, peer)
             await tls.send(hello.encode())
-            welcome = Greeting.decode(await tls.receive())
+            try:
+                welcome = Greeting.decode(await tls.receive())
+            except _Unacceptable as rejection:
+                raise PeerRejected(rejection) from rejection
             keys = SessionKeys(tls.export(EXPORTER_LABEL, MASTER_SIZE), initiator=True)
             return NewSession(keys, welcome, name, tls.detach())
     except Rejection as rejection:
@@ -147,9 +159,13 @@ async def respond(
         async with asyncio.timeout(timeout):
             tls = await FramedTls.start(sock, identity, server=True, head=head, timeout=timeout)
             name = await _judge(tls, "")
-            hello = Greeting.decode(await tls.receive())
-            if hello.cluster != identity.cluster or hello.node != name:
-                raise LinkFailed(f"{name} greets as {hello.node} of cluster {hello.cluster}")
+            try:
+                hello = Greeting.decode(await tls.receive())
+                if hello.cluster != identity.cluster or hello.node != name:
+                    text = f"{name} of cluster {identity.cluster} greets as {hello.node} of cluster {hello.cluster}"
+                    raise _Unacceptable("name-mismatch", text)
+            except _Unacceptable as rejection:
+                raise await _refuse(tls, rejection) from rejection
             await tls.send(welcome(name, hello).encode())
             keys = SessionKeys(tls.export(EXPORTER_LABEL, MASTER_SIZE), initiator=False)
             return NewSession(keys, hello, name, tls.detach())

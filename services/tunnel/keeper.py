@@ -124,6 +124,11 @@ class Keeper:
             self._fresh_next = True
         self._poked.set()
 
+    def forgive(self, where: str) -> None:
+        """One candidate, an address or a relay, is there again."""
+        if self._backoffs.pop(where, None) is not None:
+            self.poke()
+
     def adopt(self, pairing: "Pairing") -> None:
         """The session is up (by us, or by the peer)."""
         self.pairing = pairing
@@ -319,8 +324,8 @@ class Keeper:
                 return
             backoff.failures, backoff.why = 0, ""
             self.failure = ""
-            if pairing is not self.pairing:
-                self.adopt(pairing)
+            if self.pairing is None:
+                self.adopt(pairing)  # else ours has ended, and the new session has a keeper of its own
 
     def _failed(self, candidate: Candidate, backoff: Backoff, error: LinkFailed, gap: str) -> None:
         text = str(error)

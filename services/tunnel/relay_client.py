@@ -1,0 +1,318 @@
+"""The control connection to one relay: reservation, circuits on demand, heartbeats, drain."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from services.runtime.identity import Rejection
+from services.runtime.tls import FramedTls, TlsError
+from services.tunnel import dialling, peers
+from services.tunnel.config import HANDSHAKE_TIMEOUT
+from services.tunnel.core.link import RoundTrip
+from services.tunnel.dialling import CONNECT_TIMEOUT
+from services.tunnel.errors import LinkFailed, RelayRefused
+from services.tunnel.peers import (
+    Denied,
+    Draining,
+    Granted,
+    LegOffer,
+    Load,
+    RejectedBy,
+    Welcomed,
+)
+
+if TYPE_CHECKING:
+    from services.tunnel.relays import RelayPool
+
+log = logging.getLogger("causeway.tunnel")
+
+LEG_MAGIC = b"CWL1"
+LEG_READY = b"\x01"
+HEARTBEAT = 5.0
+"""Seconds between heartbeats: a relay that died in silence shall not be asked for circuits for long."""
+HEARTBEAT_TIMEOUT = 3.0
+BACKOFF_FIRST, BACKOFF_MOST = 0.2, 1.5
+"""Seconds between attempts, doubling, +- 50 % (NetBird: quick at first; ours stays quick, as a relay that
+returns may be the only path, and until it is back a session has no standby)."""
+REQUEST_TIMEOUT = 5.0
+ON_DEMAND_IDLE = 120.0
+"""A control connection that was opened for one circuit is closed after so many seconds."""
+
+
+class RelayClient:
+    """This node's dealings with one relay."""
+
+    def __init__(self, pool: "RelayPool", name: str, *, hold: bool) -> None:
+        self.name = name
+        self.hold = hold
+        """Keep a reservation; else it was opened on demand for a circuit."""
+        self.state = "connecting"
+        self.address = ""
+        self.observed = ""
+        """ "ip:port" as the relay sees this control connection."""
+        self.from_listen_port = False
+        """The connection comes from the listen port, so `observed` is that port's mapping."""
+        self.rtt = RoundTrip()
+        self.reserved_until: float | None = None
+        self.draining = False
+        self.load = 0
+        self.used_at = time.monotonic()
+        self._pool = pool
+        self._tls: FramedTls | None = None
+        self._up = asyncio.Event()
+        self._answers: dict[int, asyncio.Future[peers.RelayMessage]] = {}
+        self._number = 0
+        self._legs: set[asyncio.Task[None]] = set()
+        self._failures = 0
+        self._complaint = ""
+        self._retry = asyncio.Event()
+        self.task = asyncio.create_task(self._run(), name=f"relay {name}")
+
+    @property
+    def reserved(self) -> bool:
+        """The node can be reached through this relay now."""
+        return self.reserved_until is not None and not self.draining
+
+    def retry_now(self) -> None:
+        """Forget the backoff: something changed."""
+        self._retry.set()
+
+    async def connect(self, peer: str, traceparent: str = "") -> socket.socket:
+        """A circuit to a peer, ready for its first byte. LinkFailed or RelayRefused."""
+        self.used_at = time.monotonic()
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT):
+                await self._up.wait()
+            answer = await self._ask(lambda number: peers.encode_connect(number, peer, traceparent))
+        except TimeoutError:
+            raise LinkFailed(f"relay {self.name} did not answer ({self.state})") from None
+        if isinstance(answer, Denied):
+            raise RelayRefused(answer.reason, f"relay {self.name}: {answer.message or answer.reason}")
+        if not isinstance(answer, LegOffer):
+            raise LinkFailed(f"relay {self.name} gave no circuit")
+        return await self._open_leg(answer)
+
+    # ---------------------------------------------------------------- the connection
+
+    async def _run(self) -> None:
+        while True:
+            began = time.monotonic()
+            try:
+                await self._serve()
+            except (LinkFailed, TlsError, EOFError, OSError, TimeoutError, ValueError) as error:
+                text = str(error) or type(error).__name__
+                self.state = f"failed: {text}"
+                if text != self._complaint:
+                    self._complaint = text
+                    log.warning("relay control failed", extra={"relay": self.name, "error": text})
+            finally:
+                self._down()
+            # A task group that fails while it is being cancelled raises its failure alone; the request to end must
+            # not get lost in it, or `close` waits for ever.
+            if self.task.cancelling():
+                return
+            if time.monotonic() - began > 10:
+                self._failures = 0
+            delay = min(BACKOFF_FIRST * 2**self._failures, BACKOFF_MOST) * random.uniform(0.5, 1.5)
+            self._failures = min(self._failures + 1, 10)
+            self._retry.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):
+                    await self._retry.wait()
+
+    async def _serve(self) -> None:
+        self.state = "connecting"
+        sock = await self._dial()
+        tls = await FramedTls.start(sock, self._pool.identity, server=False, timeout=HANDSHAKE_TIMEOUT)
+        try:
+            try:
+                tls.judge(self.name)
+            except Rejection as rejection:
+                await tls.send(peers.encode_reject(rejection.reason, str(rejection)))
+                raise LinkFailed(f"{rejection.reason}: {rejection}") from rejection
+            settings = self._pool.settings
+            await tls.send(peers.encode_hello(settings.cluster, settings.node_name, self.name))
+            _, welcome = peers.decode_relay(await asyncio.wait_for(tls.receive(), HANDSHAKE_TIMEOUT))
+            if isinstance(welcome, RejectedBy):
+                raise LinkFailed(f"refused by the relay: {welcome.reason}: {welcome.message}")
+            if not isinstance(welcome, Welcomed):
+                raise LinkFailed("the relay did not say welcome")
+            self.observed, self.state, self.draining = welcome.observed, "connected", False
+            self._tls = tls
+            self._up.set()
+            async with asyncio.TaskGroup() as group:
+                reading = group.create_task(self._read(tls))
+                try:
+                    await self._beat(tls)
+                finally:
+                    reading.cancel()
+        except BaseExceptionGroup as failures:
+            # Not `except*`: in the first releases of Python 3.11 what is raised in there comes out as a group again.
+            expected, rest = failures.split((LinkFailed, TlsError, EOFError, OSError, TimeoutError, ValueError))
+            if expected is None or rest is not None:
+                raise
+            raise _first(expected) from None
+        finally:
+            await asyncio.shield(tls.close())
+
+    async def _dial(self) -> socket.socket:
+        info = self._pool.relay_info(self.name)
+        addresses = info.relay_addresses if info is not None else ()
+        if not addresses:
+            raise LinkFailed("no address of this relay is known")
+        failure: LinkFailed | None = None
+        for ip, port in addresses:
+            try:
+                sock = await dialling.connect(ip, port, source=self._pool.control_source())
+                self.address = dialling.join(ip, port)
+                self.from_listen_port = sock.getsockname()[1] == self._pool.settings.listen_port
+                return sock
+            except LinkFailed as error:
+                failure = error
+        assert failure is not None
+        raise failure
+
+    async def _beat(self, tls: FramedTls) -> None:
+        """Reserves, refreshes, and asks now and then whether the relay is alive."""
+        loop = asyncio.get_running_loop()
+        refresh_at = 0.0
+        while True:
+            now = loop.time()
+            if self.hold and not self.draining and now >= refresh_at:
+                answer = await self._ask(peers.encode_reserve)
+                if isinstance(answer, Granted):
+                    was = self.reserved
+                    self.reserved_until = now + answer.ttl
+                    refresh_at = now + answer.ttl / 2
+                    self.state, self._complaint, self._failures = "reserved", "", 0
+                    if not was:
+                        log.info("relay reserved", extra={"relay": self.name, "observed": self.observed})
+                        self._pool.changed()
+                elif isinstance(answer, Denied):
+                    self.state = f"refused: {answer.message or answer.reason}"
+                    refresh_at = now + max(answer.retry_after, 1.0)
+            began = time.monotonic()
+            answer = await self._ask(peers.encode_heartbeat)
+            self.rtt.sample(time.monotonic() - began)
+            if isinstance(answer, Load):
+                self.load = answer.permille
+            if not self.hold and time.monotonic() - self.used_at > ON_DEMAND_IDLE:
+                self._pool.forget(self)
+                return
+            await asyncio.sleep(HEARTBEAT)
+
+    async def _read(self, tls: FramedTls) -> None:
+        while True:
+            number, message = peers.decode_relay(await tls.receive())
+            waiting = self._answers.pop(number, None) if number else None
+            if waiting is not None and not waiting.done():
+                waiting.set_result(message)
+            elif isinstance(message, LegOffer) and message.peer:
+                self._spawn(self._answer_leg(message))
+            elif isinstance(message, Draining):
+                self.draining = True
+                self.reserved_until = None
+                self.state = "draining"
+                log.info("relay drains", extra={"relay": self.name})
+                self._spawn(self._leave(message))
+            elif isinstance(message, RejectedBy):
+                raise LinkFailed(f"refused by the relay: {message.reason}: {message.message}")
+
+    async def _ask(self, encode: Callable[[int], bytes]) -> peers.RelayMessage:
+        tls = self._tls
+        if tls is None:
+            raise LinkFailed(f"not connected to relay {self.name} ({self.state})")
+        self._number += 1
+        number = self._number
+        waiting: asyncio.Future[peers.RelayMessage] = asyncio.get_running_loop().create_future()
+        self._answers[number] = waiting
+        try:
+            async with asyncio.timeout(HEARTBEAT_TIMEOUT):
+                await tls.send(encode(number))
+                return await waiting
+        except TimeoutError:
+            # Alive on paper only: a zombie connection must not pass for a reservation (iroh #4476).
+            tls.abort()
+            raise LinkFailed(f"relay {self.name} did not answer within {HEARTBEAT_TIMEOUT:g} s") from None
+        except asyncio.CancelledError:
+            if waiting.cancelled():
+                raise LinkFailed(f"the connection to relay {self.name} broke") from None
+            raise
+        finally:
+            self._answers.pop(number, None)
+
+    def _down(self) -> None:
+        was = self.reserved
+        self._tls = None
+        self._up.clear()
+        self.reserved_until = None
+        for waiting in self._answers.values():
+            if not waiting.done():
+                waiting.set_exception(LinkFailed(f"the connection to relay {self.name} broke"))
+                waiting.exception()
+        self._answers.clear()
+        if was:
+            self._pool.changed()
+
+    # ---------------------------------------------------------------- circuits
+
+    async def _open_leg(self, offer: LegOffer) -> socket.socket:
+        ip, _, port = self.address.rpartition(":")
+        source = (self._pool.settings.listen_address, 0)
+        sock = await dialling.connect(
+            ip.strip("[]"), int(port), source=source, timeout=min(offer.timeout, CONNECT_TIMEOUT)
+        )
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(offer.timeout):
+                await loop.sock_sendall(sock, LEG_MAGIC + offer.token)
+                if await loop.sock_recv(sock, 1) != LEG_READY:
+                    raise LinkFailed(f"relay {self.name} closed the circuit before it was complete")
+            return sock
+        except (OSError, TimeoutError) as error:
+            sock.close()
+            raise LinkFailed(f"relay {self.name}: the other leg did not come") from error
+        except BaseException:
+            sock.close()
+            raise
+
+    async def _answer_leg(self, offer: LegOffer) -> None:
+        try:
+            sock = await self._open_leg(offer)
+        except LinkFailed as error:
+            log.info("circuit failed", extra={"relay": self.name, "peer": offer.peer, "error": str(error)})
+            return
+        await self._pool.on_circuit(sock, self.name)
+
+    async def _leave(self, notice: Draining) -> None:
+        await asyncio.sleep(random.uniform(0, notice.spread))
+        self._pool.drained(self.name)
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        if len(self._legs) >= 256:  # a relay that floods us with offers
+            if asyncio.iscoroutine(work):
+                work.close()
+            return
+        task = asyncio.ensure_future(work)
+        self._legs.add(task)
+        task.add_done_callback(self._legs.discard)
+
+    async def close(self) -> None:
+        """Ends the control connection; circuits stay."""
+        tasks = [self.task, *self._legs]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, Exception)
+    return error
