@@ -187,8 +187,9 @@ class Exit:
         self.node = node
         self.offers: list[pb.Offer] = []
         self.ended: grpc.StatusCode | None = None
-        self._decide = decide or dial
+        self.decide = decide or dial
         self._attached = Attached(node)
+        self._attached.sock.setblocking(True)  # under a flood of offers the answers wait
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Exit:
@@ -217,7 +218,7 @@ class Exit:
             self.ended = error.code()
 
     async def _answer(self, offer: pb.Offer) -> None:
-        decision = await self._decide(offer)
+        decision = await self.decide(offer)
         if isinstance(decision, pb.Refusal):
             self._attached.give(pb.Attach(refuse=pb.Refuse(token=offer.token, refusal=decision)))
         elif decision is not None:
@@ -232,7 +233,7 @@ async def dial(offer: pb.Offer) -> socket.socket | pb.Refusal:
     sock.setblocking(False)
     try:
         await asyncio.get_running_loop().sock_connect(sock, (host, int(port)))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sock.close()
         return pb.Refusal(reason=pb.REFUSAL_REASON_CONNECTION_REFUSED, message=str(error))
     return sock
