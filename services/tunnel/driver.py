@@ -26,15 +26,16 @@ from services.tunnel.core.link import DIRECT, RELAYED
 from services.tunnel.core.session import Session
 from services.tunnel.door import Door
 from services.tunnel.engine import Engine
-from services.tunnel.errors import IDENTITY, LIMIT, NO_LISTENER, NO_PATH, UNKNOWN_NODE, LinkFailed, Refused
+from services.tunnel.errors import IDENTITY, LIMIT, NO_PATH, UNKNOWN_NODE, LinkFailed, Refused
 from services.tunnel.handshake import Greeting, NewSession, PeerRejected, RejectedByPeer
 from services.tunnel.keeper import Keeper, join, make_link
 from services.tunnel.keys import FIRST_LINK, SESSION_ID_SIZE, SessionKeys, fresh_nonce
 from services.tunnel.linkio import tune
+from services.tunnel.offers import Offers
 from services.tunnel.pairing import Pairing
 from services.tunnel.peers import Discovery, PeerInfo
 from services.tunnel.relays import RelayPool
-from services.tunnel.servicer import Answer, Offer, OpenRequest
+from services.tunnel.servicer import OpenRequest
 from services.tunnel.streamio import FLOW_IDLE, FlowIO, StreamIO
 
 log = logging.getLogger("causeway.tunnel")
@@ -42,8 +43,6 @@ log = logging.getLogger("causeway.tunnel")
 TICK = 0.01
 """Seconds between looks at sessions that wait for something."""
 TICK_IDLE = 1.0
-OFFER_TIMEOUT = 10.0
-"""Seconds an offered stream waits for the local proxy."""
 SWEEP = 5.0
 CLOCK_JUMP = 60.0
 """A tick that comes so many seconds late means that the machine slept: every link is asked at once, and all
@@ -72,11 +71,8 @@ class Tunnel:
         self.discovery = Discovery(settings.run_dir)
         self.relays = RelayPool(settings, identity, self._on_circuit, self._reservations_changed, self._relay_drained)
         self.door = Door(self._welcome)
-        self.attach = AttachSocket(self.engine, settings.run_dir / "tunnel.attach", self.open, self.answer)
-        self._offered: dict[bytes, tuple[Pairing, StreamIO | FlowIO, float, Offer]] = {}
-        self._offers: collections.deque[Offer] = collections.deque()
-        self._offers_there = asyncio.Event()
-        self._listener: object | None = None
+        self.offers = Offers(settings.node_name)
+        self.attach = AttachSocket(self.engine, settings.run_dir / "tunnel.attach", self.open, self.offers.answer)
         self._opening: dict[StreamIO | FlowIO, float] = {}
         """Streams of ours that the exit has not accepted, with the time at which patience ends."""
         self._waiting: set[asyncio.Task[None]] = set()
@@ -167,10 +163,7 @@ class Tunnel:
         while True:
             await asyncio.sleep(1.0)
             now = time.monotonic()
-            for token, (pairing, io, until, _) in list(self._offered.items()):
-                if now > until:
-                    del self._offered[token]
-                    pairing.refuse(io, Reason(NO_LISTENER, f"no proxy answered on {self.settings.node_name}"))
+            self.offers.expire(now)
             for io, until in list(self._opening.items()):
                 if now > until:
                     self._give_up(io)
@@ -411,9 +404,7 @@ class Tunnel:
     def pairing_ended(self, pairing: Pairing, reason: str) -> None:
         log.info("session ended", extra={"peer": pairing.peer, "reason": reason, "session": session_name(pairing.keys)})
         self.pairings.pop(pairing.keys.session_id, None)
-        for token, (owner, *_) in list(self._offered.items()):
-            if owner is pairing:
-                del self._offered[token]
+        self.offers.drop(pairing)
         if self.preferred.get(pairing.peer) is pairing:
             del self.preferred[pairing.peer]
             others = [other for other in self.pairings.values() if other.peer == pairing.peer]
@@ -532,67 +523,11 @@ class Tunnel:
             io.span.end(reason.message if reason is not None else "")
             io.span = None
 
-    # ---------------------------------------------------------------- streams in
-
     def stream_opened(self, pairing: Pairing, io: StreamIO | FlowIO, opening: Opening) -> None:
-        """The peer asks for a stream: offer it to the proxy."""
-        if len(self._offered) >= MAX_WAITING:
-            pairing.refuse(io, Reason(LIMIT, f"{MAX_WAITING} streams wait for the proxy of {self.settings.node_name}"))
-            return
+        """The peer asks for a stream."""
         self.streams_total += 1
         metrics.STREAMS_TOTAL.labels("in", "udp" if opening.network == UDP else "tcp").inc()
-        token = os.urandom(16)
-        span = telemetry.start_span("tunnel.accept", parent=opening.traceparent, peer=pairing.peer)
-        io.span = span
-        active = pairing.session.active
-        path = active.kind if active is not None else 0
-        offer = Offer(token, pairing.peer, opening, span.traceparent, path)
-        self._offered[token] = (pairing, io, time.monotonic() + OFFER_TIMEOUT, offer)
-        self._offers.append(offer)
-        self._offers_there.set()
-
-    def listen(self, listener: object) -> None:
-        self._listener = listener
-        # What the former listener was told and did not answer is offered again.
-        self._offers = collections.deque(offer for *_, offer in self._offered.values())
-        self._offers_there.set()  # wakes the former listener
-
-    def unlisten(self, listener: object) -> None:
-        if self._listener is listener:
-            self._listener = None
-
-    async def next_offers(self, listener: object) -> list[Offer]:
-        """Offers for the proxy; empty when another listener took over."""
-        while True:
-            if self._listener is not listener:
-                return []
-            if self._offers:
-                batch = [offer for offer in self._offers if offer.token in self._offered]
-                self._offers.clear()
-                if batch:
-                    return batch
-            self._offers_there.clear()
-            await self._offers_there.wait()
-
-    def answer(self, answer: Answer, sock: socket.socket | None) -> None:
-        """The proxy's word on an offer."""
-        offered = self._offered.pop(answer.token, None)
-        if offered is None or offered[1].stream.owner is None:
-            if sock is not None:
-                attach.reset(sock)
-            return
-        pairing, io, *_ = offered
-        if sock is None or answer.refusal is not None:
-            reason = answer.refusal or Reason(NO_LISTENER, "accepted without a descriptor")
-            if io.span is not None:
-                io.span.end(reason.message)
-                io.span = None
-            pairing.refuse(io, reason)
-            return
-        if io.span is not None:
-            io.span.end()
-            io.span = None
-        pairing.accept(io, sock)
+        self.offers.add(pairing, io, opening)
 
     # ---------------------------------------------------------------- asked over gRPC
 
@@ -653,7 +588,7 @@ async def main(service: Service) -> None:
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     server = LocalServer(service)
     tunnel = Tunnel(settings, service.identity)
-    server.add(servicer.add_to_server, servicer.TunnelServicer(tunnel), servicer.FULL_NAME)
+    server.add(servicer.add_to_server, servicer.TunnelServicer(tunnel, tunnel.offers), servicer.FULL_NAME)
     try:
         await server.start()
         await tunnel.run(service.stopping)

@@ -58,11 +58,16 @@ class Answer:
 class Tunnel(Protocol):
     """What the servicer needs of the driver."""
 
-    async def next_offers(self, listener: object) -> list[Offer]: ...
-    def listen(self, listener: object) -> None: ...
-    def unlisten(self, listener: object) -> None: ...
     async def ping(self, node: str, count: int, timeout: float) -> tuple[list[float], LinkStatus]: ...
     def status(self) -> TunnelStatus: ...
+
+
+class Offers(Protocol):
+    """Where `Listen` takes its offers."""
+
+    async def next(self, listener: object) -> list[Offer]: ...
+    def listen(self, listener: object) -> None: ...
+    def unlisten(self, listener: object) -> None: ...
 
 
 def decode_attach(data: bytes) -> OpenRequest | Answer:
@@ -107,16 +112,17 @@ def encode_result(number: int, refusal: Reason | None, path: int) -> bytes:
 class TunnelServicer(tunnel_pb2_grpc.TunnelServiceServicer):
     """gRPC on tunnel.sock."""
 
-    def __init__(self, tunnel: Tunnel) -> None:
+    def __init__(self, tunnel: Tunnel, offers: Offers) -> None:
         self._tunnel = tunnel
+        self._offers = offers
 
     async def Listen(self, request: pb.ListenRequest, context: Any) -> AsyncIterator[pb.ListenResponse]:
         """See protos/tunnel.proto."""
         listener = object()
-        self._tunnel.listen(listener)
+        self._offers.listen(listener)
         try:
             while True:
-                offers = await self._tunnel.next_offers(listener)
+                offers = await self._offers.next(listener)
                 if not offers:
                     await context.abort(grpc.StatusCode.ABORTED, "another listener took over")
                 yield pb.ListenResponse(
@@ -137,7 +143,7 @@ class TunnelServicer(tunnel_pb2_grpc.TunnelServiceServicer):
                     ]
                 )
         finally:
-            self._tunnel.unlisten(listener)
+            self._offers.unlisten(listener)
 
     async def PingPeer(self, request: pb.PingPeerRequest, context: Any) -> pb.PingPeerResponse:
         """See protos/tunnel.proto."""

@@ -1,0 +1,111 @@
+"""Streams that peers ask for, until the local proxy has answered."""
+
+import asyncio
+import collections
+import os
+import socket
+import time
+from dataclasses import dataclass
+
+from services.runtime import telemetry
+from services.tunnel import attach
+from services.tunnel.config import MAX_WAITING
+from services.tunnel.core.frames import Opening, Reason
+from services.tunnel.errors import LIMIT, NO_LISTENER
+from services.tunnel.pairing import Pairing
+from services.tunnel.servicer import Answer, Offer
+from services.tunnel.streamio import FlowIO, StreamIO
+
+OFFER_TIMEOUT = 10.0
+"""Seconds an offered stream waits for the local proxy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A stream that waits for an answer until `deadline`."""
+
+    pairing: Pairing
+    io: StreamIO | FlowIO
+    deadline: float
+    offer: Offer
+
+
+class Offers:
+    """One listener at a time takes them; answers come over the attach socket."""
+
+    def __init__(self, node_name: str) -> None:
+        self._node_name = node_name
+        self._waiting: dict[bytes, Offered] = {}
+        self._untold: collections.deque[Offer] = collections.deque()
+        self._news = asyncio.Event()
+        self._listener: object | None = None
+
+    def add(self, pairing: Pairing, io: StreamIO | FlowIO, opening: Opening) -> None:
+        """A peer asks for a stream; refused when too many wait."""
+        if len(self._waiting) >= MAX_WAITING:
+            pairing.refuse(io, Reason(LIMIT, f"{MAX_WAITING} streams wait for the proxy of {self._node_name}"))
+            return
+        token = os.urandom(16)
+        io.span = telemetry.start_span("tunnel.accept", parent=opening.traceparent, peer=pairing.peer)
+        active = pairing.session.active
+        offer = Offer(token, pairing.peer, opening, io.span.traceparent, active.kind if active is not None else 0)
+        self._waiting[token] = Offered(pairing, io, time.monotonic() + OFFER_TIMEOUT, offer)
+        self._untold.append(offer)
+        self._news.set()
+
+    def listen(self, listener: object) -> None:
+        """A listener takes over. What the former one was told and did not answer is offered again."""
+        self._listener = listener
+        self._untold = collections.deque(offered.offer for offered in self._waiting.values())
+        self._news.set()  # wakes the former listener, too
+
+    def unlisten(self, listener: object) -> None:
+        """A listener is gone."""
+        if self._listener is listener:
+            self._listener = None
+
+    async def next(self, listener: object) -> list[Offer]:
+        """Offers in order of arrival; empty when another listener took over."""
+        while self._listener is listener:
+            batch = [offer for offer in self._untold if offer.token in self._waiting]
+            self._untold.clear()
+            if batch:
+                return batch
+            self._news.clear()
+            await self._news.wait()
+        return []
+
+    def answer(self, answer: Answer, sock: socket.socket | None) -> None:
+        """The proxy's word on an offer."""
+        offered = self._waiting.pop(answer.token, None)
+        if offered is None or offered.io.stream.owner is None:
+            if sock is not None:
+                attach.reset(sock)
+            return
+        pairing, io = offered.pairing, offered.io
+        refusal = answer.refusal
+        if sock is None:
+            refusal = refusal or Reason(NO_LISTENER, "accepted without a descriptor")
+        if io.span is not None:
+            io.span.end(refusal.message if refusal is not None else "")
+            io.span = None
+        if refusal is None and sock is not None:
+            pairing.accept(io, sock)
+            return
+        if sock is not None:
+            attach.reset(sock)
+        pairing.refuse(io, refusal or Reason(NO_LISTENER, "refused"))
+
+    def expire(self, now: float) -> None:
+        """Refuses what nobody answered in time."""
+        for token, offered in list(self._waiting.items()):
+            if now > offered.deadline:
+                del self._waiting[token]
+                reason = Reason(NO_LISTENER, f"no proxy answered on {self._node_name}")
+                offered.pairing.refuse(offered.io, reason)
+
+    def drop(self, pairing: Pairing) -> None:
+        """A session ended: its offers are void."""
+        for token, offered in list(self._waiting.items()):
+            if offered.pairing is pairing:
+                del self._waiting[token]
