@@ -55,6 +55,8 @@ class Door:
                     await asyncio.sleep(0.2)
                 continue
             self.admit(sock, "")
+            # Under a flood the next one is there already, and sock_accept would never let anybody else run.
+            await asyncio.sleep(0)
 
     def admit(self, sock: socket.socket, relay: str) -> asyncio.Task[None]:
         """Runs `welcome` for a connection."""
@@ -65,8 +67,13 @@ class Door:
             self.evicted += 1
         task = asyncio.create_task(self._guarded(sock, relay))
         self._half_open[task] = None
-        task.add_done_callback(lambda done: self._half_open.pop(done, None))
+        task.add_done_callback(lambda done: self._forget(done, sock))
         return task
+
+    def _forget(self, task: asyncio.Task[None], sock: socket.socket) -> None:
+        self._half_open.pop(task, None)
+        if task.cancelled():  # perhaps before it began
+            sock.close()
 
     async def _guarded(self, sock: socket.socket, relay: str) -> None:
         try:
