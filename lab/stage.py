@@ -83,9 +83,10 @@ class Stage:
 
     async def revive(self, name: str, *services: str) -> None:
         """Starts services of a node again, and waits until they serve."""
-        node = self.nodes[name]
-        node.start(*services)
-        await self._ready([(node, it) for it in services], lambda _, __: None)
+        if services:
+            node = self.nodes[name]
+            node.start(*services)
+            await self._ready([(node, it) for it in services], lambda _, __: None)
 
     async def stop(self) -> None:
         """Ends all processes, then takes the network down."""
