@@ -41,7 +41,7 @@ class Connection:
         self.sock = sock
         self._owner = owner
         self._descriptor = sock.fileno()
-        owner.engine.add(self._descriptor, IN, self._ready)
+        owner.engine.add(self._descriptor, IN, self._ready, self.close)
 
     def answer(self, number: int, refusal: Reason | None, path: int) -> None:
         """Sends an AttachResult, if one was asked for and the other end listens."""

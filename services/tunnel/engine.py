@@ -45,6 +45,7 @@ class Flushable(Protocol):
     """Something that gathers during a batch and sends at its end."""
 
     def flush(self, now: float) -> None: ...
+    def broke(self) -> None: ...
 
 
 class BufferPool:
@@ -75,6 +76,9 @@ class Engine:
         self.now = time.monotonic()
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
+        self._broken: dict[int, Callable[[], None]] = {}
+        self._fresh: set[int] = set()
+        """Descriptors added during this batch: what epoll still says of them was meant for a former holder."""
         self._dirty: list[Flushable] = []
         self._flush_scheduled = False
         self._eager = 0
@@ -89,15 +93,22 @@ class Engine:
         self._epoll.close()
         self._handlers.clear()
 
-    def add(self, descriptor: int, mask: int, handler: Callable[[int], None]) -> None:
-        self._handlers[descriptor] = handler
+    def add(
+        self, descriptor: int, mask: int, handler: Callable[[int], None], broken: Callable[[], None] | None = None
+    ) -> None:
+        """`handler` gets the mask of what is ready. `broken`: gives the descriptor up after the handler raised."""
         self._epoll.register(descriptor, mask)
+        self._handlers[descriptor] = handler
+        self._fresh.add(descriptor)
+        if broken is not None:
+            self._broken[descriptor] = broken
 
     def change(self, descriptor: int, mask: int) -> None:
         self._epoll.modify(descriptor, mask)
 
     def remove(self, descriptor: int) -> None:
         if self._handlers.pop(descriptor, None) is not None:
+            self._broken.pop(descriptor, None)
             self._epoll.unregister(descriptor)
 
     def take_receive_buffer(self) -> bytearray:
@@ -126,7 +137,22 @@ class Engine:
         while self._dirty:
             owners, self._dirty = self._dirty, []
             for owner in owners:
-                owner.flush(now)
+                try:
+                    owner.flush(now)
+                except Exception:  # a fault of ours must not keep the others from sending
+                    log.exception("flush failed")
+                    owner.broke()
+
+    def _fail(self, descriptor: int) -> None:
+        """A handler raised, a fault of ours: whoever it belongs to gives up, the others go on."""
+        log.exception("handler failed", extra={"descriptor": descriptor})
+        broken = self._broken.get(descriptor)
+        try:
+            if broken is not None:
+                broken()
+        except Exception:
+            log.exception("giving up failed", extra={"descriptor": descriptor})
+        self.remove(descriptor)
 
     def _turn(self) -> None:
         self._flush_scheduled = True  # we flush ourselves: spare the loop a callback per batch
@@ -136,18 +162,19 @@ class Engine:
         self._eager = min(self._eager + 1, EAGER) if now - self._left < SOON else max(self._eager - 2, 0)
         patience = SPIN if self._eager == EAGER else 0.0
         spin_until = now + patience
+        fresh = self._fresh
         while True:
             ready = poll(0, BATCH)
             if ready:
                 self.now = now
+                fresh.clear()
                 for descriptor, mask in ready:
                     handler = handlers.get(descriptor)
-                    if handler is not None:
+                    if handler is not None and descriptor not in fresh:
                         try:
                             handler(mask)
                         except Exception:
-                            log.exception("handler failed", extra={"descriptor": descriptor})
-                            self.remove(descriptor)
+                            self._fail(descriptor)
                 if self._dirty:
                     self._flush()
                 now = time.monotonic()

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING
 
 from services.tunnel.core.link import Link
@@ -52,7 +53,7 @@ class LinkIO:
         self._mask = IN
         self._descriptor = sock.fileno()
         link.owner = self
-        engine.add(self._descriptor, IN, self._ready)
+        engine.add(self._descriptor, IN, self._ready, self._break)
 
     def close(self, *, reset: bool = False) -> None:
         """Gives the socket up. `reset`: the far end shall know at once that this was no orderly end."""
@@ -61,6 +62,9 @@ class LinkIO:
             if reset:
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.sock.close()
+
+    def _break(self) -> None:
+        self._pairing.lose(self, "an internal error, see the log")
 
     def pump(self) -> None:
         """Sends as much of the queue as the kernel takes."""
@@ -127,6 +131,7 @@ class LinkIO:
 
     def take(self, head: bytes) -> None:
         """Packets that were read before this object had the socket."""
+        self._engine.now = time.monotonic()
         buffer = self._engine.take_receive_buffer()
         buffer[: len(head)] = head
         self._parse(buffer, len(head))
@@ -148,6 +153,8 @@ class LinkIO:
                 events = receive(link, view[at:start], view[start:end], now)
                 if events:
                     apply(events)
+                    if pairing.ended:
+                        break
                 at = end
         except CorruptLink as error:
             self._engine.give_receive_buffer(buffer)
@@ -157,6 +164,11 @@ class LinkIO:
             self._engine.give_receive_buffer(buffer)
             log.error("protocol violated", extra={"peer": pairing.peer, "error": str(error)})
             pairing.end(f"{pairing.peer} violated the protocol: {error}")
+            return
+        except Exception:  # a fault of ours: what was in the record has been counted, and is lost
+            self._engine.give_receive_buffer(buffer)
+            log.exception("session broken", extra={"peer": pairing.peer})
+            pairing.broke()
             return
         pairing.mark()
         if self.sock.fileno() < 0:  # an event closed us

@@ -16,9 +16,15 @@ from services.tunnel.core.link import PATH_NAMES, Link
 from services.tunnel.core.session import Session
 from services.tunnel.core.stream import Stream
 from services.tunnel.engine import Engine
+from services.tunnel.errors import NO_PATH, Refused
 from services.tunnel.keys import SessionKeys
 from services.tunnel.linkio import LinkIO
 from services.tunnel.streamio import FlowIO, StreamIO
+
+MAX_LINKS = 32
+MAX_UNCONFIRMED = 8
+"""Links of one session; an honest peer has two or three, and some more while a better path is looked for."""
+BROKEN_STREAM = Reason(0, "an internal error of the tunnel, see its log")
 
 log = logging.getLogger("causeway.tunnel")
 
@@ -47,8 +53,8 @@ class Pairing:
     owner: Owner
     instance: str
     """The run of the peer's tunnel that this session is with."""
-    blocked: list[StreamIO | FlowIO] = field(default_factory=list)
-    """Streams that are not read because the session is full."""
+    blocked: dict[StreamIO | FlowIO, None] = field(default_factory=dict)
+    """Streams that are not read because the session is full, in order."""
     ended: str = ""
     """Why it ended."""
     flows: set[FlowIO] = field(default_factory=set)
@@ -67,7 +73,7 @@ class Pairing:
         self._marked = False
         session = self.session
         session.flush(now)
-        for link in session.links:
+        for link in list(session.links):  # one that breaks is removed
             if link.queue and link.owner is not None:
                 link.owner.pump()
         self.owner.wake()
@@ -81,7 +87,17 @@ class Pairing:
     # ---------------------------------------------------------------- links
 
     def add_link(self, sock: socket.socket, link: Link, head: bytes = b"") -> None:
-        """A joined connection becomes a link of the session; `head`: packets that were read already."""
+        """A joined connection becomes a link of the session; `head`: packets that were read already.
+
+        Whoever repeats a JOIN that he has seen gets so far, and no further. His links push each other out, and
+        do not keep the peer from joining.
+        """
+        doubtful = [one for one in self.session.links if not one.confirmed]
+        if len(doubtful) >= MAX_UNCONFIRMED:
+            self._close_link(doubtful[0], "silent")
+        elif len(self.session.links) - len(doubtful) >= MAX_LINKS:
+            sock.close()
+            return
         io = LinkIO(self.engine, self, link, sock)
         self.session.link_up(link, time.monotonic())
         self.mark()
@@ -91,7 +107,7 @@ class Pairing:
     async def round_trip(self) -> float:
         """Measures the active path now, seconds."""
         waiter: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._pings.append(waiter)
+        self._pings = [*(one for one in self._pings if not one.done()), waiter]
         if self.session.active is not None:
             self.session.probe(self.session.active, time.monotonic())
             self.mark()
@@ -153,6 +169,7 @@ class Pairing:
         """The stream's socket was given up."""
         if isinstance(io, FlowIO):
             self.flows.discard(io)
+        self.blocked.pop(io, None)
         self.owner.stream_closed(io, None)
 
     # ---------------------------------------------------------------- events
@@ -160,13 +177,25 @@ class Pairing:
     def apply(self, batch: list[Event]) -> None:
         """Carries out what the core decided."""
         for kind, subject, detail in batch:
-            if kind in (events.DATA, events.DATAGRAM):
-                if subject.owner is not None:
-                    subject.owner.deliver(detail)
-            else:
-                handler = _HANDLERS.get(kind)
-                if handler is not None:
-                    handler(self, subject, detail)
+            try:
+                if kind in (events.DATA, events.DATAGRAM):
+                    if subject.owner is not None:
+                        subject.owner.deliver(detail)
+                else:
+                    handler = _HANDLERS.get(kind)
+                    if handler is not None:
+                        handler(self, subject, detail)
+            except Exception:  # a fault of ours: the rest of the batch belongs to others
+                log.exception("event failed", extra={"peer": self.peer, "event": kind})
+                if isinstance(subject, Stream):
+                    self._break_stream(subject)
+
+    def _break_stream(self, stream: Stream) -> None:
+        """Bytes of it may be lost: it must not go on as if nothing had happened."""
+        self.session.reset(stream, BROKEN_STREAM)
+        self.mark()
+        if stream.owner is not None:
+            stream.owner.close(reset=True)
 
     def _opened(self, stream: Stream, opening: Opening) -> None:
         self.owner.stream_opened(self, self._io(stream), opening)
@@ -190,7 +219,7 @@ class Pairing:
             stream.owner.resume()
 
     def _unblocked(self, _: None, __: None) -> None:
-        waiting, self.blocked = self.blocked, []
+        waiting, self.blocked = self.blocked, {}
         for io in waiting:
             io.resume()
 
@@ -240,6 +269,10 @@ class Pairing:
 
     # ---------------------------------------------------------------- the end
 
+    def broke(self) -> None:
+        """A fault of ours: what the session knows cannot be trusted, the next one starts afresh."""
+        self.end(BROKEN_STREAM.message, say=False)
+
     def end(self, reason: str, *, say: bool = True) -> None:
         """The session is over: its streams end with the reason, its links are closed."""
         if self.ended:
@@ -247,7 +280,7 @@ class Pairing:
         self.ended = reason
         if say:
             self.session.end(time.monotonic())
-            for link in self.session.links:
+            for link in list(self.session.links):
                 link.owner.pump()
         for stream in list(self.session.streams.values()):
             if stream.owner is not None:
@@ -259,7 +292,8 @@ class Pairing:
                 link.owner.close(reset=False)
         self.session.links.clear()
         for waiter in self._pings:
-            waiter.cancel()
+            if not waiter.done():
+                waiter.set_exception(Refused(NO_PATH, f"the session with {self.peer} ended: {reason}"))
         self.session.discard()
         self.owner.pairing_ended(self, reason)
 

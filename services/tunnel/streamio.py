@@ -82,7 +82,7 @@ class StreamIO:
         self._messages = sock.type == socket.SOCK_SEQPACKET
         self._descriptor = sock.fileno()
         self._mask = IN
-        self._engine.add(self._descriptor, IN, self._ready)
+        self._engine.add(self._descriptor, IN, self._ready, self._fail)
         if self._out or self.finished:
             self._write()
 
@@ -111,7 +111,7 @@ class StreamIO:
             return
         if session.blocked:
             self._listen(self._mask & ~IN)
-            self.pairing.blocked.append(self)
+            self.pairing.blocked[self] = None
             return
         try:
             size = self._read_message(sock) if self._messages else sock.recv_into(session.slot(stream))
@@ -147,7 +147,7 @@ class StreamIO:
         if self.sock is not None and not self.eof:
             if self._mask == -1:
                 self._mask = IN
-                self._engine.add(self._descriptor, IN, self._ready)
+                self._engine.add(self._descriptor, IN, self._ready, self._fail)
             else:
                 self._listen(self._mask | IN)
 
@@ -291,7 +291,7 @@ class FlowIO:
         sock.setblocking(False)
         self.sock = sock
         self._descriptor = sock.fileno()
-        self._engine.add(self._descriptor, IN, self._ready)
+        self._engine.add(self._descriptor, IN, self._ready, self._fail)
         for datagram in self._waiting:
             self.deliver(memoryview(datagram))
         self._waiting.clear()

@@ -292,6 +292,9 @@ class Listener:
     def end(self, reason: str) -> None:
         self.ended = reason
 
+    def broke(self) -> None:
+        self.end("broken")
+
 
 class Receiver:
     """A real LinkIO on a real socket, in a session of its own."""
