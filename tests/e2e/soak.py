@@ -1,0 +1,87 @@
+"""`python -m tests.e2e.soak EVENT [--runs N] [--simulated]`: one event again and again under live streams.
+
+Each run opens a bulk, a request/response and an idle stream, lets the event happen, and checks that every
+byte came back once and in order and that no stream was reset. EVENT: kill (SIGKILL of the relay in use), silent (it
+is cut off and nobody is told), outage (both relays killed for 10 s, then one back). Prints the stalls that the
+request/response client saw.
+"""
+
+import argparse
+import asyncio
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from lab.mesh import Mesh
+from tests.e2e.traffic import PORT, TARGET_PORT, Traffic, echo_server, eventually, warm
+
+OUTAGE = 10.0  # seconds
+
+
+async def once(mesh: Mesh, event: str) -> float:
+    """One run; the longest pause of the request/response stream around the event, in seconds."""
+    await mesh.heal()
+    await mesh.a.ping("b", timeout=60)
+    await eventually(lambda: warm(mesh), "a link over each relay at both ends")
+    async with Traffic.through(mesh) as traffic:
+        await traffic.flows()
+        traffic.chat.stall = 0.0
+        link = await mesh.a.active("b")
+        victim = mesh.nodes[link.relay]
+        if event == "kill":
+            await victim.kill("relay")
+        elif event == "silent":
+            victim.silence()
+        else:
+            await mesh.r1.kill("relay")
+            await mesh.r2.kill("relay")
+            await asyncio.sleep(OUTAGE)
+            mesh.r2.start("relay")
+        await traffic.flows()
+        return traffic.chat.stall
+
+
+async def soak(event: str, runs: int, simulated: bool) -> int:
+    """All runs in one mesh; the number that failed."""
+    folder = Path(tempfile.mkdtemp(prefix="cw-"))
+    mesh = Mesh.simulated(folder) if simulated else Mesh.loopback(folder)
+    stalls, failed = [], 0
+    try:
+        mesh.publish("echo", PORT, TARGET_PORT)
+        await mesh.start(lean=True)
+        async with echo_server(mesh.b.place):
+            for number in range(runs):
+                try:
+                    stalls.append(await once(mesh, event))
+                    print(f"{event} {number + 1}/{runs}: nothing lost, stall {stalls[-1] * 1000:.0f} ms", flush=True)
+                except BaseException as error:
+                    if isinstance(error, KeyboardInterrupt | asyncio.CancelledError):
+                        raise
+                    failed += 1
+                    print(f"{event} {number + 1}/{runs}: FAILED {error!r}", flush=True)
+    finally:
+        await mesh.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    if stalls:
+        ordered = sorted(stalls)
+        worst = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+        print(
+            f"{event}: {len(stalls)} of {runs} without a lost byte or a reset; stall median "
+            f"{statistics.median(stalls) * 1000:.0f} ms, p99 {worst * 1000:.0f} ms, max {ordered[-1] * 1000:.0f} ms"
+        )
+    return failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("event", choices=["kill", "silent", "outage"])
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--simulated", action="store_true", help="behind real NATs at 40 ms (inside lab.rootless)")
+    options = parser.parse_args()
+    return 1 if asyncio.run(soak(options.event, options.runs, options.simulated)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""A session without any path ends its streams once the hold is over, and says why."""
+
+import asyncio
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lab.mesh import Mesh
+from tests.e2e.traffic import PATIENCE, PORT, TARGET_PORT, Stream, connect, echo_server
+
+HOLD = 3  # seconds instead of 60
+
+
+@pytest.mark.slow
+async def test_streams_end_with_a_reason_after_the_hold() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="cw-"))
+    mesh = Mesh.loopback(folder)
+    try:
+        for node in (mesh.a, mesh.b):
+            config = yaml.safe_load(node.config_file.read_text())
+            config["modules"]["edgeTunnel"]["sessionHoldSeconds"] = HOLD
+            node.configure(config)
+        mesh.publish("echo", PORT, TARGET_PORT)
+        await mesh.start(lean=True)
+        async with echo_server(mesh.b.place):
+            stream = Stream(*await connect(mesh.a.place, mesh.cluster_ips[0]))
+            await asyncio.wait_for(stream.say(b"before"), PATIENCE)
+            await mesh.r1.kill("relay")
+            await mesh.r2.kill("relay")
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await asyncio.wait_for(stream.reader.readexactly(1), PATIENCE)
+            stream.writer.close()
+        assert f"no path to b for {HOLD} s" in mesh.a.log("tunnel").read_text()
+        assert not (await mesh.a.tunnel()).sessions
+    finally:
+        await mesh.stop()
+        shutil.rmtree(folder, ignore_errors=True)
