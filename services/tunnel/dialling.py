@@ -99,4 +99,7 @@ def name_of(address: tuple[object, ...]) -> str:
 
 def is_private(ip: str) -> bool:
     """Not reachable across the Internet."""
-    return ipaddress.ip_address(ip.split("%")[0]).is_private
+    try:
+        return ipaddress.ip_address(ip.split("%")[0]).is_private
+    except ValueError:  # what others say of themselves may be anything; dialling it will fail
+        return False

@@ -155,10 +155,13 @@ class Keeper:
                 self._poked.clear()
                 if self._over():
                     return
-                gap = self._gap()
                 delay = POLL
-                if gap is not None:
-                    delay = await self._fill(gap)
+                try:
+                    gap = self._gap()
+                    if gap is not None:
+                        delay = await self._fill(gap)
+                except Exception as error:  # without its keeper a session would neither recover nor end
+                    log.error("keeper failed", extra={"peer": self.peer, "error": repr(error)}, exc_info=error)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(delay):
                         await self._poked.wait()
@@ -275,8 +278,7 @@ class Keeper:
             while tasks:
                 done, tasks = await asyncio.wait(tasks, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    if (error := task.exception()) is not None:
-                        log.error("attempt failed", extra={"peer": self.peer, "error": repr(error)}, exc_info=error)
+                    task.result()
                 if self._filled(gap):
                     return
         finally:
@@ -300,6 +302,7 @@ class Keeper:
     async def _attempt(self, candidate: Candidate, delay: float, gap: str) -> None:
         await asyncio.sleep(delay)
         backoff = self._backoff(candidate)
+        sock: socket.socket | None = None
         try:
             if candidate.kind == DIRECT:
                 source = (self.host.settings.listen_address, 0)
@@ -309,26 +312,30 @@ class Keeper:
                 if client is None:
                     raise LinkFailed(f"no address of relay {candidate.relay} is known")
                 sock = await client.connect(self.peer, self.traceparent)
-        except LinkFailed as error:
-            self._failed(candidate, backoff, error, gap)
-            return
-        async with self._joining:
-            # A connection that comes second is joined to the session that the first one made.
-            if self._filled(gap) and gap != "any":
-                sock.close()
-                return
-            try:
+            async with self._joining:
+                # A connection that comes second is joined to the session that the first one made.
+                if self._filled(gap) and gap != "any":
+                    sock.close()
+                    return
                 pairing = await self.host.establish(self.peer, sock, candidate.kind, candidate.relay, self.pairing)
-            except LinkFailed as error:
-                self._failed(candidate, backoff, error, gap)
-                return
-            backoff.failures, backoff.why = 0, ""
-            self.failure = ""
-            if self.pairing is None:
-                self.adopt(pairing)  # else ours has ended, and the new session has a keeper of its own
+                # Not again at once, should the new link be lost before it carried anything.
+                backoff.failures, backoff.why, backoff.until = 0, "", time.monotonic() + BACKOFF_FIRST
+                self.failure = ""
+                if self.pairing is None:
+                    self.adopt(pairing)  # else ours has ended, and the new session has a keeper of its own
+        except Exception as error:
+            if sock is not None:
+                sock.close()
+            if not isinstance(error, LinkFailed | OSError):
+                log.error("attempt failed", extra={"peer": self.peer, "error": repr(error)}, exc_info=error)
+            self._failed(candidate, backoff, error, gap)
+        except BaseException:
+            if sock is not None:
+                sock.close()
+            raise
 
-    def _failed(self, candidate: Candidate, backoff: Backoff, error: LinkFailed, gap: str) -> None:
-        text = str(error)
+    def _failed(self, candidate: Candidate, backoff: Backoff, error: Exception, gap: str) -> None:
+        text = str(error) or repr(error)
         if text != backoff.why:
             log.info("no link", extra={"peer": self.peer, "path": candidate.where, "error": text})
         backoff.fail(time.monotonic(), text, BACKOFF_URGENT if gap == "any" else BACKOFF_CALM)

@@ -97,9 +97,13 @@ class Offers:
         pairing.refuse(io, refusal or Reason(NO_LISTENER, "refused"))
 
     def expire(self, now: float) -> None:
-        """Refuses what nobody answered in time."""
+        """Refuses what nobody answered in time, and forgets what nobody waits for any more."""
+        if len(self._untold) > len(self._waiting):  # nobody listens, and what is over was never taken from here
+            self._untold = collections.deque(offer for offer in self._untold if offer.token in self._waiting)
         for token, offered in list(self._waiting.items()):
-            if now > offered.deadline:
+            if offered.io.stream.owner is None:
+                del self._waiting[token]
+            elif now > offered.deadline:
                 del self._waiting[token]
                 reason = Reason(NO_LISTENER, f"no proxy answered on {self._node_name}")
                 offered.pairing.refuse(offered.io, reason)

@@ -136,7 +136,7 @@ class Pairing:
         self.apply(self.session.link_down(link, time.monotonic(), cause))
         self.mark()
         if not self.ended:
-            self.owner.links_changed(self, urgent=cause != "retired")
+            self.owner.links_changed(self, urgent=cause != "retired" and link.confirmed)
 
     # ---------------------------------------------------------------- streams
 

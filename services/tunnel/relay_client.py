@@ -78,6 +78,16 @@ class RelayClient:
         """The node can be reached through this relay now."""
         return self.reserved_until is not None and not self.draining
 
+    @property
+    def failing(self) -> bool:
+        """It did not answer twice in a row."""
+        return self._failures >= 2 and not self.reserved
+
+    def release(self) -> None:
+        """No reservation is needed here any more; it goes when it has not been used for a while."""
+        self.hold = False
+        self.used_at = time.monotonic()
+
     def retry_now(self) -> None:
         """Forget the backoff: something changed."""
         self._retry.set()
@@ -105,11 +115,9 @@ class RelayClient:
             try:
                 await self._serve()
             except (LinkFailed, TlsError, EOFError, OSError, TimeoutError, ValueError) as error:
-                text = str(error) or type(error).__name__
-                self.state = f"failed: {text}"
-                if text != self._complaint:
-                    self._complaint = text
-                    log.warning("relay control failed", extra={"relay": self.name, "error": text})
+                self._complain(str(error) or type(error).__name__)
+            except Exception as error:  # what a relay says must not end its client for good
+                self._complain(repr(error))
             finally:
                 self._down()
             # A task group that fails while it is being cancelled raises its failure alone; the request to end must
@@ -120,10 +128,22 @@ class RelayClient:
                 self._failures = 0
             delay = min(BACKOFF_FIRST * 2**self._failures, BACKOFF_MOST) * random.uniform(0.5, 1.5)
             self._failures = min(self._failures + 1, 10)
+            unused = not self.hold and time.monotonic() - self.used_at > ON_DEMAND_IDLE
+            if unused or (self.failing and self._pool.relay_info(self.name) is None):
+                self._pool.forget(self)
+                return
+            if self._failures == 2:
+                self._pool.changed()
             self._retry.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await self._retry.wait()
+
+    def _complain(self, text: str) -> None:
+        self.state = f"failed: {text}"
+        if text != self._complaint:
+            self._complaint = text
+            log.warning("relay control failed", extra={"relay": self.name, "error": text})
 
     async def _serve(self) -> None:
         self.state = "connecting"

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Awaitable, Callable
 
 from services.runtime.identity import Identity
-from services.tunnel.config import RELAYS_HELD, Settings
+from services.tunnel.config import RELAYS_ASKED, RELAYS_HELD, Settings
 from services.tunnel.peers import PeerInfo, ReservationReport
 from services.tunnel.relay_client import RelayClient
 
@@ -24,7 +24,7 @@ class RelayPool:
         self.settings = settings
         self.identity = identity
         self.on_circuit = on_circuit
-        self.changed = on_change
+        self._on_change = on_change
         self.drained = on_drained
         self.clients: dict[str, RelayClient] = {}
         self._known: dict[str, PeerInfo] = {}
@@ -64,18 +64,31 @@ class RelayPool:
             self.forget(client)
         self._choose()
 
+    def changed(self) -> None:
+        """A relay granted a reservation, or was lost, or does not answer."""
+        self._choose()
+        self._on_change()
+
     def _choose(self) -> None:
+        """Holds RELAYS_HELD that work: for each that does not answer another one is asked, until it is back."""
+        names = self.known()
         held = [client for client in self.clients.values() if client.hold]
-        for name in self.known():
-            if len(held) >= RELAYS_HELD:
+        working = [client for client in held if not client.failing]
+        for name in names:
+            if len(working) >= RELAYS_HELD or len(held) >= RELAYS_ASKED:
                 break
             client = self.clients.get(name)
             if client is None:
                 client = self.clients[name] = RelayClient(self, name, hold=True)
-                held.append(client)
-            elif not client.hold:
-                client.hold = True
-                held.append(client)
+            elif client.hold:
+                continue
+            client.hold = True
+            held.append(client)
+            if not client.failing:
+                working.append(client)
+        reserved = sorted((client.name for client in held if client.reserved and client.name in names), key=names.index)
+        for name in reserved[RELAYS_HELD:]:
+            self.clients[name].release()
 
     def get(self, name: str) -> RelayClient | None:
         """The client of a relay, made on demand; None when no address of it is known."""
