@@ -91,7 +91,9 @@ class StreamIO:
     def _ready(self, mask: int) -> None:
         if mask & OUT:
             self._write()
-        if mask & IN:
+        if mask & IN or (mask & BROKEN and self._mask > 0 and self._mask & IN):
+            # Also an event from before an earlier one of the same batch made us read again: taken for one of a paused
+            # socket it would put the stream to sleep, and nobody would wake it.
             self._read()
         elif mask & BROKEN and self.sock is not None:
             error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
