@@ -122,23 +122,29 @@ class AttachSocket:
         self.connections: set[Connection] = set()
         self._path = path
         self._resume: asyncio.TimerHandle | None = None
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        path.unlink(missing_ok=True)
+        self._listening: socket.socket | None = None
+
+    def open(self) -> None:
+        """Listens. Only when the API does, which no other process serves then: what is at the path is a leftover."""
+        self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        self._path.unlink(missing_ok=True)
         mask = os.umask(0o117)
         try:
-            self._sock.bind(str(path))
+            self._listening.bind(str(self._path))
         finally:
             os.umask(mask)
-        self._sock.listen(128)
-        engine.add(self._sock.fileno(), IN, self._accept)
+        self._listening.listen(128)
+        self.engine.add(self._listening.fileno(), IN, self._accept)
 
     def _accept(self, _: int) -> None:
+        listening = self._listening
+        assert listening is not None
         for _ in range(BURST):
             try:
-                sock, _peer = self._sock.accept()
+                sock, _peer = listening.accept()
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    self._pause(error)
+                    self._pause(listening, error)
                 return
             if len(self.connections) >= MAX_CONNECTIONS:
                 sock.close()
@@ -146,20 +152,22 @@ class AttachSocket:
             sock.setblocking(False)
             self.connections.add(Connection(self, sock))
 
-    def _pause(self, error: OSError) -> None:
+    def _pause(self, listening: socket.socket, error: OSError) -> None:
         """Who waits would be announced over and over: look again later."""
         log.warning("cannot accept on the attach socket", extra={"error": error.strerror})
-        self.engine.remove(self._sock.fileno())
+        self.engine.remove(listening.fileno())
         self._resume = asyncio.get_running_loop().call_later(
-            PAUSE, self.engine.add, self._sock.fileno(), IN, self._accept
+            PAUSE, self.engine.add, listening.fileno(), IN, self._accept
         )
 
     def close(self) -> None:
         """Listens no more; streams stay."""
+        if self._listening is None:
+            return
         if self._resume is not None:
             self._resume.cancel()
-        self.engine.remove(self._sock.fileno())
-        self._sock.close()
+        self.engine.remove(self._listening.fileno())
+        self._listening.close()
         for connection in list(self.connections):
             connection.close()
         with contextlib.suppress(OSError):

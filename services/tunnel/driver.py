@@ -12,6 +12,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Awaitable, Callable
 
 from services.runtime import telemetry
 from services.runtime.identity import Identity
@@ -27,7 +28,7 @@ from services.tunnel.core.session import Session
 from services.tunnel.door import Door
 from services.tunnel.engine import Engine
 from services.tunnel.errors import IDENTITY, LIMIT, NO_PATH, UNKNOWN_NODE, LinkFailed, Refused
-from services.tunnel.handshake import Greeting, NewSession, PeerRejected, RejectedByPeer
+from services.tunnel.handshake import Greeting, NewSession, PeerRejected, RejectedByPeer, Unacceptable
 from services.tunnel.keeper import Keeper, join, make_link
 from services.tunnel.keys import FIRST_LINK, SESSION_ID_SIZE, SessionKeys, fresh_nonce
 from services.tunnel.linkio import tune
@@ -47,6 +48,7 @@ SWEEP = 5.0
 CLOCK_JUMP = 60.0
 """A tick that comes so many seconds late means that the machine slept: every link is asked at once, and all
 backoffs are forgotten (Tailscale takes 10 min of wall clock; a suspend shorter than ours kills no link)."""
+TOO_MANY = "more are not allowed; raise modules.edgeTunnel.maxSessions"
 REPORT_DELAY = 0.05
 """Seconds that changes of reservations gather before they are published."""
 
@@ -76,6 +78,7 @@ class Tunnel:
         self._opening: dict[StreamIO | FlowIO, float] = {}
         """Streams of ours that the exit has not accepted, with the time at which patience ends."""
         self._waiting: set[asyncio.Task[None]] = set()
+        self._closing = False
         self._awake = asyncio.Event()
         self._changed = asyncio.Event()
 
@@ -85,19 +88,21 @@ class Tunnel:
         """Until `stopping`."""
         if self.settings.listen_port:
             self.door.open(self.settings.listen_address, self.settings.listen_port)
+        self.attach.open()
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self.discovery.follow(self._on_peer, self.relays.remove, self._changed.set)),
-                group.create_task(self._tick()),
-                group.create_task(self._sweep()),
-                group.create_task(self._report()),
+                group.create_task(_persist(work)) for work in (self._follow, self._tick, self._sweep, self._report)
             ]
             await stopping.wait()
             for task in tasks:
                 task.cancel()
 
+    async def _follow(self) -> None:
+        await self.discovery.follow(self._on_peer, self.relays.remove, self._changed.set)
+
     async def close(self) -> None:
         """Ends everything: peers are told, so that they do not wait for us to come back."""
+        self._closing = True
         await self.door.close()
         self.attach.close()
         for task in self._waiting:
@@ -113,9 +118,9 @@ class Tunnel:
 
     async def _tick(self) -> None:
         """Every 10 ms while a session waits for something, else every second."""
-        last = time.monotonic()
+        last = all_ticked = time.monotonic()
         while True:
-            busy = any(pairing.session.busy for pairing in self.pairings.values())
+            busy = [pairing for pairing in self.pairings.values() if pairing.session.busy]
             self._awake.clear()
             if busy:
                 await asyncio.sleep(TICK)
@@ -130,8 +135,14 @@ class Tunnel:
                 self.revalidate()
             last = now
             self.engine.now = now
-            for pairing in list(self.pairings.values()):
-                pairing.tick(now)
+            if not busy or now - all_ticked >= TICK_IDLE:
+                busy, all_ticked = list(self.pairings.values()), now
+            for pairing in busy:
+                try:
+                    pairing.tick(now)
+                except Exception:  # a fault of ours in one session: the others need their ticks
+                    log.exception("tick failed", extra={"peer": pairing.peer})
+                    pairing.broke()
 
     _asleep = 0.0
 
@@ -249,8 +260,9 @@ class Tunnel:
 
     async def _welcome(self, sock: socket.socket, relay: str) -> None:
         """A connection from outside, or the end of a circuit: becomes a link, or is refused."""
-        remote = dialling.name_of(sock.getpeername())
+        remote = "somebody who has gone already"
         try:
+            remote = dialling.name_of(sock.getpeername())
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                 first = await handshake.receive_exactly(sock, 1)
                 if first[0] != handshake.TLS_CLIENT_HELLO:
@@ -294,6 +306,9 @@ class Tunnel:
     def _greet(self, peer: str, hello: Greeting) -> Greeting:
         pairing = self.pairings.get(bytes.fromhex(hello.resume)) if _is_hex(hello.resume) else None
         known = pairing is not None and pairing.peer == peer
+        others = [other for other in self.pairings.values() if other.peer != peer or other.instance == hello.instance]
+        if len(others) >= self.settings.max_sessions:
+            raise Unacceptable("limit", f"{self.settings.node_name} has {len(others)} sessions, and {TOO_MANY}")
         return Greeting(self.settings.cluster, self.settings.node_name, self.instance, known=known)
 
     async def establish(self, peer: str, sock: socket.socket, kind: int, relay: str, old: Pairing | None) -> Pairing:
@@ -318,6 +333,8 @@ class Tunnel:
             if isinstance(error, PeerRejected | RejectedByPeer):
                 self._rejected(remote, relay, error)
             raise
+        if old is not None and not new.greeting.known:
+            old.end(f"{peer} does not know the session any more", say=False)
         return self._register(new, sock, kind, relay, remote)
 
     async def _again(self, peer: str, sock: socket.socket, kind: int, relay: str) -> socket.socket:
@@ -340,7 +357,7 @@ class Tunnel:
                 pairing.end(f"{new.peer}'s tunnel was restarted", say=False)
         if len(self.pairings) >= self.settings.max_sessions:
             sock.close()
-            raise LinkFailed(f"{self.settings.max_sessions} sessions are open; raise modules.edgeTunnel.maxSessions")
+            raise LinkFailed(f"this node has {len(self.pairings)} sessions, and {TOO_MANY}")
         now = time.monotonic()
         session = Session(
             initiator=new.keys.initiator,
@@ -355,14 +372,10 @@ class Tunnel:
         pairing = Pairing(new.peer, new.keys, session, self.engine, self, new.greeting.instance)
         self.pairings[new.keys.session_id] = pairing
         self._prefer(pairing)
-        keeper = self.keepers.pop(new.peer, None) if new.keys.initiator else None
-        if keeper is None:
-            keeper = Keeper(self, new.peer, pairing, self._keeper_ended)
+        # Who waits for a session with this peer has one now, also when the peer was quicker than our own attempt.
+        keeper = self.keepers.pop(new.peer, None) or Keeper(self, new.peer, pairing, self._keeper_ended)
         self.keepers[pairing] = keeper
         keeper.adopt(pairing)
-        waiting = self.keepers.get(new.peer)
-        if waiting is not None:
-            waiting.adopt(pairing)  # the peer was quicker than our own attempt
         log.info(
             "session up", extra={"peer": new.peer, "relay": relay, "address": remote, "session": session_name(new.keys)}
         )
@@ -383,6 +396,14 @@ class Tunnel:
     def _keeper_ended(self, keeper: Keeper) -> None:
         for key in [key for key, value in self.keepers.items() if value is keeper]:
             del self.keepers[key]
+        if keeper.awaited and not self._closing:
+            pairing = self.preferred.get(keeper.peer)
+            if pairing is not None:
+                keeper.tell(pairing)
+                return
+            if keeper.peer not in self.keepers:
+                self.keepers[keeper.peer] = Keeper(self, keeper.peer, None, self._keeper_ended)
+            self.keepers[keeper.peer].inherit(keeper)
 
     # ---------------------------------------------------------------- pairings tell
 
@@ -398,7 +419,7 @@ class Tunnel:
     def noted(self, pairing: Pairing, note: bytes) -> None:
         try:
             json.loads(note)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
 
     def pairing_ended(self, pairing: Pairing, reason: str) -> None:
@@ -423,7 +444,7 @@ class Tunnel:
             old = request.opening
             request.opening = Opening(old.network, old.address, old.service, span.traceparent, old.client)
         pairing = self.preferred.get(request.node)
-        if pairing is not None:
+        if pairing is not None and pairing.session.active is not None:
             self._open_in(pairing, request, sock, connection, span)
             return
         if len(self._waiting) >= MAX_WAITING:
@@ -448,24 +469,32 @@ class Tunnel:
             self._open_in(pairing, request, sock, connection, span)
 
     async def session_with(self, node: str, timeout: float, traceparent: str = "") -> Pairing:
-        """The session with a node, made when there is none. Refused says why not."""
+        """The session with a node, made when there is none, or when it has a path again: perhaps the node restarted,
+        and what would be opened in the old session would end with it. Refused says why not."""
         pairing = self.preferred.get(node)
-        if pairing is not None:
+        if pairing is not None and pairing.session.active is not None:
             return pairing
         if not node or node == self.settings.node_name:
             raise Refused(UNKNOWN_NODE, f"{node or 'an empty name'} is this node itself: dial it directly")
-        keeper = self.keepers.get(node)
+        keeper = self.keepers.get(pairing if pairing is not None else node)
         if keeper is None:
             keeper = self.keepers[node] = Keeper(self, node, None, self._keeper_ended)
             keeper.traceparent = traceparent
         try:
-            return await keeper.ready(timeout)
+            pairing = await keeper.ready(timeout)
+            if pairing.ended:
+                raise Refused(NO_PATH, f"the session with {node} ended: {pairing.ended}")
+            return pairing
         except TimeoutError:
             if keeper.unknown:
                 raise Refused(UNKNOWN_NODE, f"nobody knows a node {node}") from None
-            rejected = keeper.failure.startswith(("wrong-", "certificate-", "name-", "revoked", "refused by the other"))
             why = keeper.failure or "no answer from it"
-            raise Refused(IDENTITY if rejected else NO_PATH, f"no path to {node} within {timeout:g} s: {why}") from None
+            code = NO_PATH
+            if why.startswith("refused by the other side: limit"):
+                code = LIMIT
+            elif why.startswith(("wrong-", "certificate-", "name-", "revoked", "refused by the other")):
+                code = IDENTITY
+            raise Refused(code, f"no path to {node} within {timeout:g} s: {why}") from None
 
     def _open_in(
         self, pairing: Pairing, request: OpenRequest, sock: socket.socket, connection: Connection, span: telemetry.Span
@@ -571,6 +600,17 @@ class Tunnel:
             streams_total=self.streams_total,
             warnings=list(self.warnings),
         )
+
+
+async def _persist(work: Callable[[], Awaitable[None]]) -> None:
+    """Runs a task that ends only with the service. A fault in it is logged, and it begins anew: all that it keeps
+    from round to round can be found again, while its end would cost every stream of the node."""
+    while True:
+        try:
+            await work()
+        except Exception as error:
+            log.error("task failed", extra={"error": repr(error)}, exc_info=error)
+        await asyncio.sleep(1.0)
 
 
 def _is_hex(text: str) -> bool:

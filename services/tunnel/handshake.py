@@ -26,6 +26,21 @@ from services.tunnel.keys import (
 )
 
 VERSION = 1
+REASONS = frozenset(
+    [
+        "bad-certificate",
+        "bad-version",
+        "certificate-expired",
+        "certificate-not-yet-valid",
+        "limit",
+        "name-mismatch",
+        "no-certificate",
+        "revoked",
+        "wrong-cluster",
+        "wrong-psk",
+    ]
+)
+"""Words in which a side says why it does not accept the other."""
 TLS_CLIENT_HELLO = 0x16
 JOIN_SIZE = SESSION_ID_SIZE + NONCE_SIZE + MAC_SIZE
 JOINED_SIZE = NONCE_SIZE + MAC_SIZE
@@ -62,10 +77,13 @@ class Greeting:
         try:
             fields = json.loads(data)
             if "reject" in fields:
-                raise Rejection(str(fields["reject"])[:64], str(fields["message"])[:512])
+                reason = str(fields["reject"])
+                raise Rejection(
+                    reason if reason in REASONS else "other", " ".join(str(fields["message"])[:512].split())
+                )
             if fields["version"] != VERSION:
                 text = f"the peer speaks version {str(fields['version'])[:20]} of the session protocol, this node {VERSION}"
-                raise _Unacceptable("bad-version", text)
+                raise Unacceptable("bad-version", text)
             cluster, node, instance, resume = (
                 str(fields[key])[:253] for key in ("cluster", "node", "instance", "resume")
             )
@@ -101,8 +119,8 @@ class PeerRejected(LinkFailed):
         self.reason = rejection.reason
 
 
-class _Unacceptable(Rejection):
-    """A greeting that we reject."""
+class Unacceptable(Rejection):
+    """A greeting that we reject, or cannot accept now."""
 
 
 async def _judge(tls: FramedTls, expected: str) -> str:
@@ -130,7 +148,7 @@ async def initiate(sock: socket.socket, identity: Identity, peer: str, hello: Gr
             await tls.send(hello.encode())
             try:
                 welcome = Greeting.decode(await tls.receive())
-            except _Unacceptable as rejection:
+            except Unacceptable as rejection:
                 raise PeerRejected(rejection) from rejection
             keys = SessionKeys(tls.export(EXPORTER_LABEL, MASTER_SIZE), initiator=True)
             return NewSession(keys, welcome, name, tls.detach())
@@ -153,7 +171,8 @@ async def initiate(sock: socket.socket, identity: Identity, peer: str, hello: Gr
 async def respond(
     sock: socket.socket, identity: Identity, head: bytes, welcome: Callable[[str, Greeting], Greeting], timeout: float
 ) -> NewSession:
-    """The other side. `welcome(peer, hello)` makes our answer. LinkFailed; the socket is then closed."""
+    """The other side. `welcome(peer, hello)` makes our answer or raises Unacceptable. LinkFailed; the socket is then
+    closed."""
     tls: FramedTls | None = None
     try:
         async with asyncio.timeout(timeout):
@@ -163,10 +182,11 @@ async def respond(
                 hello = Greeting.decode(await tls.receive())
                 if hello.cluster != identity.cluster or hello.node != name:
                     text = f"{name} of cluster {identity.cluster} greets as {hello.node} of cluster {hello.cluster}"
-                    raise _Unacceptable("name-mismatch", text)
-            except _Unacceptable as rejection:
+                    raise Unacceptable("name-mismatch", text)
+                answer = welcome(name, hello)
+            except Unacceptable as rejection:
                 raise await _refuse(tls, rejection) from rejection
-            await tls.send(welcome(name, hello).encode())
+            await tls.send(answer.encode())
             keys = SessionKeys(tls.export(EXPORTER_LABEL, MASTER_SIZE), initiator=False)
             return NewSession(keys, hello, name, tls.detach())
     except Rejection as rejection:

@@ -105,8 +105,8 @@ class Keeper:
     # ---------------------------------------------------------------- for others
 
     async def ready(self, timeout: float) -> "Pairing":
-        """The session, once it has one. TimeoutError after so many seconds."""
-        if self.pairing is not None:
+        """The session, once it is made, or has a path again. TimeoutError after so many seconds."""
+        if self.pairing is not None and self.pairing.session.active is not None:
             return self.pairing
         waiter: asyncio.Future[Pairing] = asyncio.get_running_loop().create_future()
         self._waiters.add(waiter)
@@ -133,11 +133,26 @@ class Keeper:
         """The session is up (by us, or by the peer)."""
         self.pairing = pairing
         self.traceparent = ""
+        self.tell(pairing)
+        self.poke()
+
+    def tell(self, pairing: "Pairing") -> None:
+        """Those who wait get this session."""
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(pairing)
         self._waiters.clear()
+
+    def inherit(self, former: "Keeper") -> None:
+        """Takes over who waited for a session that has ended."""
+        self._waiters |= former._waiters
+        former._waiters.clear()
         self.poke()
+
+    @property
+    def awaited(self) -> bool:
+        """Somebody waits for a session, or for a path."""
+        return bool(self._waiters)
 
     def explain(self) -> dict[str, str]:
         """Candidates that failed, with the reason."""
@@ -155,6 +170,8 @@ class Keeper:
                 self._poked.clear()
                 if self._over():
                     return
+                if self.pairing is not None and self.pairing.session.active is not None:
+                    self.tell(self.pairing)
                 delay = POLL
                 try:
                     gap = self._gap()
