@@ -31,7 +31,6 @@ class Settings:
     listen_address: str
     listen_port: int
     tunnel_port: int
-    relay_port: int
     state_dir: Path
     mdns: bool
     lookup: bool
@@ -56,7 +55,6 @@ class Settings:
             listen_address=config.listen_address,
             listen_port=discovery.listen_port,
             tunnel_port=tunnel.listen_port,
-            relay_port=config.modules.edge_relay.listen_port,
             state_dir=config.state_dir,
             mdns=discovery.mdns.enable,
             lookup=discovery.dht.enable,
