@@ -26,8 +26,15 @@ class Foreground:
     def run(self, stage: Stage, place: str, argv: Sequence[str], *, stdin: int | None) -> int:
         """Runs a command at a place and returns its exit code, 128 + N for signal N. stdin: as for Popen.
 
-        Ctrl-C is the command's affair meanwhile.
+        Ctrl-C is the command's affair meanwhile. Ctrl-Z is a key like others: nobody could continue the command.
         """
+        if self.terminal:
+            settings = termios.tcgetattr(0)
+            settings[6][termios.VSUSP] = os.fpathconf(0, "PC_VDISABLE").to_bytes()
+            termios.tcsetattr(0, termios.TCSADRAIN, settings)
+        return self._attend(stage, place, argv, stdin)
+
+    def _attend(self, stage: Stage, place: str, argv: Sequence[str], stdin: int | None) -> int:
         # A handler, not SIG_IGN: the command would inherit that.
         before = signal.signal(signal.SIGINT, lambda *_: None)
         try:
@@ -47,11 +54,11 @@ class Foreground:
         bash = shutil.which("bash")
         # Without start-up files, which would set a prompt that does not say where one is.
         argv = [bash, "--norc", "--noprofile", "-i"] if bash else ["sh", "-i"]
-        return self.run(stage, place, ["env", prompt if bash else f"PS1=[{place}] $ ", *argv], stdin=None)
+        return self._attend(stage, place, ["env", prompt if bash else f"PS1=[{place}] $ ", *argv], None)
 
 
 def _wait(child: subprocess.Popen[bytes]) -> int:
-    """Exit code as Popen gives it. Nobody here could continue a command that Ctrl-Z stopped: it goes on at once."""
+    """Exit code as Popen gives it. A command that stops itself, as editors do on Ctrl-Z, goes on at once."""
     while True:
         _, status = os.waitpid(child.pid, os.WUNTRACED)
         if not os.WIFSTOPPED(status):
