@@ -150,7 +150,7 @@ async def test_a_peer_that_never_comes_back_ends_streams_with_a_reason(
         b.signal(signal.SIGSTOP, "tunnel")
         await send(client, b"are you there?")
         assert await was_reset(client)
-        assert f"no path to {b.name} for 6 s" in a.log("tunnel").read_text()
+        await until(lambda: f"no path to {b.name} for 6 s" in a.log("tunnel").read_text(), "a's log says why")
         # What is opened now is refused in the time that the caller gives.
         waiting, accepted = tcp_pair()
         number = one.open(b.name, backend.address, accepted, timeout={"seconds": 2})
