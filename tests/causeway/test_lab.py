@@ -1,5 +1,6 @@
 """`causeway lab` as an operator meets it: mistakes, one command, the prompt, the terminal, and every way to end."""
 
+import contextlib
 import json
 import math
 import os
@@ -142,6 +143,12 @@ def test_the_example_in_the_help_has_no_mistakes(tmp_path: Path) -> None:
     done = causeway("lab", str(path), "--check")
     assert done.stderr == ""
     assert "hosts: 4, LANs: 3, nodes: 3" in done.stdout
+
+
+def test_the_example_in_the_readme_has_no_mistakes(write: WriteFile) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (example,) = [block for block in re.findall(r"```yaml\n(.*?)```", text, re.S) if "lans:" in block]
+    assert "hosts: 5, LANs: 3, nodes: 4" in causeway("lab", str(write(example)), "--check").stdout
 
 
 # -- one command
@@ -371,14 +378,14 @@ def test_a_signal_while_it_starts_ends_everything(simulation: None, write: Write
 
 
 def first_child(pid: int) -> int:
-    """Waits until a process has a child that is `unshare`."""
+    """Waits until a process has started the wrapper, whose `unshare` this returns."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            if Path(f"/proc/{child}/comm").read_text().strip() == "unshare" and "--inside" in Path(
-                f"/proc/{child}/cmdline"
-            ).read_text().split("\0"):
-                return int(child)
+            with contextlib.suppress(OSError):  # it was another one, which has ended meanwhile
+                words = Path(f"/proc/{child}/cmdline").read_text().split("\0")
+                if words[0] == "unshare" and "--inside" in words:
+                    return int(child)
         time.sleep(0.01)
     raise AssertionError("it did not start the wrapper")
 
