@@ -279,9 +279,7 @@ class Listener:
         self.lost: list[str] = []
 
     def apply(self, batch: list[events.Event]) -> None:
-        for kind, subject, detail in batch:
-            if kind == events.DATA:
-                self.session.consumed(subject, len(detail))
+        for kind, _, detail in batch:
             self.batch.append((kind, bytes(detail) if isinstance(detail, memoryview) else detail))
 
     def mark(self) -> None:
