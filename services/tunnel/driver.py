@@ -62,6 +62,7 @@ class Tunnel:
         self.instance = os.urandom(8).hex()
         self.engine = Engine()
         self.budget = Budget(settings.node_bytes)
+        self.windows = Budget(settings.node_bytes // 2)
         self.pairings: dict[bytes, Pairing] = {}
         """All sessions by id."""
         self.preferred: dict[str, Pairing] = {}
@@ -368,6 +369,7 @@ class Tunnel:
             capacity=self.settings.resend_bytes,
             max_streams=self.settings.max_streams,
             budget=self.budget,
+            windows=self.windows,
         )
         pairing = Pairing(new.peer, new.keys, session, self.engine, self, new.greeting.instance)
         self.pairings[new.keys.session_id] = pairing

@@ -286,7 +286,6 @@ class Pairing:
             if stream.owner is not None:
                 self.owner.stream_closed(stream.owner, Reason(0, reason))
                 stream.owner.close(reset=True)
-        self.session.streams.clear()
         for link in list(self.session.links):
             if link in self.session.links:
                 link.owner.close(reset=False)

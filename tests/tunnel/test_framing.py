@@ -279,7 +279,9 @@ class Listener:
         self.lost: list[str] = []
 
     def apply(self, batch: list[events.Event]) -> None:
-        for kind, _, detail in batch:
+        for kind, subject, detail in batch:
+            if kind == events.DATA:
+                self.session.consumed(subject, len(detail))
             self.batch.append((kind, bytes(detail) if isinstance(detail, memoryview) else detail))
 
     def mark(self) -> None:

@@ -259,7 +259,7 @@ def test_a_retired_link_is_closed_at_both_ends_and_loses_nothing(side: str) -> N
     net = two_relays()
     talk = Chatter(net)
     end = net.a if side == "a" else net.b
-    data = bytes(range(256)) * 2000
+    data = bytes(range(256)) * 900
     talk.said["a"] += data
     assert net.a.session.send(talk.stream, data) == len(data)
     net.step()

@@ -15,7 +15,7 @@ from services.tunnel.core.budget import Budget
 from services.tunnel.core.frames import Reason
 from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED
 from services.tunnel.core.packets import RECORD
-from services.tunnel.core.stream import Stream
+from services.tunnel.core.stream import INITIAL_WINDOW, Stream
 from tests.tunnel.harness import End, Net
 
 EXAMPLES = int(os.environ.get("CAUSEWAY_SCHEDULES", "0"))
@@ -207,6 +207,8 @@ class World:
         for end, budget in zip((self.net.a, self.net.b), self.budgets, strict=True):
             end.session.outbox.check_invariants()
             assert budget.used == end.session.outbox.memory
+            streams = end.session.streams.values()
+            assert end.session._windows.used == sum(stream.window - INITIAL_WINDOW for stream in streams)
 
     def heal(self) -> None:
         """A good link appears: all must arrive, nothing may have been reset, all memory returns."""

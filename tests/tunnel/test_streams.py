@@ -270,9 +270,10 @@ async def test_a_reader_that_stops_costs_bounded_memory_and_stops_nobody_else(
 ) -> None:
     pids = [node.pid("tunnel") for node in (nodes.a, nodes.b)]
     before = [rss(pid) for pid in pids]
-    slow = [await connect(attached, backend) for _ in range(4)]
+    slow = [await connect(attached, backend) for _ in range(60)]
     loop = asyncio.get_running_loop()
-    filling = [asyncio.create_task(loop.sock_sendall(client, bytes(200 << 20))) for client, _ in slow]
+    much = bytes(40 << 20)
+    filling = [asyncio.create_task(loop.sock_sendall(client, much)) for client, _ in slow]
     client, served = await connect(attached, backend)
     for _ in range(10):
         receiving = asyncio.create_task(receive(served, len(NOISE)))

@@ -32,7 +32,7 @@ from services.tunnel.core.packets import (
     CorruptLink,
     ProtocolError,
 )
-from services.tunnel.core.stream import Stream
+from services.tunnel.core.stream import INITIAL_WINDOW, MAX_WINDOW, Stream
 
 ACK_BYTES = 1024 * 1024
 """Bytes received after which an acknowledgement does not wait for company."""
@@ -67,6 +67,7 @@ class Session(Carrier):
 
     `capacity`: bytes of unacknowledged records; `max_streams`: open streams; `scratch`: a writable view of
     MAX_PLAIN bytes that may be shared by all sessions of a process, as events are used up before the next call.
+    `budget` and `windows`: what all sessions of the node may take for records, and for windows above the initial one.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Session(Carrier):
         capacity: int = 16 * 1024 * 1024,
         max_streams: int = 16384,
         budget: Budget | None = None,
+        windows: Budget | None = None,
     ) -> None:
         outbox = Outbox(capacity, buffers.give, budget or Budget(capacity))
         super().__init__(initiator=initiator, outbox=outbox, inbox=Inbox(4 * capacity), now=now)
@@ -88,6 +90,7 @@ class Session(Carrier):
         self._cipher = cipher
         self._buffers = buffers
         self._scratch = scratch
+        self._windows = windows or Budget(4 * MAX_WINDOW)
         self._max_streams = max_streams
         self._next_id = 1 if initiator else 2
         self._last_peer_id = 0
@@ -162,7 +165,7 @@ class Session(Carrier):
 
     def reset(self, stream: Stream, reason: Reason) -> None:
         """The stream is over in both directions; what is queued before still arrives."""
-        if self.streams.pop(stream.id, None) is not None:
+        if self._drop(stream.id):
             self._frame(frames.RESET, stream.id, reason.encode())
 
     def consumed(self, stream: Stream, size: int) -> None:
@@ -170,9 +173,13 @@ class Session(Carrier):
         stream.consumed += size
         if stream.granted - stream.consumed > stream.window - (stream.window >> 2) or stream.fin_received:
             return
+        if self.streams.get(stream.id) is not stream:
+            return
         rtt = self.active.rtt if self.active is not None else 0.0
-        limit = stream.grant(self.now, rtt)
-        if limit is not None and stream.id in self.streams:
+        windows, before = self._windows, stream.window
+        limit = stream.grant(self.now, rtt, windows.limit - windows.used)
+        windows.used += stream.window - before
+        if limit is not None:
             self._frame(frames.WINDOW, stream.id, frames.encode_limit(limit))
 
     def send_datagram(self, stream: Stream, payload: bytes | memoryview) -> None:
@@ -291,6 +298,8 @@ class Session(Carrier):
         self.ended = True
         for link in self.links:
             link.drop(self.outbox)
+        for stream_id in list(self.streams):
+            self._drop(stream_id)
         self.outbox.discard()
         self._late.clear()
         self._drop_gathered()
@@ -348,7 +357,15 @@ class Session(Carrier):
 
     def _forget_finished(self, stream: Stream) -> None:
         if stream.finished:
-            self.streams.pop(stream.id, None)
+            self._drop(stream.id)
+
+    def _drop(self, stream_id: int) -> bool:
+        """The stream is over: its share of the windows is free. False when it was over already."""
+        stream = self.streams.pop(stream_id, None)
+        if stream is None:
+            return False
+        self._windows.used -= stream.window - INITIAL_WINDOW
+        return True
 
     # ---------------------------------------------------------------- inside: receiving
 
@@ -392,7 +409,7 @@ class Session(Carrier):
                 stream.accepted = True
                 out.append((events.ACCEPTED, stream, None))
             elif kind == frames.RESET:
-                del streams[stream_id]
+                self._drop(stream_id)
                 out.append((events.RESET, stream, Reason.decode(bytes(plain[start:at]))))
             else:
                 raise ProtocolError(f"unknown frame kind {kind}, or stream {stream_id} opened twice")

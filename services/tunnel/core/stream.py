@@ -2,10 +2,14 @@
 
 from typing import Any
 
-INITIAL_WINDOW = 4 * 1024 * 1024
-"""Bytes a sender may have outstanding before the first grant: 1 GB/s at 4 ms, 100 MB/s at 40 ms."""
+INITIAL_WINDOW = 256 * 1024
+"""Bytes a sender may have outstanding before the first grant, and what a reader that stops may always cost in memory.
+A thousand such readers cost 250 MiB; with 4 MiB, as first designed, they cost 4.7 GiB (measured). A quick reader's
+window reaches 4 MiB in its second round trip."""
 MAX_WINDOW = 16 * 1024 * 1024
-"""A window never grows beyond this, bytes: it is what one slow reader may cost in memory."""
+"""A window never grows beyond this, bytes: 400 MB/s at 40 ms."""
+SLOW_RTTS = 4
+"""A window of which one quarter lasts this many round trips is far too large, and is halved."""
 
 
 class Stream:
@@ -63,17 +67,22 @@ class Stream:
     def finished(self) -> bool:
         return self.fin_sent and self.fin_received
 
-    def grant(self, now: float, rtt: float) -> int | None:
+    def grant(self, now: float, rtt: float, room: int) -> int | None:
         """New limit to tell the peer, once a quarter of the window has been consumed since the last one.
 
-        The window doubles when that quarter went within half a round trip: then it, and not the reader, is the bound.
+        The window doubles when that quarter went within half a round trip, for then it, and not the reader, is the
+        bound; but by at most `room` bytes, which is what memory is left for all streams of the node.
         """
         if self.granted - self.consumed > self.window - self.window // 4:
             return None
-        if now - self.window_since < rtt / 2 and self.window < MAX_WINDOW:
-            self.window *= 2
+        took = now - self.window_since
+        if took < rtt / 2:
+            if self.window < MAX_WINDOW and self.window <= room:
+                self.window *= 2
+        elif took > SLOW_RTTS * rtt and self.window > INITIAL_WINDOW:
+            self.window //= 2
         self.window_since = now
-        self.granted = self.consumed + self.window
+        self.granted = max(self.granted, self.consumed + self.window)
         return self.granted
 
     def admit_datagram(self, counter: int) -> bool:
