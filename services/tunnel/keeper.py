@@ -1,8 +1,8 @@
 """Keeps one session on its feet: brings it up, finds it links, a better path, and a standby.
 
-One task per peer. It knows three gaps, in order of urgency: no link at all (`any`), a relayed or punched path
-without a standby (`standby`), and a path that is not direct (`direct`). For each it tries the candidates that
-fill it, staggered, with a backoff of their own; the first that succeeds closes the gap.
+One task per peer. It knows three gaps: no link at all (ANY), or else a path that is not direct (BETTER) and a relayed
+or punched path without a standby (STANDBY). It tries the candidates that fill a gap, staggered, each with a backoff of
+its own; the first that succeeds closes it.
 """
 
 import asyncio
@@ -41,6 +41,7 @@ RESPONDER_PATIENCE = 1.0
 """Seconds the side that did not initiate waits before it dials: usually the other one is at it."""
 POLL = 5.0
 """Seconds between looks at what is missing; changes are told at once."""
+ANY, BETTER, STANDBY = "any", "better", "standby"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,11 @@ class Candidate:
     ip: str = ""
     port: int = 0
     relay: str = ""
+
+    @property
+    def fills(self) -> str:
+        """The gap that it closes in a session that has a link already."""
+        return BETTER if self.kind == DIRECT else STANDBY
 
 
 class Host(Protocol):
@@ -174,9 +180,9 @@ class Keeper:
                     self.tell(self.pairing)
                 delay = POLL
                 try:
-                    gap = self._gap()
-                    if gap is not None:
-                        delay = await self._fill(gap)
+                    gaps = self._due_gaps()
+                    if gaps:
+                        delay = await self._fill(gaps)
                 except Exception as error:  # without its keeper a session would neither recover nor end
                     log.error("keeper failed", extra={"peer": self.peer, "error": repr(error)}, exc_info=error)
                 with contextlib.suppress(TimeoutError):
@@ -202,56 +208,60 @@ class Keeper:
             return True
         return False
 
-    def _gap(self) -> str | None:
-        """What is missing most, if this side should do something about it now."""
+    def _gaps(self) -> set[str]:
+        """What is missing."""
         pairing = self.pairing
-        if pairing is None:
-            return "any"
-        session, now = pairing.session, time.monotonic()
-        links = [link for link in session.links if link.usable and not link.draining]
-        gap = None
+        if pairing is None or pairing.ended:
+            return {ANY}
+        links = [link for link in pairing.session.links if link.usable and not link.draining]
         if not links:
-            gap = "any"
-        elif paths.wants_standby(session.active):
-            gap = "standby" if len({link.relay for link in links if link.kind == RELAYED}) < 2 else "direct"
-        for name in list(self._gap_since):
-            if name != gap:
-                del self._gap_since[name]
-        if gap is None:
-            return None
-        since = self._gap_since.setdefault(gap, now)
-        patience = 0.0 if pairing.keys.initiator or gap == "direct" else RESPONDER_PATIENCE
-        if now - since < patience:
-            asyncio.get_running_loop().call_later(patience - (now - since) + 0.01, self._poked.set)
-            return None
-        return gap
+            return {ANY}
+        gaps = set()
+        if paths.wants_standby(pairing.session.active):
+            if not any(link.kind == DIRECT for link in links):
+                gaps.add(BETTER)
+            if len({link.relay for link in links}) < 2:
+                gaps.add(STANDBY)
+        return gaps
 
-    async def _fill(self, gap: str) -> float:
+    def _due_gaps(self) -> set[str]:
+        """What is missing, and this side's to do something about now."""
+        gaps, now = self._gaps(), time.monotonic()
+        self._gap_since = {gap: self._gap_since.get(gap, now) for gap in gaps}
+        if self.pairing is None or self.pairing.keys.initiator:
+            return gaps
+        early = {gap for gap in gaps - {BETTER} if now - self._gap_since[gap] < RESPONDER_PATIENCE}
+        if early:
+            soonest = min(self._gap_since[gap] for gap in early) + RESPONDER_PATIENCE
+            asyncio.get_running_loop().call_later(soonest - now + 0.01, self._poked.set)
+        return gaps - early
+
+    async def _fill(self, gaps: set[str]) -> float:
         """One round of attempts; returns how long to wait before the next."""
         fresh, self._fresh_next = self._fresh_next, False
         info = await self.host.resolve(self.peer, fresh=fresh, traceparent=self.traceparent)
         self.unknown = info is None
-        candidates = self._candidates(info, gap)
+        candidates = self._candidates(info, gaps)
         now = time.monotonic()
         due = [candidate for candidate in candidates if self._backoff(candidate).until <= now]
         if due:
-            await self._race(due, gap)
-        if gap == "any" and (self.pairing is None or self.pairing.session.active is None):
+            await self._race(due, gaps)
+        if ANY in gaps and (self.pairing is None or self.pairing.session.active is None):
             self._fresh_next = True  # what we know may be stale
             if not candidates:
                 self.failure = "nobody knows it" if info is None else "no address and no relay of it is known"
-        elif self._gap() not in (None, gap):
+        elif self._gaps() - gaps:
             return 0.0
         if not candidates:
-            return BACKOFF_URGENT if gap == "any" else POLL
+            return BACKOFF_URGENT if ANY in gaps else POLL
         soonest = min(self._backoff(candidate).until for candidate in candidates)
         return min(max(soonest - time.monotonic(), 0.02), POLL)
 
     def _backoff(self, candidate: Candidate) -> Backoff:
         return self._backoffs.setdefault(candidate.where, Backoff())
 
-    def _candidates(self, info: peers.PeerInfo | None, gap: str) -> list[Candidate]:
-        """Ways that would fill the gap, best first."""
+    def _candidates(self, info: peers.PeerInfo | None, gaps: set[str]) -> list[Candidate]:
+        """Ways that would fill the gaps, best first."""
         pairing = self.pairing
         in_use = set()
         if pairing is not None:
@@ -259,14 +269,14 @@ class Keeper:
             in_use = {
                 link.relay
                 for link in pairing.session.links
-                if not link.closing and (gap != "any" or link.suspect_since is None)
+                if not link.closing and (ANY not in gaps or link.suspect_since is None)
             }
         found: dict[str, Candidate] = {}
-        if info is not None and gap != "standby":
+        if info is not None and gaps & {ANY, BETTER}:
             for address in info.addresses[:16]:
                 where = dialling.join(address.ip, address.port)
                 found.setdefault(where, Candidate(DIRECT, where, address.ip, address.port))
-        if gap != "direct":
+        if gaps & {ANY, STANDBY}:
             names = list(info.reservations) if info is not None else []
             names += [name for name in self.host.relays.known() if name not in names]
             for name in names[:8]:
@@ -279,44 +289,45 @@ class Keeper:
                 del self._backoffs[where]
         return list(found.values())
 
-    async def _race(self, due: list[Candidate], gap: str) -> None:
-        """Tries all, staggered, until one fills the gap."""
+    async def _race(self, due: list[Candidate], gaps: set[str]) -> None:
+        """Tries all, staggered, until one of the gaps is filled (or all paths are lost meanwhile)."""
         tasks: set[asyncio.Task[None]] = set()
         start, relay_start = 0.0, 0.0
         for candidate in due:
             if candidate.kind == DIRECT:
-                tasks.add(asyncio.create_task(self._attempt(candidate, start, gap)))
+                tasks.add(asyncio.create_task(self._attempt(candidate, start, gaps)))
                 start += STAGGER_PRIVATE if dialling.is_private(candidate.ip) else STAGGER_PUBLIC
                 relay_start = RELAY_HEADSTART
             else:
-                tasks.add(asyncio.create_task(self._attempt(candidate, relay_start, gap)))
+                tasks.add(asyncio.create_task(self._attempt(candidate, relay_start, gaps)))
                 relay_start += STAGGER_PRIVATE
         try:
             while tasks:
                 done, tasks = await asyncio.wait(tasks, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
-                if self._filled(gap):
+                still = self._open_gaps()
+                if gaps - still or (ANY in still and ANY not in gaps):
                     return
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _filled(self, gap: str) -> bool:
+    def _open_gaps(self) -> set[str]:
+        """As `_gaps`, where a link that was just joined counts although the peer has not confirmed it."""
         pairing = self.pairing
         if pairing is None:
-            return False
+            return {ANY, BETTER, STANDBY}
         if pairing.ended:
-            return True
+            return set()
         links = [link for link in pairing.session.links if not link.closing and link.suspect_since is None]
-        if gap == "any":
-            return bool(links)
-        if gap == "standby":
-            return len({link.relay for link in links}) > 1
-        return any(link.kind == DIRECT for link in links)
+        if any(link.kind == DIRECT for link in links):
+            return set()
+        gaps = {BETTER} if links else {ANY, BETTER}
+        return gaps if len({link.relay for link in links}) > 1 else gaps | {STANDBY}
 
-    async def _attempt(self, candidate: Candidate, delay: float, gap: str) -> None:
+    async def _attempt(self, candidate: Candidate, delay: float, gaps: set[str]) -> None:
         await asyncio.sleep(delay)
         backoff = self._backoff(candidate)
         sock: socket.socket | None = None
@@ -331,7 +342,7 @@ class Keeper:
                 sock = await client.connect(self.peer, self.traceparent)
             async with self._joining:
                 # A connection that comes second is joined to the session that the first one made.
-                if self._filled(gap) and gap != "any":
+                if ANY not in gaps and candidate.fills not in self._open_gaps():
                     sock.close()
                     return
                 pairing = await self.host.establish(self.peer, sock, candidate.kind, candidate.relay, self.pairing)
@@ -345,17 +356,17 @@ class Keeper:
                 sock.close()
             if not isinstance(error, LinkFailed | OSError):
                 log.error("attempt failed", extra={"peer": self.peer, "error": repr(error)}, exc_info=error)
-            self._failed(candidate, backoff, error, gap)
+            self._failed(candidate, backoff, error, urgent=ANY in gaps)
         except BaseException:
             if sock is not None:
                 sock.close()
             raise
 
-    def _failed(self, candidate: Candidate, backoff: Backoff, error: Exception, gap: str) -> None:
+    def _failed(self, candidate: Candidate, backoff: Backoff, error: Exception, *, urgent: bool) -> None:
         text = str(error) or repr(error)
         if text != backoff.why:
             log.info("no link", extra={"peer": self.peer, "path": candidate.where, "error": text})
-        backoff.fail(time.monotonic(), text, BACKOFF_URGENT if gap == "any" else BACKOFF_CALM)
+        backoff.fail(time.monotonic(), text, BACKOFF_URGENT if urgent else BACKOFF_CALM)
         self.failure = text
 
 

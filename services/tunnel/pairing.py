@@ -30,16 +30,23 @@ log = logging.getLogger("causeway.tunnel")
 
 
 class Owner(Protocol):
-    """What a pairing tells the tunnel."""
+    """What a pairing tells of itself and its links, and asks about them."""
 
-    def stream_opened(self, pairing: "Pairing", io: StreamIO | FlowIO, opening: Opening) -> None: ...
-    def stream_accepted(self, io: StreamIO | FlowIO) -> None: ...
-    def stream_closed(self, io: StreamIO | FlowIO, reason: Reason | None) -> None: ...
+    def failure(self, pairing: "Pairing") -> str: ...
     def links_changed(self, pairing: "Pairing", *, urgent: bool) -> None: ...
     def stalled(self, pairing: "Pairing", cause: str, seconds: float) -> None: ...
     def noted(self, pairing: "Pairing", note: bytes) -> None: ...
     def pairing_ended(self, pairing: "Pairing", reason: str) -> None: ...
-    def wake(self) -> None: ...
+
+    wake: Callable[[], None]
+
+
+class Openings(Protocol):
+    """What a pairing tells of its streams."""
+
+    def opened(self, pairing: "Pairing", io: StreamIO | FlowIO, opening: Opening) -> None: ...
+    def accepted(self, io: StreamIO | FlowIO) -> None: ...
+    def closed(self, io: StreamIO | FlowIO, reason: Reason | None) -> None: ...
 
 
 @dataclass(eq=False)
@@ -51,6 +58,7 @@ class Pairing:
     session: Session
     engine: Engine
     owner: Owner
+    openings: Openings
     instance: str
     """The run of the peer's tunnel that this session is with."""
     blocked: dict[StreamIO | FlowIO, None] = field(default_factory=dict)
@@ -170,7 +178,7 @@ class Pairing:
         if isinstance(io, FlowIO):
             self.flows.discard(io)
         self.blocked.pop(io, None)
-        self.owner.stream_closed(io, None)
+        self.openings.closed(io, None)
 
     # ---------------------------------------------------------------- events
 
@@ -198,11 +206,11 @@ class Pairing:
             stream.owner.close(reset=True)
 
     def _opened(self, stream: Stream, opening: Opening) -> None:
-        self.owner.stream_opened(self, self._io(stream), opening)
+        self.openings.opened(self, self._io(stream), opening)
 
     def _accepted(self, stream: Stream, _: None) -> None:
         if stream.owner is not None:
-            self.owner.stream_accepted(stream.owner)
+            self.openings.accepted(stream.owner)
 
     def _finished(self, stream: Stream, _: None) -> None:
         if stream.owner is not None:
@@ -211,7 +219,7 @@ class Pairing:
     def _reset(self, stream: Stream, reason: Reason) -> None:
         io = stream.owner
         if io is not None:
-            self.owner.stream_closed(io, reason)
+            self.openings.closed(io, reason)
             io.close(reset=True)
 
     def _credit(self, stream: Stream, _: None) -> None:
@@ -284,7 +292,7 @@ class Pairing:
                 link.owner.pump()
         for stream in list(self.session.streams.values()):
             if stream.owner is not None:
-                self.owner.stream_closed(stream.owner, Reason(0, reason))
+                self.openings.closed(stream.owner, Reason(0, reason))
                 stream.owner.close(reset=True)
         for link in list(self.session.links):
             if link in self.session.links:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from services.tunnel.core import paths
 from services.tunnel.core.link import Link
 from services.tunnel.pairing import Pairing
+from services.tunnel.relay_client import RelayClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,4 +97,16 @@ def of_pairing(pairing: Pairing) -> SessionStatus:
         records_resent=session.resent,
         records_duplicate=session.inbox.duplicates,
         switches=session.switches,
+    )
+
+
+def of_relay(client: RelayClient, now: float) -> RelayStatus:
+    """This node's dealings with one relay."""
+    return RelayStatus(
+        relay=client.name,
+        address=client.address,
+        state=client.state,
+        rtt=client.rtt.smoothed,
+        observed=client.observed,
+        expires_in=client.reserved_until - now if client.reserved_until is not None else None,
     )

@@ -17,7 +17,7 @@ from tests.causeway.node import loopback_block
 from tests.causeway.process import PATIENCE, Process
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-BLOCKS = re.findall(r"^```yaml\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+NODE, SERVICES, ALLOWED, NETWORK = re.findall(r"^```yaml\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
 def test_every_command_of_the_readme_exists() -> None:
@@ -27,29 +27,36 @@ def test_every_command_of_the_readme_exists() -> None:
 
 
 def test_every_block_is_a_valid_configuration(tmp_path: Path) -> None:
-    for number in (0, 2):  # between them: the manifests
-        file = tmp_path / f"{number}.yaml"
-        file.write_text(BLOCKS[number])
+    for name, text in (("node", NODE), ("ssh", ALLOWED)):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(text)
         assert load(file).warnings == ()
+
+
+def test_the_network_to_rehearse_is_a_valid_topology(tmp_path: Path) -> None:
+    file = tmp_path / "net.yaml"
+    file.write_text(NETWORK)
+    check = [sys.executable, "-m", "causeway", "lab", str(file), "--check"]
+    done = subprocess.run(check, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.serial  # the service's address is the README's
 def test_the_ten_minutes(tmp_path: Path) -> None:
     block = loopback_block()
-    config, services, _ = BLOCKS
     started = []
     for number, name in enumerate(("hub", "edge-b"), start=1):
         folder = tmp_path / name
         folder.mkdir()
         # One machine in place of two: an address for each. Other tests' nodes are not to be met by mDNS.
-        settings = yaml.safe_load(config.replace("203.0.113.1", f"{block}.1"))
+        settings = yaml.safe_load(NODE.replace("203.0.113.1", f"{block}.1"))
         settings |= {
             "nodeName": name,
             "listenAddress": f"{block}.{number}",
             "cluster": f"readme-{block.replace('.', '-')}",
         }
         (folder / "causeway.yaml").write_text(yaml.safe_dump(settings))
-        (folder / "services.yaml").write_text(services)
+        (folder / "services.yaml").write_text(SERVICES)
     env = {**os.environ, "CAUSEWAY_CONFIG": ""}
     psk = subprocess.run([sys.executable, "-m", "causeway", "ca", "psk"], capture_output=True, check=True).stdout
     try:

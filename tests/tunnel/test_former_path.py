@@ -14,7 +14,7 @@ def switched_with_data_under_way(delay: float) -> tuple[Net, End, bytes]:
     stream = net.a.open()
     net.a.session.send(stream, b"opens")
     net.run(1.0)
-    data = bytes(range(256)) * 4000
+    data = bytes(range(256)) * 900  # fits the first window
     net.a.session.send(stream, data)
     net.step()  # on its way over link 1
     net.silence(1)
