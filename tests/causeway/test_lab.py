@@ -22,6 +22,8 @@ from tests.causeway.process import PATIENCE, Process, alive
 from tests.causeway.test_command import causeway
 from tests.lab.test_leftovers import gone
 
+pytestmark = pytest.mark.slow  # real processes: namespaces
+
 SMALL = "hosts: {x: {wire: 1ms}, y: }\nlans: {home: {nat: symmetric, hosts: [z]}}\n"
 COMMAND = [sys.executable, "-m", "causeway", "lab"]
 MEMORY = Path("/dev/shm")

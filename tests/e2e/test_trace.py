@@ -11,6 +11,8 @@ import pytest
 from lab.mesh import Mesh
 from tests.e2e.traffic import PORT, TARGET_PORT, connect, echo_server, eventually
 
+pytestmark = pytest.mark.slow  # real processes: four nodes
+
 PLACES = {
     ("causeway-proxy", "a"),
     ("causeway-tunnel", "a"),

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import proxy_pb2, proxy_pb2_grpc
 from services.runtime import config
 from tests.proxy.conftest import until
 from tests.proxy.neighbours import Discovery, Tunnel, service
+
+pytestmark = pytest.mark.slow  # real processes: several a test
 
 LoopbackIp = Callable[[], str]
 

@@ -19,6 +19,8 @@ from services.runtime.identity import Rejection
 
 from .harness import PATIENCE, Client, RelayProcess, Stream, circuit, identity, leg, relay_process, until
 
+pytestmark = pytest.mark.slow  # real processes: several a test
+
 MEGABYTE = 1 << 20
 
 

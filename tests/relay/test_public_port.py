@@ -16,6 +16,8 @@ from protos import relay_pb2 as pb
 
 from .harness import PATIENCE, Client, RelayProcess, circuit, identity, leg, relay_process, until
 
+pytestmark = pytest.mark.slow  # real processes: time limits of seconds
+
 MEGABYTE = 1 << 20
 
 

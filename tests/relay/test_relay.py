@@ -25,6 +25,8 @@ from services.relay.relay import Relay
 
 from .harness import PATIENCE, Client, RelayProcess, circuit, identity, leg, loopback, until
 
+pytestmark = pytest.mark.slow  # real processes: beside its discovery
+
 
 @dataclass
 class Here:

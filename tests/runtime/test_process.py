@@ -22,6 +22,8 @@ from protos import relay_pb2_grpc as rpc
 from services.runtime import dial
 from tests.conftest import WriteConfig
 
+pytestmark = pytest.mark.slow  # real processes: several a test
+
 PROGRAM = [sys.executable, "-m", "tests.runtime.small_service", "--config"]
 
 

@@ -15,6 +15,8 @@ from services.runtime.dial import reason
 from tests.tunnel.conftest import Nodes
 from tests.tunnel.local import PATIENCE, Attached, Backend, Exit, api, receive, reset, send, tcp_pair, until, was_reset
 
+pytestmark = pytest.mark.slow  # real processes: time limits of seconds
+
 NAME = "causeway.tunnel.v1.TunnelService"
 
 

@@ -19,6 +19,8 @@ from services.tunnel.keys import SessionKeys
 from tests.tunnel.conftest import Nodes
 from tests.tunnel.local import PATIENCE, descriptors, receive, rss, send, until
 
+pytestmark = pytest.mark.slow  # real processes: time limits of seconds
+
 PORT = 20006
 
 

@@ -15,6 +15,8 @@ from services.runtime.tls import FramedTls, TlsError
 from tests.tunnel.conftest import PSK, Nodes
 from tests.tunnel.local import until
 
+pytestmark = pytest.mark.slow  # real processes: relays that end and come back
+
 
 @pytest.fixture
 async def relay(ground: Nodes) -> AsyncIterator[Node]:

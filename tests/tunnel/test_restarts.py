@@ -12,6 +12,8 @@ from protos import tunnel_pb2 as pb
 from tests.tunnel.conftest import Nodes
 from tests.tunnel.local import Attached, Backend, Exit, receive, rss, send, tcp_pair, until, was_reset
 
+pytestmark = pytest.mark.slow  # real processes: nodes that end and come back
+
 
 @pytest.fixture
 async def pair(ground: Nodes) -> AsyncIterator[tuple[Node, Node]]:

@@ -17,6 +17,8 @@ from services.tunnel.handshake import Greeting
 from tests.tunnel.conftest import Nodes
 from tests.tunnel.local import until
 
+pytestmark = pytest.mark.slow  # real processes: several nodes
+
 
 def identity(node: Node) -> Identity:
     """What the node would be with this configuration."""

@@ -25,6 +25,8 @@ from tests.tunnel.local import (
     was_reset,
 )
 
+pytestmark = pytest.mark.slow  # real processes: two nodes and a relay a test
+
 NOISE = random.Random(7).randbytes(8 << 20)
 
 
