@@ -1,7 +1,8 @@
 #!/bin/sh
 # tests/run.sh all|quick [pytest arguments]
 #   quick  what runs in under a minute: not slow, not serial, no simulated networks
-#   all    everything, in three passes: beside each other, one by one (`serial`), in simulated networks (`lab`)
+#   all    everything, in four passes: beside each other, then one by one (`serial`), each without and with simulated
+#          networks (`lab`)
 # JOBS (default 2) tests run beside each other. NATLAB_REQUIRED=1: where the host forbids simulated networks
 # the lab tests fail, instead of being skipped with the reason.
 set -u
@@ -48,7 +49,8 @@ case $mode in
     all)
         pass "tests beside each other" "$python" -m pytest -n "$jobs" -m "not serial and not lab" "$@"
         pass "tests one by one" "$python" -m pytest -m "serial and not lab" "$@"
-        pass "tests in simulated networks" in_lab "$python" -m pytest -m lab "$@"
+        pass "tests in simulated networks" in_lab "$python" -m pytest -n "$jobs" -m "lab and not serial" "$@"
+        pass "tests in simulated networks, one by one" in_lab "$python" -m pytest -m "lab and serial" "$@"
         ;;
     *)
         echo "tests/run.sh: '$mode' is not a selection; expected all or quick" >&2
