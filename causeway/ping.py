@@ -120,7 +120,7 @@ async def _ping(
                     answer = await stub.PingPeer(request, timeout=timeout + _DEADLINE_SLACK)
                 except grpc.aio.AioRpcError as error:
                     result["sent"] = number
-                    result["error"] = _why(error, node, path)
+                    result["error"] = why(error, node, path)
                     if reason(error) == "UNKNOWN_NODE":
                         break  # the next try would say the same
                     if not quiet:
@@ -164,7 +164,8 @@ def _way(path: dict[str, Any]) -> str:
     return f"{path['kind']} {path['remote']}".rstrip()
 
 
-def _why(error: Any, node: str, path: Path) -> str:
+def why(error: Any, node: str, path: Path) -> str:
+    """One line for a call to the tunnel that failed; `path` is its socket."""
     import grpc
 
     from services.runtime.dial import reason

@@ -12,8 +12,6 @@ import click
 from causeway import place
 from causeway.errors import CommandError
 
-_PIPE_WIDTH = 400  # columns when nobody looks: grep wants whole lines, and only tables with long reasons come near
-
 
 @click.command()
 @click.option(
@@ -77,14 +75,9 @@ def status(output: str, watch: float | None, config: Path | None, run_dir: Path 
 
 
 def _show(found: dict[str, object]) -> None:
-    from rich.console import Console
+    from causeway import terminal, view
 
-    from causeway import view
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
-    console.print(view.render(found))
+    terminal.console().print(view.render(found))
 
 
 def _all_down(run_dir: Path) -> str:

@@ -468,6 +468,148 @@ class PingPeerResponse(_message.Message):
 Global___PingPeerResponse: _TypeAlias = PingPeerResponse  # noqa: Y015
 
 @_typing.final
+class ExplainPeerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    node_name: _builtins.str
+    def __init__(
+        self,
+        *,
+        node_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_name", b"node_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPeerRequest: _TypeAlias = ExplainPeerRequest  # noqa: Y015
+
+@_typing.final
+class ExplainPeerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    PUNCHING_FIELD_NUMBER: _builtins.int
+    state: _builtins.str
+    """As Session.state; empty: no session."""
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
+        """The one in use first, then by preference."""
+
+    @_builtins.property
+    def punching(self) -> Global___Punching:
+        """Absent: no session, or no better path than a relayed one is looked for."""
+
+    def __init__(
+        self,
+        *,
+        state: _builtins.str = ...,
+        candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        punching: Global___Punching | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["punching", b"punching"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "punching", b"punching", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPeerResponse: _TypeAlias = ExplainPeerResponse  # noqa: Y015
+
+@_typing.final
+class Candidate(_message.Message):
+    """One way to a node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    WHERE_FIELD_NUMBER: _builtins.int
+    RELAY_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RTT_FIELD_NUMBER: _builtins.int
+    BEHIND_FIELD_NUMBER: _builtins.int
+    RETRY_IN_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    kind: Global___PathKind.ValueType
+    where: _builtins.str
+    """"ip:port" of the node, or of the relay as far as it is connected."""
+    relay: _builtins.str
+    """Node name of the relay; empty on other paths."""
+    state: _builtins.str
+    """A link: "active", "standby", "suspect" or "closing"; none: "failed" or "untried"."""
+    why: _builtins.str
+    """Why it is, or is not, the one in use."""
+    @_builtins.property
+    def rtt(self) -> _duration_pb2.Duration:
+        """Smoothed round trip; absent: not measured."""
+
+    @_builtins.property
+    def behind(self) -> _duration_pb2.Duration:
+        """How much longer that is than the active link's, negative: shorter; absent: not known."""
+
+    @_builtins.property
+    def retry_in(self) -> _duration_pb2.Duration:
+        """When a failed one is tried again; absent: as soon as it is needed."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___PathKind.ValueType = ...,
+        where: _builtins.str = ...,
+        relay: _builtins.str = ...,
+        state: _builtins.str = ...,
+        rtt: _duration_pb2.Duration | None = ...,
+        behind: _duration_pb2.Duration | None = ...,
+        retry_in: _duration_pb2.Duration | None = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "retry_in", b"retry_in", "rtt", b"rtt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "kind", b"kind", "relay", b"relay", "retry_in", b"retry_in", "rtt", b"rtt", "state", b"state", "where", b"where", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
+
+@_typing.final
+class Punching(_message.Message):
+    """Hole punching with a node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTER_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    NEXT_IN_FIELD_NUMBER: _builtins.int
+    starter: _builtins.bool
+    """This side starts the attempts; the other one answers."""
+    attempts: _builtins.int
+    """Since the session's start, or since the network changed."""
+    outcome: _builtins.str
+    """How the last one ended: "punched", "not tried", or why it failed."""
+    @_builtins.property
+    def next_in(self) -> _duration_pb2.Duration:
+        """When the next attempt may begin; absent where the other side starts, or none is needed."""
+
+    def __init__(
+        self,
+        *,
+        starter: _builtins.bool = ...,
+        attempts: _builtins.int = ...,
+        outcome: _builtins.str = ...,
+        next_in: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next_in", b"next_in"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "next_in", b"next_in", "outcome", b"outcome", "starter", b"starter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Punching: _TypeAlias = Punching  # noqa: Y015
+
+@_typing.final
 class GetStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -50,6 +50,11 @@ class TunnelServiceStub:
                 request_serializer=protos_dot_tunnel__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=protos_dot_tunnel__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.ExplainPeer = channel.unary_unary(
+                '/causeway.tunnel.v1.TunnelService/ExplainPeer',
+                request_serializer=protos_dot_tunnel__pb2.ExplainPeerRequest.SerializeToString,
+                response_deserializer=protos_dot_tunnel__pb2.ExplainPeerResponse.FromString,
+                _registered_method=True)
 
 
 class TunnelServiceServicer:
@@ -79,6 +84,13 @@ class TunnelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainPeer(self, request, context):
+        """Every way to a node: the one in use, and why each of the others is not. Builds nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TunnelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +108,11 @@ def add_TunnelServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=protos_dot_tunnel__pb2.GetStatusRequest.FromString,
                     response_serializer=protos_dot_tunnel__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'ExplainPeer': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPeer,
+                    request_deserializer=protos_dot_tunnel__pb2.ExplainPeerRequest.FromString,
+                    response_serializer=protos_dot_tunnel__pb2.ExplainPeerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -180,6 +197,33 @@ class TunnelService:
             '/causeway.tunnel.v1.TunnelService/GetStatus',
             protos_dot_tunnel__pb2.GetStatusRequest.SerializeToString,
             protos_dot_tunnel__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPeer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/causeway.tunnel.v1.TunnelService/ExplainPeer',
+            protos_dot_tunnel__pb2.ExplainPeerRequest.SerializeToString,
+            protos_dot_tunnel__pb2.ExplainPeerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -47,6 +47,8 @@ class TunnelServiceStub:
     """Builds a session to a node if there is none, and measures round trips inside it."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_tunnel_pb2.GetStatusRequest, _tunnel_pb2.GetStatusResponse]
     """Sessions, links, streams, reservations. Cheap enough to poll every second."""
+    ExplainPeer: _grpc.UnaryUnaryMultiCallable[_tunnel_pb2.ExplainPeerRequest, _tunnel_pb2.ExplainPeerResponse]
+    """Every way to a node: the one in use, and why each of the others is not. Builds nothing."""
 
 @_typing.type_check_only
 class TunnelServiceAsyncStub(TunnelServiceStub):
@@ -62,6 +64,8 @@ class TunnelServiceAsyncStub(TunnelServiceStub):
     """Builds a session to a node if there is none, and measures round trips inside it."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_tunnel_pb2.GetStatusRequest, _tunnel_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Sessions, links, streams, reservations. Cheap enough to poll every second."""
+    ExplainPeer: _aio.UnaryUnaryMultiCallable[_tunnel_pb2.ExplainPeerRequest, _tunnel_pb2.ExplainPeerResponse]  # type: ignore[assignment]
+    """Every way to a node: the one in use, and why each of the others is not. Builds nothing."""
 
 class TunnelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Local contract of the tunnel component."""
@@ -92,5 +96,13 @@ class TunnelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tunnel_pb2.GetStatusResponse, _abc.Awaitable[_tunnel_pb2.GetStatusResponse]]:
         """Sessions, links, streams, reservations. Cheap enough to poll every second."""
+
+    @_abc_1.abstractmethod
+    def ExplainPeer(
+        self,
+        request: _tunnel_pb2.ExplainPeerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tunnel_pb2.ExplainPeerResponse, _abc.Awaitable[_tunnel_pb2.ExplainPeerResponse]]:
+        """Every way to a node: the one in use, and why each of the others is not. Builds nothing."""
 
 def add_TunnelServiceServicer_to_server(servicer: TunnelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -13,6 +13,10 @@ from services.tunnel.linkio import tune
 CONNECT_TIMEOUT = 5.0
 """Seconds for a TCP connection: two retransmissions of the SYN (1 s, 2 s) fit."""
 
+_ANY = {int(socket.AF_INET): "0.0.0.0", int(socket.AF_INET6): "::"}
+_FAR = {int(socket.AF_INET): "192.0.2.1", int(socket.AF_INET6): "2000::1"}
+"""Addresses that no route but the default one leads to (RFC 5737; the first of IPv6's global unicast)."""
+
 
 async def connect(ip: str, port: int, *, source: tuple[str, int], timeout: float = CONNECT_TIMEOUT) -> socket.socket:
     """A tuned, non-blocking connection. `source`: local IP and port ("" and 0: any). LinkFailed in one line."""
@@ -42,18 +46,22 @@ async def connect(ip: str, port: int, *, source: tuple[str, int], timeout: float
         raise
 
 
+def _share_port(sock: socket.socket) -> None:
+    """The listen port is shared: by the listener, control connections to relays, and punched links."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
+
 def _bind(sock: socket.socket, family: int, source: tuple[str, int]) -> None:
     ip, port = source
     if ip and (":" in ip) != (family == socket.AF_INET6):
         return
     if not ip and not port:
         return
-    any_address = ip or ("::" if family == socket.AF_INET6 else "0.0.0.0")
     if port:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        _share_port(sock)
         try:
-            sock.bind((any_address, port))
+            sock.bind((ip or _ANY[family], port))
             return
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
@@ -64,6 +72,34 @@ def _bind(sock: socket.socket, family: int, source: tuple[str, int]) -> None:
         sock.bind((ip, 0))
 
 
+async def connect_from(source: tuple[str, int], address: tuple[str, int]) -> socket.socket:
+    """A tuned, non-blocking connection from exactly this local IP ("": any) and port, which others may share.
+    OSError; waits as long as the kernel does."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
+    try:
+        tune(sock)
+        _share_port(sock)
+        sock.bind((source[0] or _ANY[family], source[1]))
+        await asyncio.get_running_loop().sock_connect(sock, address)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def source_of(family: int, ip: str) -> str:
+    """The local address of what this node sends to the Internet; "" when there is no way there, or `ip`, from which
+    it dials, is of another family. Nothing is sent."""
+    if ip:
+        return ip if (":" in ip) == (family == socket.AF_INET6) else ""
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.connect((_FAR[family], 9))
+        found = str(sock.getsockname()[0])
+        return "" if ipaddress.ip_address(found).is_link_local else found
+    return ""
+
+
 def listener(ip: str, port: int, backlog: int = 1024) -> socket.socket:
     """A public listening socket: the given IP, or all of IPv4 and IPv6. OSError when it can't be."""
     if ip:
@@ -72,8 +108,7 @@ def listener(ip: str, port: int, backlog: int = 1024) -> socket.socket:
         family, address = (socket.AF_INET6, "::") if socket.has_dualstack_ipv6() else (socket.AF_INET, "")
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        _share_port(sock)
         if family == socket.AF_INET6 and not ip:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         sock.bind((address, port))
@@ -95,6 +130,12 @@ def name_of(address: tuple[object, ...]) -> str:
     if ip.startswith("::ffff:"):
         ip = ip[7:]
     return join(ip, int(str(address[1])))
+
+
+def split(name: str) -> tuple[str, int]:
+    """The IP and the port of "ip:port"."""
+    ip, _, port = name.rpartition(":")
+    return ip.strip("[]"), int(port)
 
 
 def is_private(ip: str) -> bool:

@@ -20,10 +20,11 @@ from services.tunnel import attach, metrics, servicer, status
 from services.tunnel.attach import AttachSocket, Connection
 from services.tunnel.config import MAX_WAITING, OPEN_TIMEOUT, Settings
 from services.tunnel.core.frames import Opening, Reason
-from services.tunnel.core.link import DIRECT, RELAYED
-from services.tunnel.door import Door
+from services.tunnel.core.link import PATH_NAMES
 from services.tunnel.engine import Engine
-from services.tunnel.errors import LIMIT, NO_PATH, Refused
+from services.tunnel.errors import LIMIT, NO_PATH, UNKNOWN_NODE, Refused
+from services.tunnel.explain import explain
+from services.tunnel.keeper import candidates
 from services.tunnel.offers import Offers
 from services.tunnel.peers import Discovery, PeerInfo
 from services.tunnel.relays import RelayPool
@@ -55,7 +56,6 @@ class Tunnel:
         self.relays = RelayPool(settings, identity, self._on_circuit, self._reservations_changed, self._relay_drained)
         self.streams = Streams(Offers(settings.node_name))
         self.sessions = Sessions(settings, identity, self.engine, self.discovery, self.relays, self.streams, self._wake)
-        self.door = Door(self.sessions.welcome)
         self.attach = AttachSocket(
             self.engine, settings.run_dir / "tunnel.attach", self.open, self.streams.offers.answer
         )
@@ -69,7 +69,7 @@ class Tunnel:
     async def run(self, stopping: asyncio.Event) -> None:
         """Until `stopping`."""
         if self.settings.listen_port:
-            self.door.open(self.settings.listen_address, self.settings.listen_port)
+            self.sessions.door.open(self.settings.listen_address, self.settings.listen_port)
         self.attach.open()
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -81,7 +81,6 @@ class Tunnel:
 
     async def close(self) -> None:
         """Ends everything."""
-        await self.door.close()
         self.attach.close()
         for task in self._waiting:
             task.cancel()
@@ -150,9 +149,9 @@ class Tunnel:
         metrics.SESSIONS.set(len(pairings))
         metrics.STREAMS.set(sum(len(pairing.session.streams) for pairing in pairings))
         kinds = collections.Counter(link.kind for pairing in pairings for link in pairing.session.links)
-        for kind, name in ((DIRECT, "direct"), (RELAYED, "relayed")):
+        for kind, name in PATH_NAMES.items():
             metrics.LINKS.labels(name).set(kinds[kind])
-        metrics.HALF_OPEN.set(self.door.half_open)
+        metrics.HALF_OPEN.set(self.sessions.door.half_open)
         metrics.RESERVATIONS.set(len(self.relays.reservations()))
         for pairing in pairings:
             pairing.count()
@@ -169,7 +168,7 @@ class Tunnel:
             keeper.poke()
 
     async def _on_circuit(self, sock: socket.socket, relay: str) -> None:
-        self.door.admit(sock, relay)
+        self.sessions.door.admit(sock, relay)
 
     def _reservations_changed(self) -> None:
         self._changed.set()
@@ -243,6 +242,15 @@ class Tunnel:
         if active is None:
             raise Refused(NO_PATH, f"the path to {node} was lost")
         return rtts, status.of_link(active, active)
+
+    async def explain(self, node: str) -> status.PeerStatus:
+        """Every way to a node. Refused when nobody knows it."""
+        info = await self.sessions.resolve(node, fresh=False)
+        pairing = self.sessions.preferred.get(node)
+        if info is None and pairing is None:
+            raise Refused(UNKNOWN_NODE, f"nobody knows a node {node}")
+        known = candidates(self.sessions, node, info)
+        return explain(pairing, self.sessions.keeper_of(node), known, time.monotonic())
 
     def status(self) -> status.TunnelStatus:
         """All there is to see."""

@@ -23,11 +23,12 @@ LARGE = 64 * 1024
 """Buffers above this size, bytes, are pooled: all of one size, so that any fits."""
 POOLED = 128
 """Free buffers kept, 32 MiB in all."""
-SPIN = 100e-6
+SPIN = 200e-6
 """Seconds a turn waits for more before it goes to sleep, while events come at that pace: waking up costs more
-than that (measured: p50 of a 64-byte round trip 61 µs with, 143 µs without)."""
-SOON = 250e-6
-"""An event that comes within this time of the last turn's end, seconds, …"""
+than that (measured: p50 of a 64-byte round trip 61 µs with, 143 µs without; on a machine half as fast twice that)."""
+SOON = 600e-6
+"""An event that comes within this time of the last turn's end, seconds, … Twice what a round trip takes without
+waiting, on a slow machine: else those that gain most by it never begin."""
 EAGER = 16
 """… so many times in a row (one that is late counts double against), makes the engine wait for the next one.
 Idle and slow traffic never gets there, so it costs no power."""

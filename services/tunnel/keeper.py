@@ -1,6 +1,6 @@
 """Keeps one session on its feet: brings it up, finds it links, a better path, and a standby.
 
-One task per peer. It knows three gaps: no link at all (ANY), or else a path that is not direct (BETTER) and a relayed
+One task per peer. It knows three gaps: no link at all (ANY), or else a path that is only relayed (BETTER) and a relayed
 or punched path without a standby (STANDBY). It tries the candidates that fill a gap, staggered, each with a backoff of
 its own; the first that succeeds closes it.
 """
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 from services.tunnel import dialling, handshake, peers
 from services.tunnel.config import HANDSHAKE_TIMEOUT, SESSION_IDLE, Settings
 from services.tunnel.core import paths
-from services.tunnel.core.link import DIRECT, RELAYED, Link
+from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED, Link
 from services.tunnel.dialling import CONNECT_TIMEOUT
 from services.tunnel.errors import LinkFailed
 from services.tunnel.relays import RelayPool
@@ -41,6 +41,9 @@ RESPONDER_PATIENCE = 1.0
 """Seconds the side that did not initiate waits before it dials: usually the other one is at it."""
 POLL = 5.0
 """Seconds between looks at what is missing; changes are told at once."""
+MAX_DIRECT, MAX_RELAYED = 16, 8
+"""Addresses of a peer, and relays, that are tried."""
+MAX_BACKOFFS = 64
 ANY, BETTER, STANDBY = "any", "better", "standby"
 
 
@@ -68,6 +71,7 @@ class Host(Protocol):
     relays: RelayPool
 
     async def resolve(self, peer: str, *, fresh: bool, traceparent: str = "") -> peers.PeerInfo | None: ...
+    def punch(self, pairing: "Pairing") -> None: ...
     async def establish(
         self, peer: str, sock: socket.socket, kind: int, relay: str, old: "Pairing | None"
     ) -> "Pairing": ...
@@ -84,6 +88,21 @@ class Backoff:
         self.failures += 1
         self.until = now + delay * random.uniform(0.5, 1.5)
         self.why = why
+
+
+def candidates(host: Host, peer: str, info: peers.PeerInfo | None) -> list[Candidate]:
+    """All ways to a peer that we know of, best first."""
+    found: dict[str, Candidate] = {}
+    for address in info.addresses[:MAX_DIRECT] if info is not None else ():
+        where = dialling.join(address.ip, address.port)
+        found.setdefault(where, Candidate(DIRECT, where, address.ip, address.port))
+    names = list(info.reservations) if info is not None else []
+    names += [name for name in host.relays.known() if name not in names]
+    for name in names[:MAX_RELAYED]:
+        client = host.relays.clients.get(name)
+        if name not in (peer, host.settings.node_name) and (client is None or not client.draining):
+            found.setdefault(name, Candidate(RELAYED, name, relay=name))
+    return list(found.values())
 
 
 class Keeper:
@@ -160,9 +179,9 @@ class Keeper:
         """Somebody waits for a session, or for a path."""
         return bool(self._waiters)
 
-    def explain(self) -> dict[str, str]:
-        """Candidates that failed, with the reason."""
-        return {where: backoff.why for where, backoff in self._backoffs.items() if backoff.why}
+    def backoff(self, candidate: Candidate) -> Backoff:
+        """How a candidate fared so far."""
+        return self._backoffs.get(candidate.where, Backoff())
 
     async def close(self) -> None:
         self.task.cancel()
@@ -218,7 +237,7 @@ class Keeper:
             return {ANY}
         gaps = set()
         if paths.wants_standby(pairing.session.active):
-            if not any(link.kind == DIRECT for link in links):
+            if not any(link.kind in (DIRECT, PUNCHED) for link in links):
                 gaps.add(BETTER)
             if len({link.relay for link in links}) < 2:
                 gaps.add(STANDBY)
@@ -238,6 +257,8 @@ class Keeper:
 
     async def _fill(self, gaps: set[str]) -> float:
         """One round of attempts; returns how long to wait before the next."""
+        if BETTER in gaps and self.pairing is not None:
+            self.host.punch(self.pairing)
         fresh, self._fresh_next = self._fresh_next, False
         info = await self.host.resolve(self.peer, fresh=fresh, traceparent=self.traceparent)
         self.unknown = info is None
@@ -271,23 +292,15 @@ class Keeper:
                 for link in pairing.session.links
                 if not link.closing and (ANY not in gaps or link.suspect_since is None)
             }
-        found: dict[str, Candidate] = {}
-        if info is not None and gaps & {ANY, BETTER}:
-            for address in info.addresses[:16]:
-                where = dialling.join(address.ip, address.port)
-                found.setdefault(where, Candidate(DIRECT, where, address.ip, address.port))
-        if gaps & {ANY, STANDBY}:
-            names = list(info.reservations) if info is not None else []
-            names += [name for name in self.host.relays.known() if name not in names]
-            for name in names[:8]:
-                if name not in in_use and name not in (self.peer, self.host.settings.node_name):
-                    client = self.host.relays.clients.get(name)
-                    if client is None or not client.draining:
-                        found.setdefault(name, Candidate(RELAYED, name, relay=name))
-        for where in [where for where in self._backoffs if where not in found]:
-            if len(self._backoffs) > 64:
+        found = [
+            candidate
+            for candidate in candidates(self.host, self.peer, info)
+            if gaps & {ANY, candidate.fills} and not (candidate.relay and candidate.relay in in_use)
+        ]
+        if len(self._backoffs) > MAX_BACKOFFS:
+            for where in self._backoffs.keys() - {candidate.where for candidate in found}:
                 del self._backoffs[where]
-        return list(found.values())
+        return found
 
     async def _race(self, due: list[Candidate], gaps: set[str]) -> None:
         """Tries all, staggered, until one of the gaps is filled (or all paths are lost meanwhile)."""
@@ -322,9 +335,10 @@ class Keeper:
         if pairing.ended:
             return set()
         links = [link for link in pairing.session.links if not link.closing and link.suspect_since is None]
-        if any(link.kind == DIRECT for link in links):
+        kinds = {link.kind for link in links}
+        if DIRECT in kinds:
             return set()
-        gaps = {BETTER} if links else {ANY, BETTER}
+        gaps = set() if PUNCHED in kinds else {BETTER} if links else {ANY, BETTER}
         return gaps if len({link.relay for link in links}) > 1 else gaps | {STANDBY}
 
     async def _attempt(self, candidate: Candidate, delay: float, gaps: set[str]) -> None:

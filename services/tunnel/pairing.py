@@ -12,7 +12,8 @@ from services.tunnel import metrics
 from services.tunnel.core import events
 from services.tunnel.core.events import Event
 from services.tunnel.core.frames import Opening, Reason
-from services.tunnel.core.link import PATH_NAMES, Link
+from services.tunnel.core.link import PATH_NAMES, PUNCHED, Link
+from services.tunnel.core.punch import Punch
 from services.tunnel.core.session import Session
 from services.tunnel.core.stream import Stream
 from services.tunnel.engine import Engine
@@ -66,9 +67,13 @@ class Pairing:
     ended: str = ""
     """Why it ended."""
     flows: set[FlowIO] = field(default_factory=set)
+    punch: Punch = field(init=False)
     _marked: bool = False
     _pings: list[asyncio.Future[float]] = field(default_factory=list)
     _counted: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+    def __post_init__(self) -> None:
+        self.punch = Punch(starter=not self.keys.initiator)
 
     def mark(self) -> None:
         """Something waits to be sent: flush at the end of this batch."""
@@ -141,7 +146,10 @@ class Pairing:
         self._take_down(link, "retired" if link.closing else "relay_lost" if link.relay else "path_lost")
 
     def _take_down(self, link: Link, cause: str) -> None:
-        self.apply(self.session.link_down(link, time.monotonic(), cause))
+        now = time.monotonic()
+        if link.kind == PUNCHED:
+            self.punch.lost(now - link.started)
+        self.apply(self.session.link_down(link, now, cause))
         self.mark()
         if not self.ended:
             self.owner.links_changed(self, urgent=cause != "retired" and link.confirmed)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -16,7 +16,7 @@ from services.runtime import serve
 from services.tunnel.core import frames
 from services.tunnel.core.frames import Opening, Reason
 from services.tunnel.errors import UNKNOWN_NODE, Refused
-from services.tunnel.status import LinkStatus, TunnelStatus
+from services.tunnel.status import LinkStatus, PeerStatus, TunnelStatus
 
 FULL_NAME = "causeway.tunnel.v1.TunnelService"
 add_to_server: Callable[..., Any] = tunnel_pb2_grpc.add_TunnelServiceServicer_to_server
@@ -59,6 +59,7 @@ class Tunnel(Protocol):
     """What the servicer needs of the driver."""
 
     async def ping(self, node: str, count: int, timeout: float) -> tuple[list[float], LinkStatus]: ...
+    async def explain(self, node: str) -> PeerStatus: ...
     def status(self) -> TunnelStatus: ...
 
 
@@ -152,10 +153,40 @@ class TunnelServicer(tunnel_pb2_grpc.TunnelServiceServicer):
         try:
             rtts, link = await self._tunnel.ping(request.node_name, count, timeout)
         except Refused as error:
-            unknown = error.reason.code == UNKNOWN_NODE
-            code = grpc.StatusCode.NOT_FOUND if unknown else grpc.StatusCode.UNAVAILABLE
-            await serve.abort(context, code, "UNKNOWN_NODE" if unknown else "NO_PATH", str(error))
+            await _refuse(context, error)
         return pb.PingPeerResponse(rtts=[_duration(rtt) for rtt in rtts], link=_link(link))
+
+    async def ExplainPeer(self, request: pb.ExplainPeerRequest, context: Any) -> pb.ExplainPeerResponse:
+        """See protos/tunnel.proto."""
+        try:
+            peer = await self._tunnel.explain(request.node_name)
+        except Refused as error:
+            await _refuse(context, error)
+        punch = peer.punch
+        return pb.ExplainPeerResponse(
+            state=peer.state,
+            candidates=[
+                pb.Candidate(
+                    kind=candidate.kind,  # type: ignore[arg-type]
+                    where=candidate.where,
+                    relay=candidate.relay,
+                    state=candidate.state,
+                    rtt=_optional(candidate.rtt),
+                    behind=_optional(candidate.behind),
+                    retry_in=_optional(candidate.retry_in),
+                    why=candidate.why,
+                )
+                for candidate in peer.candidates
+            ],
+            punching=pb.Punching(
+                starter=punch.starter,
+                attempts=punch.attempts,
+                outcome=punch.outcome,
+                next_in=_optional(punch.next_in),
+            )
+            if punch is not None
+            else None,
+        )
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         """See protos/tunnel.proto."""
@@ -186,9 +217,9 @@ class TunnelServicer(tunnel_pb2_grpc.TunnelServiceServicer):
                     relay=relay.relay,
                     address=relay.address,
                     state=relay.state,
-                    rtt=_duration(relay.rtt) if relay.rtt is not None else None,
+                    rtt=_optional(relay.rtt),
                     observed=relay.observed,
-                    expires_in=_duration(relay.expires_in) if relay.expires_in is not None else None,
+                    expires_in=_optional(relay.expires_in),
                 )
                 for relay in status.relays
             ],
@@ -198,10 +229,20 @@ class TunnelServicer(tunnel_pb2_grpc.TunnelServiceServicer):
         )
 
 
+async def _refuse(context: Any, error: Refused) -> NoReturn:
+    unknown = error.reason.code == UNKNOWN_NODE
+    code = grpc.StatusCode.NOT_FOUND if unknown else grpc.StatusCode.UNAVAILABLE
+    await serve.abort(context, code, "UNKNOWN_NODE" if unknown else "NO_PATH", str(error))
+
+
 def _duration(seconds: float) -> Duration:
     duration = Duration()
-    duration.FromTimedelta(timedelta(seconds=max(seconds, 0.0)))
+    duration.FromTimedelta(timedelta(seconds=seconds))
     return duration
+
+
+def _optional(seconds: float | None) -> Duration | None:
+    return None if seconds is None else _duration(seconds)
 
 
 def _link(link: LinkStatus) -> pb.Link:

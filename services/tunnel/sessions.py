@@ -3,7 +3,6 @@
 import asyncio
 import collections
 import contextlib
-import json
 import logging
 import os
 import socket
@@ -14,8 +13,9 @@ from services.runtime.identity import Identity
 from services.tunnel import dialling, handshake, metrics
 from services.tunnel.config import HANDSHAKE_TIMEOUT, Settings
 from services.tunnel.core.budget import Budget
-from services.tunnel.core.link import DIRECT, RELAYED
+from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED
 from services.tunnel.core.session import Session
+from services.tunnel.door import Door
 from services.tunnel.engine import Engine
 from services.tunnel.errors import IDENTITY, LIMIT, NO_PATH, UNKNOWN_NODE, LinkFailed, Refused
 from services.tunnel.handshake import Greeting, NewSession, PeerRejected, RejectedByPeer, Unacceptable
@@ -24,6 +24,7 @@ from services.tunnel.keys import FIRST_LINK, SESSION_ID_SIZE, SessionKeys, fresh
 from services.tunnel.linkio import tune
 from services.tunnel.pairing import Pairing
 from services.tunnel.peers import Discovery, PeerInfo
+from services.tunnel.punching import Punching
 from services.tunnel.relays import RelayPool
 from services.tunnel.streams import Streams
 
@@ -65,11 +66,17 @@ class Sessions:
         self.keepers: dict[Pairing | str, Keeper] = {}
         """By session, or by peer while there is none."""
         self.warnings: collections.deque[str] = collections.deque(maxlen=20)
+        self.door = Door(self._welcome)
+        self.punching = Punching(settings, relays.observed, join, self.door.admit)
+        self.punch = self.punching.consider
+        """A path better than a relayed one is wanted for a session."""
         self._closing = False
 
     async def close(self) -> None:
         """Ends them all: peers are told, so that they do not wait for us to come back."""
         self._closing = True
+        await self.door.close()
+        await self.punching.close()
         for pairing in list(self.pairings.values()):
             pairing.end("this node's tunnel stops")
         await asyncio.gather(*(keeper.close() for keeper in list(self.keepers.values())), return_exceptions=True)
@@ -97,6 +104,7 @@ class Sessions:
         now = time.monotonic()
         for pairing in self.pairings.values():
             pairing.session.revalidate(now)
+            pairing.punch.forget()
             pairing.mark()
         for keeper in self.keepers.values():
             keeper.poke(forget=True)
@@ -124,18 +132,20 @@ class Sessions:
 
     # ---------------------------------------------------------------- how they begin
 
-    async def welcome(self, sock: socket.socket, relay: str) -> None:
+    async def _welcome(self, sock: socket.socket, relay: str) -> None:
         """A connection from outside, or the end of a circuit: becomes a link, or is refused."""
         remote = "somebody who has gone already"
         try:
             remote = dialling.name_of(sock.getpeername())
+            if not relay and await self.punching.take(sock, dialling.split(remote)):
+                return
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                 first = await handshake.receive_exactly(sock, 1)
                 if first[0] != handshake.TLS_CLIENT_HELLO:
                     await self._welcome_join(sock, first, relay, remote)
                     return
             new = await handshake.respond(sock, self.identity, first, self._greet, HANDSHAKE_TIMEOUT)
-            self._register(new, sock, RELAYED if relay else DIRECT, relay, remote)
+            self._register(new, sock, self._kind(relay, remote), relay, remote)
         except (LinkFailed, OSError, EOFError, TimeoutError) as error:
             sock.close()
             self._rejected(remote, relay, error)
@@ -167,7 +177,13 @@ class Sessions:
             return
         ours = fresh_nonce()
         await loop.sock_sendall(sock, handshake.joined(pairing.keys, nonce, ours))
-        pairing.add_link(sock, make_link(pairing, (nonce, ours), RELAYED if relay else DIRECT, relay, remote))
+        pairing.add_link(sock, make_link(pairing, (nonce, ours), self._kind(relay, remote), relay, remote))
+
+    def _kind(self, relay: str, remote: str) -> int:
+        """What kind of link a connection from outside is."""
+        if relay:
+            return RELAYED
+        return PUNCHED if self.punching.expects(dialling.split(remote)[0]) else DIRECT
 
     def _greet(self, peer: str, hello: Greeting) -> Greeting:
         pairing = self.pairings.get(bytes.fromhex(hello.resume)) if _is_hex(hello.resume) else None
@@ -303,6 +319,7 @@ class Sessions:
             self.keepers[keeper.peer].inherit(keeper)
 
     def links_changed(self, pairing: Pairing, *, urgent: bool) -> None:
+        self.punching.links_changed(pairing)
         keeper = self.keepers.get(pairing)
         if keeper is not None:
             keeper.poke(forget=urgent and pairing.session.active is None)
@@ -312,10 +329,8 @@ class Sessions:
         log.info("streams stood still", extra={"peer": pairing.peer, "reason": cause, "seconds": round(seconds, 4)})
 
     def noted(self, pairing: Pairing, note: bytes) -> None:
-        try:
-            json.loads(note)
-        except (ValueError, RecursionError):
-            return
+        """The peer's tunnel says something: only punching does."""
+        self.punching.hear(pairing, note)
 
     def pairing_ended(self, pairing: Pairing, reason: str) -> None:
         log.info("session ended", extra={"peer": pairing.peer, "reason": reason, "session": session_name(pairing.keys)})

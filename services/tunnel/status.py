@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from services.tunnel.core import paths
 from services.tunnel.core.link import Link
+from services.tunnel.core.session import Session
 from services.tunnel.pairing import Pairing
 from services.tunnel.relay_client import RelayClient
 
@@ -49,6 +50,35 @@ class RelayStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class CandidateStatus:
+    kind: int
+    where: str
+    relay: str
+    state: str
+    rtt: float | None
+    behind: float | None
+    retry_in: float | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class PunchStatus:
+    starter: bool
+    attempts: int
+    outcome: str
+    next_in: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """All ways to one peer."""
+
+    state: str
+    candidates: list[CandidateStatus]
+    punch: PunchStatus | None
+
+
+@dataclass(frozen=True, slots=True)
 class TunnelStatus:
     node_name: str
     listen_port: int
@@ -80,14 +110,19 @@ def of_link(link: Link, active: Link | None) -> LinkStatus:
     )
 
 
+def state_of(pairing: Pairing) -> str:
+    """One word for a session."""
+    return "closing" if pairing.ended else "up" if pairing.session.active is not None else "resuming"
+
+
 def of_pairing(pairing: Pairing) -> SessionStatus:
     """One session with its links, the active one first."""
     session = pairing.session
-    links = sorted(session.links, key=lambda link: (link is not session.active, *paths.rank(link)))
+    links = by_preference(session)
     return SessionStatus(
         id=pairing.keys.session_id[:4].hex(),
         peer=pairing.peer,
-        state="closing" if pairing.ended else "up" if session.active is not None else "resuming",
+        state=state_of(pairing),
         links=[of_link(link, session.active) for link in links],
         streams=len(session.streams),
         age=time.monotonic() - session.started,
@@ -98,6 +133,11 @@ def of_pairing(pairing: Pairing) -> SessionStatus:
         records_duplicate=session.inbox.duplicates,
         switches=session.switches,
     )
+
+
+def by_preference(session: Session) -> list[Link]:
+    """Links of a session, the active one first."""
+    return sorted(session.links, key=lambda link: (link is not session.active, *paths.rank(link)))
 
 
 def of_relay(client: RelayClient, now: float) -> RelayStatus:

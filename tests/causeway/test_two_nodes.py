@@ -133,6 +133,17 @@ def test_ping_nc_and_status_tell_the_same_story(mesh: dict[str, Node], block: st
     text = here.run("status").stdout.decode()
     assert "relayed via hub" in text and "default/web" in text
 
+    found = json.loads(here.run("explain", "edge-b", "-o", "json").stdout)
+    assert (found["node"], found["session"]) == ("edge-b", "up")
+    best, *others = found["candidates"]
+    assert (best["kind"], best["relay"], best["state"]) == ("relayed", "hub", "active")
+    assert best["rtt_ms"] > 0 and best["behind_ms"] is None and best["why"]
+    assert all(it["state"] in ("failed", "untried") and it["why"] for it in others)
+    assert found["punching"]["attempts"] == 0, "neither of them listens"
+    lines = here.run("explain", "edge-b").stdout.decode().splitlines()
+    assert lines[0].startswith("edge-b: up") and "relayed" in lines[2] and "active" in lines[2]
+    assert lines[-1].startswith("hole punching: not tried, 0 attempts")
+
     hub = mesh["hub"].status()["roles"]["relay"]
     assert hub["active"] and {item["peer"] for item in hub["reservations"]} >= {"edge-a", "edge-b"}
     assert any({circuit["caller"], circuit["callee"]} == {"edge-a", "edge-b"} for circuit in hub["circuits"])
@@ -160,7 +171,11 @@ def test_what_the_exit_node_does_not_allow_is_refused_in_one_line(mesh: dict[str
 def test_a_node_that_nobody_knows_is_one_line(mesh: dict[str, Node]) -> None:
     here = mesh["edge-a"]
     until_answered(here, "ping", "hub", "-c", "1")
-    for arguments in (("ping", "edge-z", "-c", "1", "-W", "3"), ("nc", "edge-z", "127.0.0.1:22", "-w", "3")):
+    for arguments in (
+        ("ping", "edge-z", "-c", "1", "-W", "3"),
+        ("nc", "edge-z", "127.0.0.1:22", "-w", "3"),
+        ("explain", "edge-z"),
+    ):
         done = here.run(*arguments)
         assert done.returncode == 1
         assert len(done.stderr.splitlines()) == 1 and "edge-z" in done.stderr.decode(), done.stderr

@@ -2,8 +2,9 @@
 
 Each run opens a bulk, a request/response and an idle stream, lets the event happen, and checks that every
 byte came back once and in order and that no stream was reset. EVENT: kill (SIGKILL of the relay in use), silent (it
-is cut off and nobody is told), outage (both relays killed for 10 s, then one back). Prints the stalls that the
-request/response client saw.
+is cut off and nobody is told), outage (both relays killed for 10 s, then one back), tunnel (SIGKILL of b's tunnel,
+which starts again). Prints the stalls that the request/response client saw; for `tunnel` the seconds from the
+restart until a new connection has made a round trip.
 """
 
 import argparse
@@ -12,19 +13,22 @@ import shutil
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from lab.mesh import Mesh
-from tests.e2e.traffic import PORT, TARGET_PORT, Traffic, echo_server, eventually, warm
+from tests.e2e.traffic import PORT, TARGET_PORT, Stream, Traffic, connect, echo_server, eventually, warm
 
 OUTAGE = 10.0  # seconds
 
 
 async def once(mesh: Mesh, event: str) -> float:
-    """One run; the longest pause of the request/response stream around the event, in seconds."""
+    """One run; seconds, see the module."""
     await mesh.heal()
     await mesh.a.ping("b", timeout=60)
     await eventually(lambda: warm(mesh), "a link over each relay at both ends")
+    if event == "tunnel":
+        return await again(mesh)
     async with Traffic.through(mesh) as traffic:
         await traffic.flows()
         traffic.chat.stall = 0.0
@@ -41,6 +45,24 @@ async def once(mesh: Mesh, event: str) -> float:
             mesh.r2.start("relay")
         await traffic.flows()
         return traffic.chat.stall
+
+
+async def again(mesh: Mesh) -> float:
+    """Kills a tunnel under a stream, starts it; seconds until the next connection works."""
+    stream = Stream(*await connect(mesh.a.place, mesh.cluster_ips[0]))
+    await stream.say(b"before")
+    await mesh.b.kill("tunnel")
+    mesh.b.start("tunnel")
+    began = time.monotonic()
+    try:
+        await stream.reader.readexactly(1)
+        raise AssertionError("a stream of the former tunnel lives on")
+    except (ConnectionError, asyncio.IncompleteReadError):
+        stream.writer.close()
+    stream = Stream(*await connect(mesh.a.place, mesh.cluster_ips[0]))
+    await stream.say(b"after")
+    stream.writer.close()
+    return time.monotonic() - began
 
 
 async def soak(event: str, runs: int, simulated: bool) -> int:
@@ -76,7 +98,7 @@ async def soak(event: str, runs: int, simulated: bool) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("event", choices=["kill", "silent", "outage"])
+    parser.add_argument("event", choices=["kill", "silent", "outage", "tunnel"])
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--simulated", action="store_true", help="behind real NATs at 40 ms (inside lab.rootless)")
     options = parser.parse_args()

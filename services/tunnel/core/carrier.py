@@ -242,7 +242,7 @@ class Carrier:
         """The peer confirmed something on this link."""
         link.distrusted = False
         if link.suspect_since is not None:
-            link.suspect_since = None
+            link.recovered(now)
             out.append((events.RECOVERED, link, None))
         if link is self.second:
             self._activate(link, now, "silent", out)
@@ -337,7 +337,7 @@ class Carrier:
             # else the idle standby would always look nearer, and bulk would flap between two equal relays.
             smoothed = link.path_rtt.smoothed
             if smoothed is None or seconds < smoothed or not (link.loaded or flags & control.BUSY):
-                link.path_rtt.sample(seconds)
+                link.sample(link.path_rtt, link.ping_sent, seconds)
             out.append((events.MEASURED, link, seconds))
             link.ping_sent = None
             link.progress = now

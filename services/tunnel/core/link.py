@@ -64,6 +64,7 @@ class Link:
     """State of one link; the shell sends what is in `queue` and calls `sent` for it."""
 
     __slots__ = (
+        "_measured",
         "_rate_bytes",
         "_rate_since",
         "active_since",
@@ -76,6 +77,7 @@ class Link:
         "confirmed",
         "counter_in",
         "counter_out",
+        "counts_from",
         "data_rtt",
         "distrusted",
         "draining",
@@ -145,6 +147,10 @@ class Link:
         """By pings: the path's own delay; used to compare paths."""
         self.data_rtt = RoundTrip()
         """By records, queues included; used to judge silence."""
+        self.counts_from = now
+        """What was sent before does not measure the path: its answer waited for the end of a silence."""
+        self._measured = True
+        """Something counted since then."""
         self.ping_sent: float | None = None
         self.loaded = False
         """The outstanding ping was sent behind much data."""
@@ -222,6 +228,23 @@ class Link:
             return False
         return now - max(since, self.heard_at) > self.silence_allowed(flowing=since == self.progress)
 
+    def recovered(self, now: float) -> None:
+        """The peer answers again.
+
+        Answers to what was sent before tell how long the silence was, not how long the path is: taken for round trips
+        they would make the next silence last longer (a relay frozen for 1 s: 0.3 s of doubt grew to 1.1 s). Only until
+        something counts again, or a path that has really become so slow would never be measured.
+        """
+        self.suspect_since = None
+        if self._measured:
+            self.counts_from, self._measured = now, False
+
+    def sample(self, round_trip: "RoundTrip", sent: float, seconds: float) -> None:
+        """A measurement by something sent then. Not the one that ends a silence, see `recovered`."""
+        if sent >= self.counts_from and (self.suspect_since is None or not self._measured):
+            self._measured = True
+            round_trip.sample(seconds)
+
     def push(self, record: Record, now: float) -> None:
         """Puts a record on this link."""
         self.queue.append((record.view, record))
@@ -248,7 +271,7 @@ class Link:
             record.carried -= 1
             record.heard = True
             self._rate_bytes += record.size
-        self.data_rtt.sample(max(now - when - held, 0.0))
+        self.sample(self.data_rtt, when, max(now - when - held, 0.0))
         elapsed = now - self._rate_since
         if elapsed >= RATE_PERIOD:
             self.rate += (self._rate_bytes / elapsed - self.rate) / 2

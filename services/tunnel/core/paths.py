@@ -76,6 +76,11 @@ def explain(link: Link, active: Link | None) -> str:
         return "its relay is draining"
     if active is not None and link.kind != active.kind:
         return "lower class of path" if link.kind > active.kind else "about to become active"
-    if active is not None and active.relay and link.relay == active.relay:
-        return "standby over the same relay"
-    return "warm standby"
+    if active is None:
+        return "about to become active"
+    gain = active.rtt - link.rtt
+    needed = max(GAIN_SECONDS, GAIN_SHARE * active.rtt)
+    role = "standby over the same relay" if active.relay and link.relay == active.relay else "warm standby"
+    if gain <= 0:
+        return f"{role}: {-gain * 1000:.1f} ms slower than the active path"
+    return f"{role}: a gain of {gain * 1000:.1f} ms, a switch needs {needed * 1000:.1f} ms"

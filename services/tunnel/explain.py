@@ -1,0 +1,60 @@
+"""Every way to a peer, and why each one is, or is not, the one in use."""
+
+from services.tunnel.core.link import DIRECT, Link
+from services.tunnel.keeper import Backoff, Candidate, Keeper
+from services.tunnel.pairing import Pairing
+from services.tunnel.status import CandidateStatus, PeerStatus, PunchStatus, by_preference, of_link, state_of
+
+
+def explain(pairing: Pairing | None, keeper: Keeper | None, candidates: list[Candidate], now: float) -> PeerStatus:
+    """`candidates`: all that are known; those that have become links are told of as such."""
+    links = by_preference(pairing.session) if pairing is not None else []
+    active = pairing.session.active if pairing is not None else None
+    taken = {link.relay or link.remote for link in links}
+    found = [_of_link(link, active) for link in links]
+    found += [_without_link(it, keeper, active, now) for it in candidates if it.where not in taken]
+    return PeerStatus(
+        state=state_of(pairing) if pairing is not None else "",
+        candidates=found,
+        punch=_punch(pairing, now) if pairing is not None and active is not None and active.kind != DIRECT else None,
+    )
+
+
+def _of_link(link: Link, active: Link | None) -> CandidateStatus:
+    status, rtt = of_link(link, active), link.path_rtt.smoothed
+    known = rtt is not None and active is not None and active.path_rtt.smoothed is not None
+    return CandidateStatus(
+        kind=link.kind,
+        where=link.remote,
+        relay=link.relay,
+        state=status.state,
+        rtt=rtt,
+        behind=link.rtt - active.rtt if known and active is not None and link is not active else None,
+        retry_in=None,
+        why=status.why,
+    )
+
+
+def _without_link(candidate: Candidate, keeper: Keeper | None, active: Link | None, now: float) -> CandidateStatus:
+    backoff = keeper.backoff(candidate) if keeper is not None else Backoff()
+    failed = backoff.why != ""
+    why = backoff.why
+    if not failed:
+        tried = "not tried yet" if candidate.kind == DIRECT else "not needed: the paths in use are as good"
+        why = tried if active is not None else "no session has needed it yet"
+    return CandidateStatus(
+        kind=candidate.kind,
+        where="" if candidate.relay else candidate.where,
+        relay=candidate.relay,
+        state="failed" if failed else "untried",
+        rtt=None,
+        behind=None,
+        retry_in=max(backoff.until - now, 0.0) if failed else None,
+        why=why,
+    )
+
+
+def _punch(pairing: Pairing, now: float) -> PunchStatus:
+    punch = pairing.punch
+    waiting = punch.starter and not punch.busy(now) and punch.outcome != "punched"
+    return PunchStatus(punch.starter, punch.attempts, punch.outcome, punch.due_in(now) if waiting else None)

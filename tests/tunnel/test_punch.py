@@ -1,0 +1,176 @@
+"""Hole punching as a conversation, in fake time."""
+
+import json
+
+import pytest
+
+from services.tunnel.core.punch import (
+    ANSWER_WITHIN,
+    GO,
+    MAX_ADDRESSES,
+    OFFER,
+    PROVEN_AFTER,
+    READY,
+    Connect,
+    Punch,
+    Say,
+    Word,
+    usable,
+)
+
+A, B = (("203.0.113.1", 20006),), (("203.0.113.2", 20006),)
+RTT = 0.06
+
+
+def talk(starter: Punch, answerer: Punch, now: float, own_a=A, own_b=B) -> tuple[list[Connect], list[Connect]]:
+    """One attempt without delay; what each side is told to connect to."""
+    told: tuple[list[Connect], list[Connect]] = ([], [])
+    queue = [(answerer, action) for action in starter.begin(own_a, now)]
+    while queue:
+        to, action = queue.pop(0)
+        if isinstance(action, Connect):
+            told[0 if to is answerer else 1].append(action)
+            continue
+        other, own = (starter, own_b) if to is answerer else (answerer, own_a)
+        word = Word.decode(action.word.encode())
+        assert word == action.word
+        queue += [(other, reaction) for reaction in to.receive(word, own, RTT, now)]
+    return told
+
+
+def pair() -> tuple[Punch, Punch]:
+    return Punch(starter=True), Punch(starter=False)
+
+
+def test_both_connect_to_the_other_at_the_same_moment() -> None:
+    starter, answerer = pair()
+    first, second = talk(starter, answerer, 0.0)
+    assert first == [Connect(B, RTT / 2)], "the starter waits until GO has arrived"
+    assert second == [Connect(A, 0.0)]
+    assert starter.busy(0.0) and answerer.busy(0.0)
+
+
+def test_nobody_else_starts() -> None:
+    assert Punch(starter=False).begin(A, 0.0) == []
+
+
+def test_without_an_address_there_is_nothing_to_say() -> None:
+    starter, answerer = pair()
+    assert starter.begin((), 0.0) == []
+    assert talk(starter, answerer, 0.0, own_b=()) == ([], [])
+    assert starter.begin(A, ANSWER_WITHIN + 0.1), "and it is tried again"
+
+
+def test_a_peer_that_is_slow_to_be_ready_is_waited_for() -> None:
+    """FAILURES 21: the relay is so near that the peer is not ready when the punch would begin."""
+    starter, answerer = pair()
+    [offer] = starter.begin(A, 0.0)
+    [ready] = answerer.receive(offer.word, B, 0.0001, 0.0)
+    go, connect = starter.receive(ready.word, A, 0.0001, 2.5)
+    assert go == Say(Word(GO, 1)) and connect == Connect(B, 0.00005)
+
+
+def test_late_and_repeated_words_mean_nothing() -> None:
+    starter, answerer = pair()
+    [offer] = starter.begin(A, 0.0)
+    [ready] = answerer.receive(offer.word, B, RTT, 0.0)
+    assert starter.receive(ready.word, A, RTT, ANSWER_WITHIN) == [], "too late"
+    [again] = starter.begin(A, 20.0)
+    assert starter.receive(ready.word, A, RTT, 20.0) == [], "of the former attempt"
+    [ready] = answerer.receive(again.word, B, RTT, 20.0)
+    assert len(starter.receive(ready.word, A, RTT, 20.1)) == 2
+    assert starter.receive(ready.word, A, RTT, 20.1) == []
+    assert answerer.receive(Word(GO, 1), B, RTT, 20.1) == []
+    assert answerer.receive(Word(READY, 2, A), B, RTT, 20.1) == []
+
+
+def test_an_attempt_at_a_time() -> None:
+    starter, answerer = pair()
+    talk(starter, answerer, 0.0)
+    assert starter.begin(A, 100.0) == [], "still connecting"
+    assert answerer.receive(Word(OFFER, 2, A), B, RTT, 100.0) == []
+    starter.ended("no answer")
+    assert starter.begin(A, 100.0)
+
+
+def test_fewer_than_ten_attempts_in_the_first_ten_minutes_where_it_is_hopeless() -> None:
+    starter, answerer = pair()
+    attempts, now = 0, 0.0
+    while now < 600:
+        told, _ = talk(starter, answerer, now)
+        if told:
+            attempts += 1
+            starter.ended("no answer within 3 s")
+            answerer.ended("no answer within 3 s")
+        now += 0.5
+    assert 3 <= attempts < 10
+    assert starter.due_in(now) < 3600, "and now and then later: the networks may have changed"
+
+
+def test_a_change_of_the_network_begins_anew() -> None:
+    starter, _ = pair()
+    for now in (0.0, 10.0, 30.0):
+        assert starter.begin(A, now)
+    assert starter.begin(A, 40.0) == []
+    starter.forget()
+    assert starter.begin(A, 40.0)
+
+
+@pytest.mark.parametrize(("lived", "at_once"), [(PROVEN_AFTER, True), (PROVEN_AFTER / 2, False)])
+def test_a_lost_link_is_punched_again_at_once_if_it_had_lived(lived: float, at_once: bool) -> None:
+    starter, answerer = pair()
+    for now in (0.0, 5.0, 20.0):
+        talk(starter, answerer, now)
+        starter.ended("punched")
+        answerer.ended("punched")
+    starter.lost(lived)
+    assert bool(starter.begin(A, 20.0 + lived)) == at_once
+
+
+def test_a_starter_that_floods_gets_one_attempt_a_second() -> None:
+    answerer = Punch(starter=False)
+    answers = 0
+    for number in range(1000):
+        now = number / 100
+        for action in answerer.receive(Word(OFFER, number, A), B, RTT, now):
+            answers += isinstance(action, Say)
+    assert 9 <= answers <= 11
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"7",
+        b'"punch"',
+        b"{}",
+        b'{"punch": "offer"}',
+        b'{"punch": "dance", "attempt": 1}',
+        b'{"punch": "offer", "attempt": "1"}',
+        b'{"punch": "offer", "attempt": true}',
+        b'{"punch": "offer", "attempt": 1, "addresses": 5}',
+        b'{"punch": "offer", "attempt": 1, "addresses": [5]}',
+        b'{"punch": "offer", "attempt": 1, "addresses": [["a", 1, 2]]}',
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_no_word_is_none(note: bytes) -> None:
+    assert Word.decode(note) is None
+
+
+def test_addresses_of_a_peer_are_bounded_and_checked() -> None:
+    said = [
+        ["1.2.3.4", 0],
+        ["1.2.3.4", 65536],
+        ["host", 80],
+        [5, 5],
+        ["224.0.0.1", 80],
+        ["0.0.0.0", 80],
+        ["fe80::1", 80],
+    ]
+    good = [["192.0.2.1", 20006], ["192.0.2.1", 20006], ["2001:db8::1", 1]]
+    note = json.dumps({"punch": OFFER, "attempt": 1, "addresses": said + good}).encode()
+    assert Word.decode(note) == Word(OFFER, 1, (("192.0.2.1", 20006), ("2001:db8::1", 1)))
+    assert len(usable((f"192.0.2.{number}", 1) for number in range(100))) == MAX_ADDRESSES
