@@ -188,6 +188,13 @@ class Node:
                 tunnel_pb2.GetStatusRequest(), timeout=CALL_TIMEOUT
             )
 
+    async def explain(self, peer: str) -> tunnel_pb2.ExplainPeerResponse:
+        """Every way to a peer, as the tunnel sees it."""
+        async with self._channel("tunnel") as channel:
+            return await tunnel_pb2_grpc.TunnelServiceStub(channel).ExplainPeer(
+                tunnel_pb2.ExplainPeerRequest(node_name=peer), timeout=CALL_TIMEOUT
+            )
+
     async def relay(self) -> relay_pb2.GetStatusResponse:
         """Status of the relay service."""
         async with self._channel("relay") as channel:

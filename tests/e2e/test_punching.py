@@ -1,0 +1,64 @@
+"""Whoever can be punched gets a direct path; whoever cannot stays on the relay and leaves the routers in peace."""
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from protos import tunnel_pb2 as pb
+from tests.e2e.conftest import require_simulation
+from tests.e2e.homes import HOPELESS, PAIRS, Homes
+from tests.e2e.traffic import PATIENCE
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+TRIED = ["masquerade + masquerade", "masquerade + firewall", "one carrier, hairpin", "symmetric + masquerade"]
+"""The whole table is `python -m tests.e2e.homes`."""
+
+
+@pytest.fixture(scope="module")
+def homes() -> Iterator[Homes]:
+    require_simulation()
+    folder = Path(tempfile.mkdtemp(prefix="cw-"))
+    try:
+        started = Homes(folder, {name for pair in TRIED for name in PAIRS[pair]})
+        try:
+            asyncio.run(started.start())
+            yield started
+        finally:
+            asyncio.run(started.stop())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("pair", [pair for pair in TRIED if pair not in HOPELESS])
+async def test_a_pair_that_can_be_punched_is(homes: Homes, pair: str) -> None:
+    found = await homes.attempt(*PAIRS[pair], within=PATIENCE)
+    assert found.kind in (pb.PATH_KIND_PUNCHED, pb.PATH_KIND_DIRECT)
+    one, other = PAIRS[pair]
+    # Both ends use it, and keep a relay at hand.
+    for node, peer in ((homes.nodes[one], other), (homes.nodes[other], one)):
+        for _ in range(int(PATIENCE * 10)):
+            links = await node.links(peer)
+            kinds = {link.state: link.kind for link in links}
+            if kinds.get("active") == found.kind and len(links) == (2 if found.kind == pb.PATH_KIND_PUNCHED else 1):
+                break
+            await asyncio.sleep(0.1)
+        assert kinds["active"] == found.kind
+        if found.kind == pb.PATH_KIND_PUNCHED:
+            assert kinds["standby"] == pb.PATH_KIND_RELAYED
+
+
+async def test_a_pair_that_cannot_be_punched_stays_on_the_relay_after_few_attempts(homes: Homes) -> None:
+    one, other = PAIRS["symmetric + masquerade"]
+    found = await homes.attempt(one, other, within=6.0)
+    assert found.kind == pb.PATH_KIND_RELAYED
+    peer = await homes.nodes[other].explain(one)
+    assert peer.punching.starter and 1 <= peer.punching.attempts <= 3
+    assert peer.punching.outcome not in ("punched", "not tried")
+    assert {it.kind for it in peer.candidates if it.state == "active"} == {pb.PATH_KIND_RELAYED}
+    failed = [it for it in peer.candidates if it.state == "failed"]
+    assert failed and all(it.why for it in failed), "what was dialled in vain is told with the reason"
