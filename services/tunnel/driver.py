@@ -24,6 +24,7 @@ from services.tunnel.core.link import DIRECT, RELAYED
 from services.tunnel.door import Door
 from services.tunnel.engine import Engine
 from services.tunnel.errors import LIMIT, NO_PATH, Refused
+from services.tunnel.netwatch import NetWatch
 from services.tunnel.offers import Offers
 from services.tunnel.peers import Discovery, PeerInfo
 from services.tunnel.relays import RelayPool
@@ -56,6 +57,7 @@ class Tunnel:
         self.streams = Streams(Offers(settings.node_name))
         self.sessions = Sessions(settings, identity, self.engine, self.discovery, self.relays, self.streams, self._wake)
         self.door = Door(self.sessions.welcome)
+        self.netwatch = NetWatch(self._far_ends, self.sessions.moved)
         self.attach = AttachSocket(
             self.engine, settings.run_dir / "tunnel.attach", self.open, self.streams.offers.answer
         )
@@ -72,9 +74,8 @@ class Tunnel:
             self.door.open(self.settings.listen_address, self.settings.listen_port)
         self.attach.open()
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(_persist(work)) for work in (self._follow, self._tick, self._sweep, self._report)
-            ]
+            works = (self._follow, self._tick, self._sweep, self._report, self.netwatch.run)
+            tasks = [group.create_task(_persist(work)) for work in works]
             await stopping.wait()
             for task in tasks:
                 task.cancel()
@@ -107,7 +108,7 @@ class Tunnel:
             now = time.monotonic()
             # CLOCK_MONOTONIC stands still in a suspend, CLOCK_BOOTTIME does not.
             if now - last > CLOCK_JUMP or self._slept():
-                self.sessions.revalidate()
+                self.sessions.revalidate("clock")
             last = now
             self.engine.now = now
             if not busy or now - all_ticked >= TICK_IDLE:
@@ -124,6 +125,9 @@ class Tunnel:
         slept = asleep - self._asleep > 1.0 if self._asleep else False
         self._asleep = asleep
         return slept
+
+    def _far_ends(self) -> set[str]:
+        return self.sessions.far_ends() | self.relays.far_ends()
 
     def _wake(self) -> None:
         if not self._awake.is_set():

@@ -106,6 +106,7 @@ class Keeper:
         self._fresh_next = False
         self._joining = asyncio.Lock()
         self._gap_since: dict[str, float] = {}
+        self._round: asyncio.Task[float] | None = None
         self.task = asyncio.create_task(self._run(), name=f"keeper {peer}")
 
     # ---------------------------------------------------------------- for others
@@ -129,6 +130,14 @@ class Keeper:
             self._backoffs.clear()
             self._fresh_next = True
         self._poked.set()
+
+    def hurry(self) -> None:
+        """This host's network changed, of which the other side may know nothing: begin anew, and do not leave it to
+        the side that initiated. What is being tried may come from an address that is gone."""
+        self._gap_since = dict.fromkeys((ANY, STANDBY), float("-inf"))
+        if self._round is not None:
+            self._round.cancel()
+        self.poke(forget=True)
 
     def forgive(self, where: str) -> None:
         """One candidate, an address or a relay, is there again."""
@@ -182,7 +191,7 @@ class Keeper:
                 try:
                     gaps = self._due_gaps()
                     if gaps:
-                        delay = await self._fill(gaps)
+                        delay = await self._one_round(gaps)
                 except Exception as error:  # without its keeper a session would neither recover nor end
                     log.error("keeper failed", extra={"peer": self.peer, "error": repr(error)}, exc_info=error)
                 with contextlib.suppress(TimeoutError):
@@ -235,6 +244,18 @@ class Keeper:
             soonest = min(self._gap_since[gap] for gap in early) + RESPONDER_PATIENCE
             asyncio.get_running_loop().call_later(soonest - now + 0.01, self._poked.set)
         return gaps - early
+
+    async def _one_round(self, gaps: set[str]) -> float:
+        """`_fill`, which `hurry` may break off."""
+        self._round = asyncio.create_task(self._fill(gaps))
+        try:
+            return await self._round
+        except asyncio.CancelledError:
+            if self.task.cancelling():
+                raise
+            return 0.0
+        finally:
+            self._round = None
 
     async def _fill(self, gaps: set[str]) -> float:
         """One round of attempts; returns how long to wait before the next."""

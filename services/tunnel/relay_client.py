@@ -16,6 +16,7 @@ from services.tunnel.config import HANDSHAKE_TIMEOUT
 from services.tunnel.core.link import RoundTrip
 from services.tunnel.dialling import CONNECT_TIMEOUT
 from services.tunnel.errors import LinkFailed, RelayRefused
+from services.tunnel.linkio import ends
 from services.tunnel.peers import (
     Denied,
     Draining,
@@ -53,6 +54,8 @@ class RelayClient:
         """Keep a reservation; else it was opened on demand for a circuit."""
         self.state = "connecting"
         self.address = ""
+        self.local = ""
+        """IP of this host that the connection has."""
         self.observed = ""
         """ "ip:port" as the relay sees this control connection."""
         self.from_listen_port = False
@@ -83,13 +86,18 @@ class RelayClient:
         """It did not answer twice in a row."""
         return self._failures >= 2 and not self.reserved
 
+    @property
+    def connected(self) -> bool:
+        """The relay said welcome."""
+        return self._tls is not None
+
     def release(self) -> None:
         """No reservation is needed here any more; it goes when it has not been used for a while."""
         self.hold = False
         self.used_at = time.monotonic()
 
     def retry_now(self) -> None:
-        """Forget the backoff: something changed."""
+        """Something changed: forget the backoff; or ask at once whether the relay is still there."""
         self._retry.set()
 
     async def connect(self, peer: str, traceparent: str = "") -> socket.socket:
@@ -134,10 +142,14 @@ class RelayClient:
                 return
             if self._failures == 2:
                 self._pool.changed()
-            self._retry.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay):
-                    await self._retry.wait()
+            await self._pause(delay)
+
+    async def _pause(self, seconds: float) -> None:
+        """Until then, or until `retry_now`."""
+        self._retry.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._retry.wait()
 
     def _complain(self, text: str) -> None:
         self.state = f"failed: {text}"
@@ -190,6 +202,7 @@ class RelayClient:
             try:
                 sock = await dialling.connect(ip, port, source=self._pool.control_source())
                 self.address = dialling.join(ip, port)
+                self.local, _ = ends(sock)
                 self.from_listen_port = sock.getsockname()[1] == self._pool.settings.listen_port
                 return sock
             except LinkFailed as error:
@@ -224,7 +237,7 @@ class RelayClient:
             if not self.hold and time.monotonic() - self.used_at > ON_DEMAND_IDLE:
                 self._pool.forget(self)
                 return
-            await asyncio.sleep(HEARTBEAT)
+            await self._pause(HEARTBEAT)
 
     async def _read(self, tls: FramedTls) -> None:
         while True:

@@ -1,6 +1,7 @@
 """Which relays this node deals with, and what it tells others about them."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -8,6 +9,8 @@ from services.runtime.identity import Identity
 from services.tunnel.config import RELAYS_ASKED, RELAYS_HELD, Settings
 from services.tunnel.peers import PeerInfo, ReservationReport
 from services.tunnel.relay_client import RelayClient
+
+log = logging.getLogger("causeway.tunnel")
 
 
 class RelayPool:
@@ -126,6 +129,19 @@ class RelayPool:
         """The network changed: forget all backoffs."""
         for client in self.clients.values():
             client.retry_now()
+
+    def moved(self, gone: frozenset[str]) -> None:
+        """Addresses or routes of this host changed: control connections that cannot work any more begin anew, and so do
+        those that are being made, perhaps from an address or by a way that is gone."""
+        for client in list(self.clients.values()):
+            if client.local in gone or not client.connected:
+                log.info("relay dialled anew", extra={"relay": client.name, "address": client.local})
+                self.forget(client)
+                self.clients[client.name] = RelayClient(self, client.name, hold=client.hold)
+
+    def far_ends(self) -> set[str]:
+        """IP addresses of all relays that are known."""
+        return {ip for info in self._known.values() for ip, _ in info.relay_addresses}
 
     async def close(self) -> None:
         """Ends all control connections."""

@@ -91,9 +91,10 @@ class Sessions:
         keeper = self.keepers.get(pairing)
         return keeper.failure if keeper is not None else "the session is gone"
 
-    def revalidate(self) -> None:
-        """The world may have changed: ask every link, forget every backoff."""
-        log.info("revalidating all paths")
+    def revalidate(self, cause: str) -> None:
+        """The world may have changed: ask every link, forget every backoff. `cause`: "clock" or "network"."""
+        log.info("revalidating all paths", extra={"reason": cause})
+        metrics.REVALIDATIONS.labels(cause).inc()
         now = time.monotonic()
         for pairing in self.pairings.values():
             pairing.session.revalidate(now)
@@ -101,6 +102,22 @@ class Sessions:
         for keeper in self.keepers.values():
             keeper.poke(forget=True)
         self.relays.retry_all()
+
+    def moved(self, gone: frozenset[str]) -> None:
+        """Addresses or routes of this host changed. The kernel leaves connections of addresses that are gone as they
+        are, silent for minutes; here they are lost at once."""
+        for pairing in list(self.pairings.values()):
+            for link in list(pairing.session.links):
+                if link.owner.local in gone and link in pairing.session.links:
+                    pairing.lose(link.owner, "its local address is gone")
+        self.relays.moved(gone)
+        for keeper in self.keepers.values():
+            keeper.hurry()
+        self.revalidate("network")
+
+    def far_ends(self) -> set[str]:
+        """IP addresses at the other ends of all links."""
+        return {link.owner.far for pairing in self.pairings.values() for link in pairing.session.links} - {""}
 
     def drain(self, relay: str) -> None:
         """A relay said that it will stop: its links are left."""
