@@ -38,10 +38,10 @@ def tune(sock: socket.socket) -> None:
 
 
 def ends(sock: socket.socket) -> tuple[str, str]:
-    """IP addresses of a connection, here and there; empty where it is broken already. IPv4 inside IPv6 as IPv4."""
+    """IP addresses of a connection, here and there; empty where it has none (any more). IPv4 inside IPv6 as IPv4."""
     try:
         names = (sock.getsockname()[0], sock.getpeername()[0])
-    except OSError:
+    except (OSError, IndexError):
         return "", ""
     here, there = (str(name).partition("%")[0].removeprefix("::ffff:") for name in names)
     return here, there
