@@ -8,6 +8,7 @@ import asyncio
 import collections
 import contextlib
 import logging
+import random
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -20,6 +21,7 @@ from services.tunnel import attach, metrics, servicer, status
 from services.tunnel.attach import AttachSocket, Connection
 from services.tunnel.config import MAX_WAITING, OPEN_TIMEOUT, Settings
 from services.tunnel.core.frames import Opening, Reason
+from services.tunnel.core.lifetime import Lifetimes
 from services.tunnel.core.link import DIRECT, RELAYED
 from services.tunnel.door import Door
 from services.tunnel.engine import Engine
@@ -28,6 +30,7 @@ from services.tunnel.netwatch import NetWatch
 from services.tunnel.offers import Offers
 from services.tunnel.peers import Discovery, PeerInfo
 from services.tunnel.relays import RelayPool
+from services.tunnel.rotation import Rotation
 from services.tunnel.servicer import OpenRequest
 from services.tunnel.sessions import Sessions
 from services.tunnel.streamio import FLOW_IDLE
@@ -53,9 +56,15 @@ class Tunnel:
         self.settings = settings
         self.engine = Engine()
         self.discovery = Discovery(settings.run_dir)
-        self.relays = RelayPool(settings, identity, self._on_circuit, self._reservations_changed, self._relay_drained)
+        self.lifetimes = Lifetimes(random.Random())
+        self.relays = RelayPool(
+            settings, identity, self.lifetimes, self._on_circuit, self._reservations_changed, self._relay_drained
+        )
         self.streams = Streams(Offers(settings.node_name))
-        self.sessions = Sessions(settings, identity, self.engine, self.discovery, self.relays, self.streams, self._wake)
+        self.sessions = Sessions(
+            settings, identity, self.engine, self.discovery, self.relays, self.streams, self.lifetimes, self._wake
+        )
+        self.rotation = Rotation(self.sessions, self.relays, self.lifetimes)
         self.door = Door(self.sessions.welcome)
         self.netwatch = NetWatch(self._far_ends, self.sessions.moved)
         self.attach = AttachSocket(
@@ -83,6 +92,7 @@ class Tunnel:
     async def close(self) -> None:
         """Ends everything."""
         await self.door.close()
+        await self.rotation.close()
         self.attach.close()
         for task in self._waiting:
             task.cancel()
@@ -140,6 +150,7 @@ class Tunnel:
             await asyncio.sleep(1.0)
             now = time.monotonic()
             self.streams.expire(now)
+            self.rotation.tick(now)
             rounds += 1
             if rounds % int(SWEEP):
                 continue

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import random
 import socket
 import struct
 import time
@@ -63,6 +64,8 @@ class LinkIO:
         self._mask = IN
         self._descriptor = sock.fileno()
         self.local, self.far = ends(sock)
+        self.phase = random.random()
+        """Its own share of the time by which it may be replaced early, see core/lifetime.py."""
         link.owner = self
         engine.add(self._descriptor, IN, self._ready, self._break)
 

@@ -19,6 +19,11 @@ RESENT = Counter("causeway_tunnel_records_resent", "Records sent again on anothe
 REVALIDATIONS = Counter(
     "causeway_tunnel_revalidations", "Times that all paths were asked and all backoffs forgotten, by cause.", ["cause"]
 )
+ROTATIONS = Counter(
+    "causeway_tunnel_rotations",
+    "Connections replaced before a NAT would have cut them: links, relay controls.",
+    ["what"],
+)
 HALF_OPEN = Gauge("causeway_tunnel_half_open", "Inbound connections that have not proved who they are.")
 REJECTED = Counter("causeway_tunnel_rejected", "Handshakes refused, by reason.", ["reason"])
 RESERVATIONS = Gauge("causeway_tunnel_reservations", "Relays on which this node holds a reservation.")

@@ -34,6 +34,7 @@ class Owner(Protocol):
 
     def failure(self, pairing: "Pairing") -> str: ...
     def links_changed(self, pairing: "Pairing", *, urgent: bool) -> None: ...
+    def link_lost(self, link: Link) -> None: ...
     def stalled(self, pairing: "Pairing", cause: str, seconds: float) -> None: ...
     def noted(self, pairing: "Pairing", note: bytes) -> None: ...
     def pairing_ended(self, pairing: "Pairing", reason: str) -> None: ...
@@ -141,6 +142,8 @@ class Pairing:
         self._take_down(link, "retired" if link.closing else "relay_lost" if link.relay else "path_lost")
 
     def _take_down(self, link: Link, cause: str) -> None:
+        if cause != "retired" and link.confirmed and not self.ended:
+            self.owner.link_lost(link)
         self.apply(self.session.link_down(link, time.monotonic(), cause))
         self.mark()
         if not self.ended:
@@ -255,6 +258,9 @@ class Pairing:
         log.info("link recovered", extra={"peer": self.peer, "relay": link.relay, "address": link.remote})
 
     def _close_link(self, link: Link, cause: str) -> None:
+        if cause != "retired":
+            where = {"peer": self.peer, "relay": link.relay, "address": link.remote}
+            log.info("link lost", extra={**where, "reason": "no answer"})
         if link.owner is not None:
             link.owner.close(reset=cause == "silent")
         self._take_down(link, "retired" if cause == "retired" else "relay_silent" if link.relay else "path_silent")

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from services.runtime.identity import Identity
 from services.tunnel.config import RELAYS_ASKED, RELAYS_HELD, Settings
+from services.tunnel.core.lifetime import Lifetimes
 from services.tunnel.peers import PeerInfo, ReservationReport
 from services.tunnel.relay_client import RelayClient
 
@@ -20,12 +21,14 @@ class RelayPool:
         self,
         settings: Settings,
         identity: Identity,
+        lifetimes: Lifetimes,
         on_circuit: Callable[[socket.socket, str], Awaitable[None]],
         on_change: Callable[[], None],
         on_drained: Callable[[str], None],
     ) -> None:
         self.settings = settings
         self.identity = identity
+        self.lifetimes = lifetimes
         self.on_circuit = on_circuit
         self._on_change = on_change
         self.drained = on_drained
@@ -107,6 +110,16 @@ class RelayPool:
             task = asyncio.create_task(client.close())
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
+
+    def take_over(self, client: RelayClient, successor: RelayClient) -> bool:
+        """Another connection to the same relay serves from now on. False when that is not wanted any more."""
+        if self.clients.get(client.name) is not client:
+            return False
+        successor.used_at = client.used_at
+        successor.hold = client.hold
+        self.clients[client.name] = successor
+        self.changed()
+        return True
 
     def reservations(self) -> list[ReservationReport]:
         """For this node's record, the nearest first."""

@@ -14,7 +14,8 @@ from services.runtime.identity import Identity
 from services.tunnel import dialling, handshake, metrics
 from services.tunnel.config import HANDSHAKE_TIMEOUT, Settings
 from services.tunnel.core.budget import Budget
-from services.tunnel.core.link import DIRECT, RELAYED
+from services.tunnel.core.lifetime import Lifetimes
+from services.tunnel.core.link import DIRECT, RELAYED, Link
 from services.tunnel.core.session import Session
 from services.tunnel.engine import Engine
 from services.tunnel.errors import IDENTITY, LIMIT, NO_PATH, UNKNOWN_NODE, LinkFailed, Refused
@@ -45,6 +46,7 @@ class Sessions:
         discovery: Discovery,
         relays: RelayPool,
         streams: Streams,
+        lifetimes: Lifetimes,
         wake: Callable[[], None],
     ) -> None:
         self.settings = settings
@@ -53,6 +55,7 @@ class Sessions:
         self.discovery = discovery
         self.relays = relays
         self.streams = streams
+        self.lifetimes = lifetimes
         self.wake = wake
         """A session sent something: its answer may need a tick."""
         self.instance = os.urandom(8).hex()
@@ -111,6 +114,7 @@ class Sessions:
                 if link.owner.local in gone and link in pairing.session.links:
                     pairing.lose(link.owner, "its local address is gone")
         self.relays.moved(gone)
+        self.lifetimes.forget()
         for keeper in self.keepers.values():
             keeper.hurry()
         self.revalidate("network")
@@ -323,6 +327,12 @@ class Sessions:
         keeper = self.keepers.get(pairing)
         if keeper is not None:
             keeper.poke(forget=urgent and pairing.session.active is None)
+
+    def link_lost(self, link: Link) -> None:
+        heard = max(link.last_in, link.progress)
+        asked = link.outstanding_since()
+        path = (link.owner.local, link.owner.far)
+        self.lifetimes.lost(path, link.started, heard, time.monotonic() if asked is None else asked)
 
     def stalled(self, pairing: Pairing, cause: str, seconds: float) -> None:
         metrics.STALL.labels(cause).observe(seconds)

@@ -22,6 +22,9 @@ CLOSE_AFTER = 5.0
 """A link that was said goodbye to is closed after this long even if not all was heard, seconds."""
 MAX_LOST = 8
 """Links lost on this side, of which the peer is told on each that becomes active."""
+SURPLUS_AFTER = 3.0
+"""A link younger than this is not retired as surplus, seconds: the other side may be about to put it into the place of
+another one."""
 TRIAL_BYTES = 64 * 1024
 """What a standby gets before it answers: all of a request, and no more of a bulk stream than a slow path bears."""
 
@@ -114,6 +117,15 @@ class Carrier:
             link.goaway_sent = True
             self._say(link, control.GOAWAY)
 
+    def replace(self, old: Link, new: Link, now: float) -> list[Event]:
+        """`new` does from now on what `old` did; `old` is left in order."""
+        self.now = now
+        out: list[Event] = []
+        if old is self.active:
+            self._activate(new, now, "rotated", out)
+        self.retire(old)
+        return out
+
     def drain_relay(self, relay: str) -> list[Event]:
         """The relay said that it will stop: its links are left as soon as there is another."""
         out: list[Event] = []
@@ -165,7 +177,8 @@ class Carrier:
             self._elect(now, "better_path", out)
             if self.initiator:
                 for link in paths.surplus(self.links, self.active):
-                    self.retire(link)
+                    if now - link.started >= SURPLUS_AFTER:
+                        self.retire(link)
 
     def _elect(self, now: float, cause: str, out: list[Event]) -> None:
         best = paths.choose(self.links, self.active, now)
