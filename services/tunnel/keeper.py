@@ -132,8 +132,8 @@ class Keeper:
         self._poked.set()
 
     def hurry(self) -> None:
-        """This host's network changed, of which the other side may know nothing: begin anew, and do not leave it to
-        the side that initiated. What is being tried may come from an address that is gone."""
+        """This host's network changed, and only this side knows: no patience. What is being tried may come from an
+        address that is gone: begin anew."""
         self._gap_since = dict.fromkeys((ANY, STANDBY), float("-inf"))
         if self._round is not None:
             self._round.cancel()
@@ -254,8 +254,6 @@ class Keeper:
             if self.task.cancelling():
                 raise
             return 0.0
-        finally:
-            self._round = None
 
     async def _fill(self, gaps: set[str]) -> float:
         """One round of attempts; returns how long to wait before the next."""

@@ -29,6 +29,8 @@ ANSWER_TIMEOUT = 1.0
 RETRY = 30.0
 """Seconds until netlink is tried again where it failed."""
 BUFFER = 65536
+LOOKS = 8
+"""Attempts to read a list that does not change meanwhile."""
 SIOCGIFFLAGS, IFF_UP, IFF_RUNNING = 0x8913, 0x1, 0x40
 """linux/sockios.h and linux/if.h."""
 
@@ -45,6 +47,7 @@ class NetWatch:
         self._changed = changed
         self._numbers = itertools.count(1)
         self._complained = False
+        self._known: Outlook | None = None
 
     async def run(self) -> None:
         """For ever."""
@@ -63,7 +66,7 @@ class NetWatch:
         with listener, socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as asking:
             listener.bind((0, netlink.GROUPS))
             asking.settimeout(ANSWER_TIMEOUT)
-            known = self._look(asking)
+            self._compare(self._look(asking), pace)
             while True:
                 with contextlib.suppress(OSError):  # ENOBUFS: messages were lost, so something changed
                     await loop.sock_recv(listener, BUFFER)
@@ -71,12 +74,23 @@ class NetWatch:
                 with contextlib.suppress(OSError):
                     while True:
                         listener.recv(BUFFER)
-                before, known = known, self._look(asking)
-                if known.differs(before):
-                    pace.acted(time.monotonic())
-                    self._changed(known.lost(before))
+                self._compare(self._look(asking), pace)
+
+    def _compare(self, now: Outlook, pace: Pace) -> None:
+        before, self._known = self._known, now
+        if before is not None and now.differs(before):
+            pace.acted(time.monotonic())
+            self._changed(now.lost(before))
 
     def _look(self, asking: socket.socket) -> Outlook:
+        for _ in range(LOOKS):
+            try:
+                return self._look_once(asking)
+            except netlink.Interrupted:  # what is left of the answer has an old number
+                pass
+        raise OSError("addresses change faster than they can be read")
+
+    def _look_once(self, asking: socket.socket) -> Outlook:
         number = next(self._numbers)
         asking.send(netlink.ask_addresses(number))
         found: list[tuple[str, str]] = []

@@ -65,6 +65,13 @@ def test_whatever_comes_is_survived() -> None:
     assert list(netlink.messages(bytes(64))) == [], "a length of 0 does not make an endless loop"
 
 
+def test_a_list_that_changed_while_it_was_told_is_not_believed() -> None:
+    kind, body = address("192.168.1.7")
+    torn = struct.pack("=IHHII", 16 + len(body), kind, 0x12, 7, 0) + body  # NLM_F_MULTI, NLM_F_DUMP_INTR
+    with pytest.raises(netlink.Interrupted):
+        list(netlink.messages(torn))
+
+
 def test_the_kernel_understands_the_questions() -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as sock:
         sock.settimeout(10)

@@ -21,7 +21,7 @@ _NUMBER = Struct("=I")
 
 _ERROR, _DONE = 2, 3
 _NEWADDR, _GETADDR, _NEWROUTE, _GETROUTE = 20, 22, 24, 26
-_REQUEST, _DUMP = 0x1, 0x300
+_REQUEST, _DUMP, _INTERRUPTED = 0x1, 0x300, 0x10
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_VIA = 1, 4, 5, 7, 18
 _TENTATIVE, _DADFAILED = 0x40, 0x08
@@ -48,13 +48,19 @@ def ask_way(number: int, destination: str) -> bytes:
     return _HEADER.pack(_HEADER.size + len(body), _GETROUTE, _REQUEST, number, 0) + body
 
 
+class Interrupted(Exception):
+    """Something changed while a list was being told, which may be wrong now: ask again."""
+
+
 def messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
     """Type, sequence number and body of each message in what was received; what is no message ends it."""
     at = 0
     while at + _HEADER.size <= len(data):
-        length, kind, _, number, _ = _HEADER.unpack_from(data, at)
+        length, kind, flags, number, _ = _HEADER.unpack_from(data, at)
         if not _HEADER.size <= length <= len(data) - at:
             return
+        if flags & _INTERRUPTED:
+            raise Interrupted
         yield kind, number, data[at + _HEADER.size : at + length]
         at += length + 3 & ~3
 
