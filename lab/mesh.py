@@ -51,11 +51,18 @@ class Mesh:
         return cls(places, (loopback.address(), loopback.address()), folder, loopback)
 
     @classmethod
-    def simulated(cls, folder: Path, *, home: Shape = HOME_SHAPE, relays: tuple[Shape, Shape] = RELAY_SHAPES) -> Mesh:
-        """In a simulated network. home: the links of the two LANs; relays: those of r1 and r2."""
+    def simulated(
+        cls,
+        folder: Path,
+        *,
+        nat: Nat | None = None,
+        home: Shape = HOME_SHAPE,
+        relays: tuple[Shape, Shape] = RELAY_SHAPES,
+    ) -> Mesh:
+        """In a simulated network. nat: of a's router; home: the links of the two LANs; relays: those of r1 and r2."""
         network = Network()
         try:
-            lans = [network.lan("home-a", shape=home), network.lan("home-b", Nat(Kind.SYMMETRIC), shape=home)]
+            lans = [network.lan("home-a", nat, shape=home), network.lan("home-b", Nat(Kind.SYMMETRIC), shape=home)]
             places = [simulated(lan.host(name), lan.wire) for lan, name in zip(lans, "ab", strict=True)]
             places += [simulated(network.public(f"r{1 + i}", shape=shape)) for i, shape in enumerate(relays)]
             return cls(places, ("127.88.0.1", "127.88.0.1"), folder, network)

@@ -19,6 +19,9 @@ Of two inside hosts with the same port the first keeps it, the second gets anoth
 alone would let both have it towards different destinations, and then nobody could tell whom a packet from
 a third one is for.
 
+A *lifetime* ends every TCP flow at that age, used or not, as some carriers do: from then on its packets vanish
+(or are reset) in both directions, and nobody is told. A new connection is a new flow, also from the same ports.
+
 What does not translate, and everything with IPv6, is the same stateful filter without the translation.
 """
 
@@ -52,7 +55,9 @@ class Nat:
     hairpin: bool = False
     """Inside hosts reach each other by their outside addresses."""
     answers_rst: bool = False
-    """Unwanted TCP from outside is answered by a reset instead of silence."""
+    """Unwanted TCP from outside is answered by a reset instead of silence; so is a flow that outlived `lifetime`."""
+    lifetime: float = 0.0
+    """Seconds after which a TCP flow over IPv4 is cut; 0: never."""
 
     def __post_init__(self) -> None:
         if self.hairpin and self.kind in (Kind.SYMMETRIC, Kind.FIREWALL):
@@ -70,12 +75,35 @@ class Nat:
             return filtering
         return filtering + self._translation(wan, wan_address, lan)
 
+    def _lifetime(self, refusal: str) -> tuple[str, str]:
+        """A set of the flows that are young enough, and the rules that know no others.
+
+        A set's elements expire to the millisecond, where deleting from conntrack would need a process that looks
+        every now and then. conntrack keeps the flow, but what it would let through does not get so far.
+        """
+        if not self.lifetime:
+            return "", ""
+        flow = "ct original ip saddr . ct original proto-src . ct original ip daddr . ct original proto-dst"
+        young = (
+            "set young { type ipv4_addr . inet_service . ipv4_addr . inet_service; "
+            f"flags dynamic,timeout; timeout {round(1000 * self.lifetime)}ms; size 65535; }}"
+        )
+        of_tcp = "meta nfproto ipv4 meta l4proto tcp"
+        return (
+            young,
+            f"""
+    {of_tcp} ct direction original tcp flags & (fin | syn | rst | ack) == syn update @young {{ {flow} }}
+    {of_tcp} {flow} != @young {refusal.removeprefix("meta l4proto tcp ")}""",
+        )
+
     def _filter(self, wan: str, lan: str) -> str:
         refusal = "meta l4proto tcp reject with tcp reset" if self.answers_rst else "drop"
         # An unwanted packet must die *before* conntrack confirms it. Otherwise it occupies the tuple that
         # the inside host needs for its own packet to the same place, which then gets another port.
+        young, cut = self._lifetime(refusal)
         return f"""
 table inet filter {{
+  {young}
   chain input {{
     type filter hook input priority filter; policy accept;
     ct state established,related accept
@@ -84,7 +112,7 @@ table inet filter {{
     iifname "{wan}" drop
   }}
   chain forward {{
-    type filter hook forward priority filter; policy drop;
+    type filter hook forward priority filter; policy drop;{cut}
     ct state established,related accept
     iifname "{lan}" accept
     ct status dnat accept

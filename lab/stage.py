@@ -222,6 +222,7 @@ class Stage:
             "kind": lan.nat.kind.value,
             "hairpin": lan.nat.hairpin,
             "reset": lan.nat.answers_rst,
+            "lifetime": lan.nat.lifetime,
             "network": lan.network,
             "network6": lan.network6,
             "gateway": lan.gateway,

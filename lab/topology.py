@@ -83,6 +83,7 @@ class NatSpec(Section):
     )
     hairpin: bool = False
     reset: bool = False
+    lifetime: Annotated[float, BeforeValidator(quantity.seconds)] = 0.0
 
     @model_validator(mode="after")
     def _possible(self) -> NatSpec:
@@ -93,7 +94,7 @@ class NatSpec(Section):
     @property
     def nat(self) -> Nat:
         """As the lab's network takes it."""
-        return Nat(KINDS[self.kind], hairpin=self.hairpin, answers_rst=self.reset)
+        return Nat(KINDS[self.kind], hairpin=self.hairpin, answers_rst=self.reset, lifetime=self.lifetime)
 
 
 def _some(key: str) -> BeforeValidator:

@@ -61,7 +61,7 @@ def lab(
           nat: masquerade               #   (= masquerade), symmetric, firewall
           hosts: {a: {node: true}}
         right:
-          nat: {kind: symmetric, reset: true}     # hairpin: true, reset: true
+          nat: {kind: symmetric, reset: true}     # hairpin: true, reset: true, lifetime: 60s
           behind: carrier                         # two NATs in a row
           wire: {delay: 5ms, jitter: 1ms, loss: 1%, rate: 100mbit}
           hosts:
@@ -85,7 +85,7 @@ def lab(
     Keys of -o json: name, cluster, folder, relays[],
       hosts[]     {name, address, address6, lan, routers[{name, kind}], seen_as, wire {out, in}, programs[],
                    node {services[], relay, config_file} or null}
-      lans[]      {name, kind, hairpin, reset, network, network6, gateway, wan_address, wan_address6, behind, wire}
+      lans[]      {name, kind, hairpin, reset, lifetime, network, network6, gateway, wan_address, wan_address6, behind, wire}
       services[]  {name, listen, backends[], protocol}
     of --check -o json: ok, problems[{file, line, key, found, expected, nearest}], topology (null with problems).
     Everything ends with the command, however it ends. Exit codes: 0 fine, 1 failed, 2 wrong usage or FILE;

@@ -44,6 +44,8 @@ def lans(told: dict[str, Any]) -> Table:
     table = _table("LAN", "NETWORK", "ROUTER", "OUTSIDE", "LINK")
     for lan in told["lans"]:
         words = [lan["kind"], *(word for word in ("hairpin", "reset") if lan[word])]
+        if lan["lifetime"]:
+            words.append(f"lifetime {quantity.in_time(lan['lifetime'])}")
         outside = f"{lan['wan_address']}{' in ' + lan['behind'] if lan['behind'] else ''}"
         table.add_row(
             lan["name"],

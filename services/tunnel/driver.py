@@ -8,6 +8,7 @@ import asyncio
 import collections
 import contextlib
 import logging
+import random
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -20,14 +21,17 @@ from services.tunnel import attach, metrics, servicer, status
 from services.tunnel.attach import AttachSocket, Connection
 from services.tunnel.config import MAX_WAITING, OPEN_TIMEOUT, Settings
 from services.tunnel.core.frames import Opening, Reason
+from services.tunnel.core.lifetime import Lifetimes
 from services.tunnel.core.link import PATH_NAMES
 from services.tunnel.engine import Engine
 from services.tunnel.errors import LIMIT, NO_PATH, UNKNOWN_NODE, Refused
 from services.tunnel.explain import explain
 from services.tunnel.keeper import candidates
+from services.tunnel.netwatch import NetWatch
 from services.tunnel.offers import Offers
 from services.tunnel.peers import Discovery, PeerInfo
 from services.tunnel.relays import RelayPool
+from services.tunnel.rotation import Rotation
 from services.tunnel.servicer import OpenRequest
 from services.tunnel.sessions import Sessions
 from services.tunnel.streamio import FLOW_IDLE
@@ -53,9 +57,16 @@ class Tunnel:
         self.settings = settings
         self.engine = Engine()
         self.discovery = Discovery(settings.run_dir)
-        self.relays = RelayPool(settings, identity, self._on_circuit, self._reservations_changed, self._relay_drained)
+        self.lifetimes = Lifetimes(random.Random())
+        self.relays = RelayPool(
+            settings, identity, self.lifetimes, self._on_circuit, self._reservations_changed, self._relay_drained
+        )
         self.streams = Streams(Offers(settings.node_name))
-        self.sessions = Sessions(settings, identity, self.engine, self.discovery, self.relays, self.streams, self._wake)
+        self.sessions = Sessions(
+            settings, identity, self.engine, self.discovery, self.relays, self.streams, self.lifetimes, self._wake
+        )
+        self.rotation = Rotation(self.sessions, self.relays, self.lifetimes)
+        self.netwatch = NetWatch(self._far_ends, self.sessions.moved)
         self.attach = AttachSocket(
             self.engine, settings.run_dir / "tunnel.attach", self.open, self.streams.offers.answer
         )
@@ -72,15 +83,15 @@ class Tunnel:
             self.sessions.door.open(self.settings.listen_address, self.settings.listen_port)
         self.attach.open()
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(_persist(work)) for work in (self._follow, self._tick, self._sweep, self._report)
-            ]
+            works = (self._follow, self._tick, self._sweep, self._report, self.netwatch.run)
+            tasks = [group.create_task(_persist(work)) for work in works]
             await stopping.wait()
             for task in tasks:
                 task.cancel()
 
     async def close(self) -> None:
         """Ends everything."""
+        await self.rotation.close()
         self.attach.close()
         for task in self._waiting:
             task.cancel()
@@ -106,7 +117,7 @@ class Tunnel:
             now = time.monotonic()
             # CLOCK_MONOTONIC stands still in a suspend, CLOCK_BOOTTIME does not.
             if now - last > CLOCK_JUMP or self._slept():
-                self.sessions.revalidate()
+                self.sessions.revalidate("clock")
             last = now
             self.engine.now = now
             if not busy or now - all_ticked >= TICK_IDLE:
@@ -124,6 +135,9 @@ class Tunnel:
         self._asleep = asleep
         return slept
 
+    def _far_ends(self) -> set[str]:
+        return self.sessions.far_ends() | self.relays.far_ends()
+
     def _wake(self) -> None:
         if not self._awake.is_set():
             self._awake.set()
@@ -135,6 +149,7 @@ class Tunnel:
             await asyncio.sleep(1.0)
             now = time.monotonic()
             self.streams.expire(now)
+            self.rotation.tick(now)
             rounds += 1
             if rounds % int(SWEEP):
                 continue

@@ -125,6 +125,7 @@ class Keeper:
         self._fresh_next = False
         self._joining = asyncio.Lock()
         self._gap_since: dict[str, float] = {}
+        self._round: asyncio.Task[float] | None = None
         self.task = asyncio.create_task(self._run(), name=f"keeper {peer}")
 
     # ---------------------------------------------------------------- for others
@@ -148,6 +149,14 @@ class Keeper:
             self._backoffs.clear()
             self._fresh_next = True
         self._poked.set()
+
+    def hurry(self) -> None:
+        """This host's network changed, and only this side knows: no patience. What is being tried may come from an
+        address that is gone: begin anew."""
+        self._gap_since = dict.fromkeys((ANY, STANDBY), float("-inf"))
+        if self._round is not None:
+            self._round.cancel()
+        self.poke(forget=True)
 
     def forgive(self, where: str) -> None:
         """One candidate, an address or a relay, is there again."""
@@ -201,7 +210,7 @@ class Keeper:
                 try:
                     gaps = self._due_gaps()
                     if gaps:
-                        delay = await self._fill(gaps)
+                        delay = await self._one_round(gaps)
                 except Exception as error:  # without its keeper a session would neither recover nor end
                     log.error("keeper failed", extra={"peer": self.peer, "error": repr(error)}, exc_info=error)
                 with contextlib.suppress(TimeoutError):
@@ -254,6 +263,16 @@ class Keeper:
             soonest = min(self._gap_since[gap] for gap in early) + RESPONDER_PATIENCE
             asyncio.get_running_loop().call_later(soonest - now + 0.01, self._poked.set)
         return gaps - early
+
+    async def _one_round(self, gaps: set[str]) -> float:
+        """`_fill`, which `hurry` may break off."""
+        self._round = asyncio.create_task(self._fill(gaps))
+        try:
+            return await self._round
+        except asyncio.CancelledError:
+            if self.task.cancelling():
+                raise
+            return 0.0
 
     async def _fill(self, gaps: set[str]) -> float:
         """One round of attempts; returns how long to wait before the next."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import random
 import socket
 import struct
 import time
@@ -37,6 +38,16 @@ def tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
 
 
+def ends(sock: socket.socket) -> tuple[str, str]:
+    """IP addresses of a connection, here and there; empty where it has none (any more). IPv4 inside IPv6 as IPv4."""
+    try:
+        names = (sock.getsockname()[0], sock.getpeername()[0])
+    except (OSError, IndexError):
+        return "", ""
+    here, there = (str(name).partition("%")[0].removeprefix("::ffff:") for name in names)
+    return here, there
+
+
 class LinkIO:
     """Owns one socket; `pump` sends what the session queued, epoll brings what the peer sent."""
 
@@ -52,6 +63,9 @@ class LinkIO:
         """Bytes of the queue's first packet that the kernel has already."""
         self._mask = IN
         self._descriptor = sock.fileno()
+        self.local, self.far = ends(sock)
+        self.phase = random.random()
+        """Its own share of the time by which it may be replaced early, see core/lifetime.py."""
         link.owner = self
         engine.add(self._descriptor, IN, self._ready, self._break)
 

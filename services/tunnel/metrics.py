@@ -16,6 +16,14 @@ REFUSED_TOTAL = Counter("causeway_tunnel_refused", "Streams that were not possib
 BYTES = Counter("causeway_tunnel_bytes", "Plain bytes of streams carried, by direction.", ["direction"])
 SWITCHES = Counter("causeway_tunnel_path_switches", "Changes of the active link.")
 RESENT = Counter("causeway_tunnel_records_resent", "Records sent again on another link.")
+REVALIDATIONS = Counter(
+    "causeway_tunnel_revalidations", "Times that all paths were asked and all backoffs forgotten, by cause.", ["cause"]
+)
+ROTATIONS = Counter(
+    "causeway_tunnel_rotations",
+    "Connections replaced before a NAT would have cut them: links, relay controls.",
+    ["what"],
+)
 HALF_OPEN = Gauge("causeway_tunnel_half_open", "Inbound connections that have not proved who they are.")
 REJECTED = Counter("causeway_tunnel_rejected", "Handshakes refused, by reason.", ["reason"])
 RESERVATIONS = Gauge("causeway_tunnel_reservations", "Relays on which this node holds a reservation.")

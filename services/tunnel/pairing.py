@@ -35,6 +35,7 @@ class Owner(Protocol):
 
     def failure(self, pairing: "Pairing") -> str: ...
     def links_changed(self, pairing: "Pairing", *, urgent: bool) -> None: ...
+    def link_lost(self, link: Link) -> None: ...
     def stalled(self, pairing: "Pairing", cause: str, seconds: float) -> None: ...
     def noted(self, pairing: "Pairing", note: bytes) -> None: ...
     def pairing_ended(self, pairing: "Pairing", reason: str) -> None: ...
@@ -149,6 +150,8 @@ class Pairing:
         now = time.monotonic()
         if link.kind == PUNCHED:
             self.punch.lost(now - link.started)
+        if cause != "retired" and link.confirmed and not self.ended:
+            self.owner.link_lost(link)
         self.apply(self.session.link_down(link, now, cause))
         self.mark()
         if not self.ended:
@@ -263,6 +266,9 @@ class Pairing:
         log.info("link recovered", extra={"peer": self.peer, "relay": link.relay, "address": link.remote})
 
     def _close_link(self, link: Link, cause: str) -> None:
+        if cause != "retired":
+            where = {"peer": self.peer, "relay": link.relay, "address": link.remote}
+            log.info("link lost", extra={**where, "reason": "no answer"})
         if link.owner is not None:
             link.owner.close(reset=cause == "silent")
         self._take_down(link, "retired" if cause == "retired" else "relay_silent" if link.relay else "path_silent")

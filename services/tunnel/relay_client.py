@@ -16,6 +16,7 @@ from services.tunnel.config import HANDSHAKE_TIMEOUT
 from services.tunnel.core.link import RoundTrip
 from services.tunnel.dialling import CONNECT_TIMEOUT
 from services.tunnel.errors import LinkFailed, RelayRefused
+from services.tunnel.linkio import ends
 from services.tunnel.peers import (
     Denied,
     Draining,
@@ -53,11 +54,18 @@ class RelayClient:
         """Keep a reservation; else it was opened on demand for a circuit."""
         self.state = "connecting"
         self.address = ""
+        self.local = ""
+        self.far = ""
+        """IP of this host, and of the relay, that the connection has."""
         self.observed = ""
         """ "ip:port" as the relay sees this control connection."""
         self.from_listen_port = False
         """The connection comes from the listen port, so `observed` is that port's mapping."""
         self.rtt = RoundTrip()
+        self.started = self.heard = self.asked = time.monotonic()
+        """When the connection came to be, when the relay last said something, when it was last asked something."""
+        self.phase = random.random()
+        """See LinkIO.phase."""
         self.reserved_until: float | None = None
         self.draining = False
         self.load = 0
@@ -83,13 +91,18 @@ class RelayClient:
         """It did not answer twice in a row."""
         return self._failures >= 2 and not self.reserved
 
+    @property
+    def connected(self) -> bool:
+        """The relay said welcome."""
+        return self._tls is not None
+
     def release(self) -> None:
         """No reservation is needed here any more; it goes when it has not been used for a while."""
         self.hold = False
         self.used_at = time.monotonic()
 
     def retry_now(self) -> None:
-        """Forget the backoff: something changed."""
+        """Something changed: forget the backoff; or ask at once whether the relay is still there."""
         self._retry.set()
 
     async def connect(self, peer: str, traceparent: str = "") -> socket.socket:
@@ -134,10 +147,14 @@ class RelayClient:
                 return
             if self._failures == 2:
                 self._pool.changed()
-            self._retry.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay):
-                    await self._retry.wait()
+            await self._pause(delay)
+
+    async def _pause(self, seconds: float) -> None:
+        """Until then, or until `retry_now`."""
+        self._retry.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._retry.wait()
 
     def _complain(self, text: str) -> None:
         self.state = f"failed: {text}"
@@ -163,6 +180,7 @@ class RelayClient:
             if not isinstance(welcome, Welcomed):
                 raise LinkFailed("the relay did not say welcome")
             self.observed, self.state, self.draining = welcome.observed, "connected", False
+            self.heard = time.monotonic()
             self._tls = tls
             self._up.set()
             async with asyncio.TaskGroup() as group:
@@ -190,6 +208,8 @@ class RelayClient:
             try:
                 sock = await dialling.connect(ip, port, source=self._pool.control_source())
                 self.address = dialling.join(ip, port)
+                self.local, self.far = ends(sock)
+                self.started = time.monotonic()
                 self.from_listen_port = sock.getsockname()[1] == self._pool.settings.listen_port
                 return sock
             except LinkFailed as error:
@@ -224,11 +244,12 @@ class RelayClient:
             if not self.hold and time.monotonic() - self.used_at > ON_DEMAND_IDLE:
                 self._pool.forget(self)
                 return
-            await asyncio.sleep(HEARTBEAT)
+            await self._pause(HEARTBEAT)
 
     async def _read(self, tls: FramedTls) -> None:
         while True:
             number, message = peers.decode_relay(await tls.receive())
+            self.heard = time.monotonic()
             waiting = self._answers.pop(number, None) if number else None
             if waiting is not None and not waiting.done():
                 waiting.set_result(message)
@@ -249,6 +270,8 @@ class RelayClient:
             raise LinkFailed(f"not connected to relay {self.name} ({self.state})")
         self._number += 1
         number = self._number
+        if not self._answers:
+            self.asked = time.monotonic()
         waiting: asyncio.Future[peers.RelayMessage] = asyncio.get_running_loop().create_future()
         self._answers[number] = waiting
         try:
@@ -268,6 +291,9 @@ class RelayClient:
 
     def _down(self) -> None:
         was = self.reserved
+        if self.connected and not (self.draining or self.task.cancelling()):
+            asked = self.asked if self.asked > self.heard else time.monotonic()
+            self._pool.lifetimes.lost((self.local, self.far), self.started, self.heard, asked)
         self._tls = None
         self._up.clear()
         self.reserved_until = None
@@ -321,6 +347,16 @@ class RelayClient:
         task = asyncio.ensure_future(work)
         self._legs.add(task)
         task.add_done_callback(self._legs.discard)
+
+    @property
+    def serves(self) -> bool:
+        """It can be used for what it is there for."""
+        return self.reserved if self.hold else self.connected
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing is under way that its end would break."""
+        return not (self._answers or self._legs)
 
     async def close(self) -> None:
         """Ends the control connection; circuits stay."""

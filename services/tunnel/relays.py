@@ -1,13 +1,17 @@
 """Which relays this node deals with, and what it tells others about them."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 
 from services.runtime.identity import Identity
 from services.tunnel.config import RELAYS_ASKED, RELAYS_HELD, Settings
+from services.tunnel.core.lifetime import Lifetimes
 from services.tunnel.peers import PeerInfo, ReservationReport
 from services.tunnel.relay_client import RelayClient
+
+log = logging.getLogger("causeway.tunnel")
 
 
 class RelayPool:
@@ -17,12 +21,14 @@ class RelayPool:
         self,
         settings: Settings,
         identity: Identity,
+        lifetimes: Lifetimes,
         on_circuit: Callable[[socket.socket, str], Awaitable[None]],
         on_change: Callable[[], None],
         on_drained: Callable[[str], None],
     ) -> None:
         self.settings = settings
         self.identity = identity
+        self.lifetimes = lifetimes
         self.on_circuit = on_circuit
         self._on_change = on_change
         self.drained = on_drained
@@ -105,6 +111,16 @@ class RelayPool:
             self._leaving.add(task)
             task.add_done_callback(self._leaving.discard)
 
+    def take_over(self, client: RelayClient, successor: RelayClient) -> bool:
+        """Another connection to the same relay serves from now on. False when that is not wanted any more."""
+        if self.clients.get(client.name) is not client:
+            return False
+        successor.used_at = client.used_at
+        successor.hold = client.hold
+        self.clients[client.name] = successor
+        self.changed()
+        return True
+
     def reservations(self) -> list[ReservationReport]:
         """For this node's record, the nearest first."""
         reports = [
@@ -126,6 +142,19 @@ class RelayPool:
         """The network changed: forget all backoffs."""
         for client in self.clients.values():
             client.retry_now()
+
+    def moved(self, gone: frozenset[str]) -> None:
+        """Addresses or routes of this host changed: control connections that cannot work any more begin anew, and so do
+        those that are being made, perhaps from an address or by a way that is gone."""
+        for client in list(self.clients.values()):
+            if client.local in gone or not client.connected:
+                log.info("relay dialled anew", extra={"relay": client.name, "address": client.local})
+                self.forget(client)
+                self.clients[client.name] = RelayClient(self, client.name, hold=client.hold)
+
+    def far_ends(self) -> set[str]:
+        """IP addresses of all relays that are known."""
+        return {ip for info in self._known.values() for ip, _ in info.relay_addresses}
 
     async def close(self) -> None:
         """Ends all control connections."""

@@ -13,7 +13,8 @@ from services.runtime.identity import Identity
 from services.tunnel import dialling, handshake, metrics
 from services.tunnel.config import HANDSHAKE_TIMEOUT, Settings
 from services.tunnel.core.budget import Budget
-from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED
+from services.tunnel.core.lifetime import Lifetimes
+from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED, Link
 from services.tunnel.core.session import Session
 from services.tunnel.door import Door
 from services.tunnel.engine import Engine
@@ -46,6 +47,7 @@ class Sessions:
         discovery: Discovery,
         relays: RelayPool,
         streams: Streams,
+        lifetimes: Lifetimes,
         wake: Callable[[], None],
     ) -> None:
         self.settings = settings
@@ -54,6 +56,7 @@ class Sessions:
         self.discovery = discovery
         self.relays = relays
         self.streams = streams
+        self.lifetimes = lifetimes
         self.wake = wake
         """A session sent something: its answer may need a tick."""
         self.instance = os.urandom(8).hex()
@@ -98,9 +101,10 @@ class Sessions:
         keeper = self.keepers.get(pairing)
         return keeper.failure if keeper is not None else "the session is gone"
 
-    def revalidate(self) -> None:
-        """The world may have changed: ask every link, forget every backoff."""
-        log.info("revalidating all paths")
+    def revalidate(self, cause: str) -> None:
+        """The world may have changed: ask every link, forget every backoff. `cause`: "clock" or "network"."""
+        log.info("revalidating all paths", extra={"reason": cause})
+        metrics.REVALIDATIONS.labels(cause).inc()
         now = time.monotonic()
         for pairing in self.pairings.values():
             pairing.session.revalidate(now)
@@ -109,6 +113,23 @@ class Sessions:
         for keeper in self.keepers.values():
             keeper.poke(forget=True)
         self.relays.retry_all()
+
+    def moved(self, gone: frozenset[str]) -> None:
+        """Addresses or routes of this host changed. The kernel leaves connections of addresses that are gone as they
+        are, silent for minutes; here they are lost at once."""
+        for pairing in list(self.pairings.values()):
+            for link in list(pairing.session.links):
+                if link.owner.local in gone and link in pairing.session.links:
+                    pairing.lose(link.owner, "its local address is gone")
+        self.relays.moved(gone)
+        self.lifetimes.forget()
+        for keeper in self.keepers.values():
+            keeper.hurry()
+        self.revalidate("network")
+
+    def far_ends(self) -> set[str]:
+        """IP addresses at the other ends of all links."""
+        return {link.owner.far for pairing in self.pairings.values() for link in pairing.session.links} - {""}
 
     def drain(self, relay: str) -> None:
         """A relay said that it will stop: its links are left."""
@@ -323,6 +344,12 @@ class Sessions:
         keeper = self.keepers.get(pairing)
         if keeper is not None:
             keeper.poke(forget=urgent and pairing.session.active is None)
+
+    def link_lost(self, link: Link) -> None:
+        heard = max(link.last_in, link.progress)
+        asked = link.outstanding_since()
+        path = (link.owner.local, link.owner.far)
+        self.lifetimes.lost(path, link.started, heard, time.monotonic() if asked is None else asked)
 
     def stalled(self, pairing: Pairing, cause: str, seconds: float) -> None:
         metrics.STALL.labels(cause).observe(seconds)

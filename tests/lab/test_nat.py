@@ -1,12 +1,14 @@
 """Each kind of NAT maps and filters as its name says, tried with real sockets."""
 
 import socket
+import struct
+import time
 
 import pytest
 
 from lab.nat import Kind, Nat
 from lab.network import Network
-from tests.lab.sockets import listener, seen_from, tcp, udp, udp6, until
+from tests.lab.sockets import PATIENCE, listener, seen_from, tcp, udp, udp6, until
 
 pytestmark = pytest.mark.lab
 
@@ -297,3 +299,40 @@ def test_ipv6_only_where_it_is_asked_for(network: Network) -> None:
         pytest.raises(OSError, match="unreachable"),
     ):
         here.sendto(b"hello", there.getsockname())
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers_rst"),
+    [(Kind.PORT_RESTRICTED, False), (Kind.PORT_RESTRICTED, True), (Kind.SYMMETRIC, False), (Kind.FIREWALL, False)],
+)
+def test_a_lifetime_cuts_connections_of_that_age(network: Network, kind: Kind, answers_rst: bool) -> None:
+    """Used or not; then a new one from the same port works, and lives as long again."""
+    lifetime = 1.0
+    server = listener(network.public("server"))
+    host = network.lan("home", Nat(kind, lifetime=lifetime, answers_rst=answers_rst)).host("host")
+    for _ in range(2):
+        began = time.monotonic()
+        with tcp(host, 40000) as inside:
+            inside.connect(server.getsockname())
+            accepted, _ = server.accept()
+            with accepted:
+                accepted.settimeout(0.5)
+                lived = 0.0
+                try:
+                    while time.monotonic() - began < PATIENCE:
+                        for one, other in ((inside, accepted), (accepted, inside)):
+                            one.sendall(b"there")
+                            assert other.recv(5) == b"there"
+                        lived = time.monotonic() - began
+                        time.sleep(0.05)
+                except TimeoutError:
+                    if answers_rst:  # to whom sent
+                        with pytest.raises(ConnectionResetError):
+                            inside.sendall(b"there")
+                            inside.recv(1)
+                except ConnectionResetError:
+                    assert answers_rst
+                assert lifetime / 2 < lived < lifetime + 0.5
+                for one in (inside, accepted):  # no farewell that the router would not carry
+                    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    server.close()

@@ -334,3 +334,28 @@ def test_only_the_initiator_retires_and_a_lost_path_is_not_retired_for() -> None
     talk.check()
     assert relays_of(net.a) == {"r1"}
     assert net.a.session.active is not None and net.a.session.active.kind == RELAYED
+
+
+# ---------------------------------------------------------------- links that only one side knows to be lost
+
+
+@pytest.mark.parametrize("lost", [["r1", "r2"], ["r2", "r1"]])
+def test_the_peer_is_told_of_links_that_are_lost_here(lost: list[str]) -> None:
+    """An address is gone: this side knows at once, the other one only when it misses answers. It must not send its own
+    answers into the void meanwhile."""
+    net = two_relays()
+    talk = Chatter(net)
+    talk.talk(1.0)
+    a, b = net.a.session, net.b.session
+    for number in net.pipes:
+        net.silence(number)
+    for relay in lost:
+        link = next(link for link in a.links if link.relay == relay)
+        net.a.apply(a.link_down(link, net.now, "path_lost"))
+    net.link(relay="r3")
+    net.run(0.15)  # a round trip takes 0.04 s, suspicion at least 0.3 s
+    assert active(net.a) == "r3"
+    assert {link.relay for link in b.links if link.doubted} == {"r1", "r2"}
+    talk.talk(0.2, pause=0.1)
+    talk.check()
+    assert active(net.b) == "r3"

@@ -3,6 +3,8 @@
 The base of `Session`, which knows streams; this half knows links. Nothing here reads a clock, a socket or a key.
 """
 
+from collections import deque
+
 from services.tunnel.core import control, events, paths
 from services.tunnel.core.control import Control
 from services.tunnel.core.events import Event
@@ -18,6 +20,11 @@ CONFIRM_WITHIN = 10.0
 """A link on which the peer has said nothing authentic for this long after it was joined is closed, seconds."""
 CLOSE_AFTER = 5.0
 """A link that was said goodbye to is closed after this long even if not all was heard, seconds."""
+MAX_LOST = 8
+"""Links lost on this side, of which the peer is told on each that becomes active."""
+SURPLUS_AFTER = 3.0
+"""A link younger than this is not retired as surplus, seconds: the other side may be about to put it into the place of
+another one."""
 TRIAL_BYTES = 64 * 1024
 """What a standby gets before it answers: all of a request, and no more of a bulk stream than a slow path bears."""
 
@@ -46,6 +53,7 @@ class Carrier:
         self._stalled: tuple[str, float] | None = None
         self._was_blocked = False
         self._surveyed_at = now
+        self._lost: deque[int] = deque(maxlen=MAX_LOST)
 
     @property
     def blocked(self) -> bool:
@@ -91,8 +99,11 @@ class Carrier:
             self.second = None
         if self.active is link:
             self.active = None
+        if link.confirmed and cause != "retired":
+            self._lost.append(link.id)
         self._elect(now, cause, out)
         if self.active is not None:
+            self._tell_lost(self.active)
             self._send_orphans(now)
         if self.linkless_since is None and not any(left.confirmed for left in self.links):
             self.linkless_since = now
@@ -105,6 +116,15 @@ class Carrier:
         if not link.goaway_sent:
             link.goaway_sent = True
             self._say(link, control.GOAWAY)
+
+    def replace(self, old: Link, new: Link, now: float) -> list[Event]:
+        """`new` does from now on what `old` did; `old` is left in order."""
+        self.now = now
+        out: list[Event] = []
+        if old is self.active:
+            self._activate(new, now, "rotated", out)
+        self.retire(old)
+        return out
 
     def drain_relay(self, relay: str) -> list[Event]:
         """The relay said that it will stop: its links are left as soon as there is another."""
@@ -157,7 +177,8 @@ class Carrier:
             self._elect(now, "better_path", out)
             if self.initiator:
                 for link in paths.surplus(self.links, self.active):
-                    self.retire(link)
+                    if now - link.started >= SURPLUS_AFTER:
+                        self.retire(link)
 
     def _elect(self, now: float, cause: str, out: list[Event]) -> None:
         best = paths.choose(self.links, self.active, now)
@@ -182,11 +203,18 @@ class Carrier:
         if link is not None:
             link.active_since = now
             self.linkless_since = None
+            self._tell_lost(link)
             for doubted in self.links:
                 if doubted.doubted:
                     self._repeat(doubted, now)
             self._send_orphans(now)
             self._unblock(out)
+
+    def _tell_lost(self, link: Link) -> None:
+        """Perhaps only this side knows: an address that is gone takes no reset along, and the peer would go on
+        sending on what it takes for its best path. Told again each time: the last one may have been dead, too."""
+        for lost in self._lost:
+            self._say(link, control.SUSPECT, about=lost)
 
     def _suspect(self, link: Link, now: float, out: list[Event]) -> None:
         """No answer in time: the standby is tried."""

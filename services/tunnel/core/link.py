@@ -94,6 +94,7 @@ class Link:
         "last_in",
         "loaded",
         "next_ping",
+        "note",
         "owed_since",
         "owner",
         "path_rtt",
@@ -115,6 +116,8 @@ class Link:
         self.kind = kind
         self.relay = relay
         self.remote = remote
+        self.note = ""
+        """What a person should know of how it came, or why it goes."""
         self.cipher = cipher
         self.owner: Any = None
         self.started = now

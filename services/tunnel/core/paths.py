@@ -64,6 +64,10 @@ def surplus(links: Sequence[Link], active: Link | None) -> list[Link]:
 
 def explain(link: Link, active: Link | None) -> str:
     """One line: why this link is or is not the active one."""
+    return f"{_explain(link, active)}; {link.note}" if link.note else _explain(link, active)
+
+
+def _explain(link: Link, active: Link | None) -> str:
     if link is active:
         return "draining, no better path yet" if link.draining else "best usable path"
     if not link.confirmed:

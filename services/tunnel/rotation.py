@@ -1,0 +1,179 @@
+"""Replaces connections before a NAT with an absolute mapping lifetime cuts them. What is known of such NATs is in
+core/lifetime.py; here are the connections: links, and the control connections of relays.
+
+Make-before-break both: a link gets a new one over the same relay (or to the same address) beside it, which takes over
+when the peer has answered on it; then the old one is left in order, with GOAWAY. A relay gets a second control
+connection, which reserves; the relay tells the newest of callers, so nobody finds the node away.
+
+A direct link is replaced by the side that dialled it. A punched one is not: its ports are its path, and the session
+has a standby.
+"""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from services.tunnel import dialling, handshake, metrics
+from services.tunnel.config import HANDSHAKE_TIMEOUT
+from services.tunnel.core.lifetime import Lifetimes
+from services.tunnel.core.link import DIRECT, RELAYED, Link
+from services.tunnel.errors import LinkFailed
+from services.tunnel.keeper import make_link
+from services.tunnel.pairing import Pairing
+from services.tunnel.relay_client import RelayClient
+from services.tunnel.relays import RelayPool
+from services.tunnel.sessions import Sessions
+
+log = logging.getLogger("causeway.tunnel")
+
+AGAIN_AFTER = 3.0
+"""Seconds between two attempts for the same session or relay: enough for three in a lifetime of 60 s."""
+LOOK = 0.02
+"""Seconds between two looks at whether it is there."""
+WITHIN = 5.0
+"""Seconds for the new connection to serve, and for the old one of a relay to finish what it is asked."""
+
+
+class Rotation:
+    """`tick` every second."""
+
+    def __init__(self, sessions: Sessions, relays: RelayPool, lifetimes: Lifetimes) -> None:
+        self._sessions = sessions
+        self._relays = relays
+        self._lifetimes = lifetimes
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._not_before: WeakKeyDictionary[Pairing | RelayClient, float] = WeakKeyDictionary()
+
+    def tick(self, now: float) -> None:
+        """Tells what lives, and replaces what is due: one link of a session at a time."""
+        for pairing in self._sessions.pairings.values():
+            for link in pairing.session.links:
+                if self._due_link(pairing, link, now) and self._may(pairing, now):
+                    self._spawn(self._rotate_link(pairing, link))
+        clients = list(self._relays.clients.values())
+        for client in clients:
+            if self._due_client(client, clients, now) and self._may(client, now):
+                self._spawn(self._rotate_client(client))
+
+    async def close(self) -> None:
+        """Breaks off what is under way."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _due_link(self, pairing: Pairing, link: Link, now: float) -> bool:
+        session, io = pairing.session, link.owner
+        path = (io.local, io.far)
+        if link.confirmed:
+            self._lifetimes.lived(path, link.started, max(link.last_in, link.progress))
+        if not link.usable or session.second is not None or link.kind not in (DIRECT, RELAYED):
+            return False
+        if link.kind == DIRECT and self._accepted(io.sock):
+            return False
+        expendable = link is not session.active or not session.streams
+        return self._lifetimes.due(path, link.started, now, io.phase, expendable=expendable)
+
+    def _due_client(self, client: RelayClient, clients: list[RelayClient], now: float) -> bool:
+        path = (client.local, client.far)
+        if not client.connected:
+            return False
+        self._lifetimes.lived(path, client.started, client.heard)
+        if client.draining:
+            return False
+        expendable = any(other.reserved for other in clients if other is not client)
+        return self._lifetimes.due(path, client.started, now, client.phase, expendable=expendable)
+
+    def _accepted(self, sock: socket.socket) -> bool:
+        """The other side dialled."""
+        try:
+            return bool(sock.getsockname()[1] == self._sessions.settings.listen_port)
+        except OSError:
+            return True
+
+    def _may(self, one: Pairing | RelayClient, now: float) -> bool:
+        if now < self._not_before.get(one, 0.0):
+            return False
+        self._not_before[one] = now + WITHIN + HANDSHAKE_TIMEOUT  # until it is done, below
+        return True
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ---------------------------------------------------------------- links
+
+    async def _rotate_link(self, pairing: Pairing, old: Link) -> None:
+        limit = self._lifetimes.limit((old.owner.local, old.owner.far)) or 0.0
+        where = {"peer": pairing.peer, "relay": old.relay, "address": old.remote, "seconds": round(limit, 1)}
+        try:
+            async with asyncio.timeout(WITHIN + HANDSHAKE_TIMEOUT):
+                new = await self._join(pairing, old)
+                # Measured, so that neither side takes the standby for nearer.
+                await _until(lambda: new.path_rtt.smoothed is not None)
+            if not new.usable or new not in pairing.session.links or not old.usable or old not in pairing.session.links:
+                raise LinkFailed("one of both was lost meanwhile")
+        except (LinkFailed, OSError, TimeoutError) as error:
+            log.info("link not rotated", extra={**where, "error": str(error) or "no answer in time"})
+        else:
+            new.note = f"rotated: in place of one that would have been cut at {limit:.0f} s"
+            old.note = f"rotated: it would be cut at {limit:.0f} s"
+            pairing.apply(pairing.session.replace(old, new, time.monotonic()))
+            pairing.mark()
+            log.info("link rotated", extra=where)
+            metrics.ROTATIONS.labels("link").inc()
+        finally:
+            self._not_before[pairing] = time.monotonic() + AGAIN_AFTER
+
+    async def _join(self, pairing: Pairing, old: Link) -> Link:
+        """One more link by the same way."""
+        sock = await self._dial(pairing.peer, old)
+        try:
+            nonces = await handshake.join(sock, pairing.keys, HANDSHAKE_TIMEOUT)
+            if nonces is None or pairing.ended:
+                raise LinkFailed("the session is gone")
+            new = make_link(pairing, nonces, old.kind, old.relay, old.remote)
+        except BaseException:
+            sock.close()
+            raise
+        pairing.add_link(sock, new)
+        return new
+
+    async def _dial(self, peer: str, old: Link) -> socket.socket:
+        if old.kind == RELAYED:
+            client = self._relays.get(old.relay)
+            if client is None:
+                raise LinkFailed(f"no address of relay {old.relay} is known")
+            return await client.connect(peer)
+        ip, _, port = old.remote.rpartition(":")
+        return await dialling.connect(ip.strip("[]"), int(port), source=(self._sessions.settings.listen_address, 0))
+
+    # ---------------------------------------------------------------- relays
+
+    async def _rotate_client(self, client: RelayClient) -> None:
+        successor = RelayClient(self._relays, client.name, hold=client.hold)
+        retired = successor
+        try:
+            if not await _until(lambda: successor.serves):
+                log.info("relay control not rotated", extra={"relay": client.name, "error": successor.state})
+            elif self._relays.take_over(client, successor):
+                retired = client
+                log.info("relay control rotated", extra={"relay": client.name, "address": client.local})
+                metrics.ROTATIONS.labels("control").inc()
+                await _until(lambda: client.at_rest)
+        finally:
+            self._not_before[client] = time.monotonic() + AGAIN_AFTER
+            await retired.close()
+
+
+async def _until(condition: Callable[[], bool]) -> bool:
+    """Waits for it, WITHIN at most."""
+    for _ in range(round(WITHIN / LOOK)):
+        if condition():
+            return True
+        await asyncio.sleep(LOOK)
+    return False

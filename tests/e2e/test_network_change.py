@@ -1,0 +1,144 @@
+"""The network under a node's feet changes: another address, an interface that goes and comes, routes that flap.
+
+The kernel tells no connection that its address is gone (FAILURES 15 to 17: silence for minutes).
+"""
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from lab.mesh import Mesh
+from lab.namespace import Namespace
+from tests.e2e.traffic import PATIENCE, Stream, Traffic, connect, eventually, warm
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.parametrize("running_mesh", [pytest.param("simulated", marks=pytest.mark.lab)], indirect=True),
+]
+
+GENEROUS = 20.0  # seconds; measured: 0.4 to 0.6 for a request, 1 beside bulk that fills two CPUs
+numbers = itertools.count(50)
+
+
+def where(mesh: Mesh) -> tuple[Namespace, str]:
+    """a's namespace, and the first three bytes of the addresses of its LAN."""
+    assert mesh.a.place.namespace is not None
+    return mesh.a.place.namespace, mesh.a.place.address.rpartition(".")[0]
+
+
+def move(mesh: Mesh) -> None:
+    """a gets another address, and loses the one that it had."""
+    namespace, prefix = where(mesh)
+    # What goes first takes the route along.
+    namespace.ip(
+        "addr flush dev eth0", f"addr add {prefix}.{next(numbers)}/24 dev eth0", f"route add default via {prefix}.1"
+    )
+
+
+def said(mesh: Mesh, text: str) -> int:
+    """How many lines of the log of a's tunnel hold this."""
+    return mesh.a.log("tunnel").read_text().count(text)
+
+
+async def reserved(mesh: Mesh) -> bool:
+    return sum(relay.state == "reserved" for relay in (await mesh.a.tunnel()).relays) == 2
+
+
+@contextlib.asynccontextmanager
+async def talk(mesh: Mesh) -> AsyncIterator[Stream]:
+    """A stream on which a asks and b answers all the time; every answer is checked."""
+    stream = Stream(*await connect(mesh.a.place, mesh.cluster_ips[0]))
+    ending = False
+
+    async def work() -> None:
+        for number in itertools.count():
+            if ending:
+                return
+            await stream.say(b"%064d" % number)
+            await asyncio.sleep(0.01)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work())
+        try:
+            yield stream
+        finally:
+            ending = True
+    stream.writer.write_eof()
+    assert await asyncio.wait_for(stream.reader.read(), PATIENCE) == b""
+    stream.writer.close()
+
+
+async def goes_on(stream: Stream) -> None:
+    """Waits until there were some more round trips."""
+    before = stream.done
+
+    async def more() -> bool:
+        return stream.done > before + 20
+
+    await eventually(more, "requests are answered")
+
+
+async def test_another_address_under_live_streams(mesh: Mesh) -> None:
+    async with Traffic.through(mesh) as traffic:
+        await traffic.flows()
+        gone, traffic.chat.stall = said(mesh, "its local address is gone"), 0.0
+        move(mesh)
+        await traffic.flows()
+        assert said(mesh, "its local address is gone") >= gone + 2, "both links were given up at once"
+        assert traffic.chat.stall < GENEROUS
+
+
+async def test_nobody_waits_for_silence(mesh: Mesh) -> None:
+    """With nothing under way nothing is missed: only the kernel's word tells that links and control connections are
+    dead."""
+    await eventually(lambda: reserved(mesh), "both relays are reserved")
+    words = {"its local address is gone": 2, "relay dialled anew": 2}
+    before = {text: said(mesh, text) + more for text, more in words.items()}
+    failures = said(mesh, "did not answer within")
+    move(mesh)
+
+    async def noticed() -> bool:
+        return all(said(mesh, text) >= count for text, count in before.items())
+
+    await eventually(noticed, "links and control connections are given up", timeout=GENEROUS)
+    await eventually(lambda: reserved(mesh), "both relays are reserved again")
+    await eventually(lambda: warm(mesh), "there are new links")
+    assert said(mesh, "did not answer within") == failures, "nobody waited for the old connections"
+
+
+async def test_an_interface_goes_and_comes(mesh: Mesh) -> None:
+    namespace, prefix = where(mesh)
+    async with talk(mesh) as stream:
+        await goes_on(stream)
+        namespace.ip("link set eth0 down")
+        await asyncio.sleep(2.0)
+        up = time.monotonic()
+        namespace.ip("link set eth0 up", f"route add default via {prefix}.1")
+        await goes_on(stream)
+        assert time.monotonic() - up < GENEROUS
+    await eventually(lambda: reserved(mesh), "both relays are reserved again")
+
+
+async def test_routes_that_flap_make_no_storm(mesh: Mesh) -> None:
+    namespace, prefix = where(mesh)
+    before = said(mesh, "revalidating all paths")
+    async with talk(mesh) as stream:
+        await goes_on(stream)
+        flaps, began = 0, time.monotonic()
+        while time.monotonic() - began < 6.0:
+            for _ in range(4):  # too short for anybody to see it
+                namespace.ip("route del default", f"route add default via {prefix}.1")
+            namespace.ip("route del default")
+            await asyncio.sleep(0.25)
+            namespace.ip(f"route add default via {prefix}.1")
+            await asyncio.sleep(0.25)
+            flaps += 5
+        await goes_on(stream)
+    assert flaps > 20
+    # At 0, 1, 3 and 7 s; one more where the machine was slow, and one for a change just before.
+    assert 1 <= said(mesh, "revalidating all paths") - before <= 6
+    await eventually(lambda: warm(mesh), "there is a standby again")
