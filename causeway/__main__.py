@@ -28,6 +28,9 @@ COMMANDS = {
     "up": Entry("causeway.up:up", "Run a node: its four services under one supervisor."),
     "status": Entry("causeway.status:status", "What the node is and does: roles, peers, paths, listeners, warnings."),
     "ping": Entry("causeway.ping:ping", "Measure the round trip to a node, and show the path."),
+    "netcheck": Entry(
+        "causeway.netcheck:netcheck", "What NAT the node is behind, and by which addresses it is reached."
+    ),
     "nc": Entry("causeway.nc:nc", "Connect stdin and stdout to a target at a node (ssh -o ProxyCommand)."),
     "ca": Entry("causeway.ca:ca", "The cluster's secret, or its certificate authority."),
     "demo": Entry("causeway.demo:demo", "Two nodes, two relays, and relays killed under a download."),

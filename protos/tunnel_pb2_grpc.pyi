@@ -47,6 +47,10 @@ class TunnelServiceStub:
     """Builds a session to a node if there is none, and measures round trips inside it."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_tunnel_pb2.GetStatusRequest, _tunnel_pb2.GetStatusResponse]
     """Sessions, links, streams, reservations. Cheap enough to poll every second."""
+    NetCheck: _grpc.UnaryUnaryMultiCallable[_tunnel_pb2.NetCheckRequest, _tunnel_pb2.NetCheckResponse]
+    """Finds out what lies between this node and the others, by asking its relays what they see and whether they get
+    in. Takes up to 12 s; who asks while a check is under way gets the same report.
+    """
 
 @_typing.type_check_only
 class TunnelServiceAsyncStub(TunnelServiceStub):
@@ -62,6 +66,10 @@ class TunnelServiceAsyncStub(TunnelServiceStub):
     """Builds a session to a node if there is none, and measures round trips inside it."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_tunnel_pb2.GetStatusRequest, _tunnel_pb2.GetStatusResponse]  # type: ignore[assignment]
     """Sessions, links, streams, reservations. Cheap enough to poll every second."""
+    NetCheck: _aio.UnaryUnaryMultiCallable[_tunnel_pb2.NetCheckRequest, _tunnel_pb2.NetCheckResponse]  # type: ignore[assignment]
+    """Finds out what lies between this node and the others, by asking its relays what they see and whether they get
+    in. Takes up to 12 s; who asks while a check is under way gets the same report.
+    """
 
 class TunnelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Local contract of the tunnel component."""
@@ -92,5 +100,15 @@ class TunnelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tunnel_pb2.GetStatusResponse, _abc.Awaitable[_tunnel_pb2.GetStatusResponse]]:
         """Sessions, links, streams, reservations. Cheap enough to poll every second."""
+
+    @_abc_1.abstractmethod
+    def NetCheck(
+        self,
+        request: _tunnel_pb2.NetCheckRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tunnel_pb2.NetCheckResponse, _abc.Awaitable[_tunnel_pb2.NetCheckResponse]]:
+        """Finds out what lies between this node and the others, by asking its relays what they see and whether they get
+        in. Takes up to 12 s; who asks while a check is under way gets the same report.
+        """
 
 def add_TunnelServiceServicer_to_server(servicer: TunnelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

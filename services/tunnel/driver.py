@@ -24,6 +24,7 @@ from services.tunnel.core.link import DIRECT, RELAYED
 from services.tunnel.door import Door
 from services.tunnel.engine import Engine
 from services.tunnel.errors import LIMIT, NO_PATH, Refused
+from services.tunnel.netcheck import NetCheck, Report
 from services.tunnel.offers import Offers
 from services.tunnel.peers import Discovery, PeerInfo
 from services.tunnel.relays import RelayPool
@@ -56,6 +57,7 @@ class Tunnel:
         self.streams = Streams(Offers(settings.node_name))
         self.sessions = Sessions(settings, identity, self.engine, self.discovery, self.relays, self.streams, self._wake)
         self.door = Door(self.sessions.welcome)
+        self.netcheck = NetCheck(settings, identity, self.discovery, self.relays, self.sessions.arrivals)
         self.attach = AttachSocket(
             self.engine, settings.run_dir / "tunnel.attach", self.open, self.streams.offers.answer
         )
@@ -85,6 +87,7 @@ class Tunnel:
         self.attach.close()
         for task in self._waiting:
             task.cancel()
+        await self.netcheck.close()
         await self.sessions.close()
         await asyncio.gather(*self._waiting, return_exceptions=True)
         await self.relays.close()
@@ -243,6 +246,10 @@ class Tunnel:
         if active is None:
             raise Refused(NO_PATH, f"the path to {node} was lost")
         return rtts, status.of_link(active, active)
+
+    async def check_network(self) -> Report:
+        """What lies between this node and the others."""
+        return await self.netcheck.run()
 
     def status(self) -> status.TunnelStatus:
         """All there is to see."""

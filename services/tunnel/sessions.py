@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from services.runtime.identity import Identity
-from services.tunnel import dialling, handshake, metrics
+from services.tunnel import arrivals, dialling, handshake, metrics
 from services.tunnel.config import HANDSHAKE_TIMEOUT, Settings
 from services.tunnel.core.budget import Budget
 from services.tunnel.core.link import DIRECT, RELAYED
@@ -65,6 +65,8 @@ class Sessions:
         self.keepers: dict[Pairing | str, Keeper] = {}
         """By session, or by peer while there is none."""
         self.warnings: collections.deque[str] = collections.deque(maxlen=20)
+        self.arrivals = arrivals.Arrivals()
+        """Connections that relays make back to us, because `netcheck` asked them to."""
         self._closing = False
 
     async def close(self) -> None:
@@ -131,6 +133,9 @@ class Sessions:
             remote = dialling.name_of(sock.getpeername())
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                 first = await handshake.receive_exactly(sock, 1)
+                if first == arrivals.MAGIC[:1] and not relay:
+                    await self.arrivals.take(sock, first)
+                    return
                 if first[0] != handshake.TLS_CLIENT_HELLO:
                     await self._welcome_join(sock, first, relay, remote)
                     return
