@@ -42,8 +42,9 @@ def netcheck(output: str, config: Path | None, run_dir: Path | None) -> None:
                        mapping: none|endpoint-independent|endpoint-dependent|"", mapping_why,
                        filtering: endpoint-independent|address-dependent|address-and-port-dependent|"",
                        filtering_why, port_preserved, hairpin, hairpin_why}
-      addresses[]      {address, source: advertised|interface|observed, reachable, why}
+      addresses[]      {address, source: advertised|interface|observed|mapped, reachable, why}
       ipv6             {addresses[] (global ones), relays_tried, relays_reached}
+      port_mapping     {protocol: PCP|NAT-PMP|UPnP|"", gateway, external ("" when nothing is mapped), why}
       relays[]         {relay, address, rtt_ms, observed, reserved, error}, the nearest first
       notes[]          what could not be found out, and why
       took             seconds
@@ -130,6 +131,12 @@ def as_data(reply: NetCheckResponse) -> dict[str, Any]:
             "addresses": sorted({ip for address in reply.addresses if (ip := _global_ipv6(address.address))}),
             "relays_tried": len(six),
             "relays_reached": sum(relay.HasField("rtt") for relay in six),
+        },
+        "port_mapping": {
+            "protocol": reply.port_mapping.protocol,
+            "gateway": reply.port_mapping.gateway,
+            "external": reply.port_mapping.external,
+            "why": reply.port_mapping.why,
         },
         "relays": relays,
         "notes": list(reply.notes),

@@ -42,6 +42,9 @@ def _head(found: dict[str, Any]) -> Table:
         grid.add_row("hairpin", Text(_because(_yes(nat["hairpin"]), nat["hairpin_why"])))
     elif nat["hairpin_why"]:
         grid.add_row("hairpin", Text(nat["hairpin_why"]))
+    mapping = found["port_mapping"]
+    granted = f"{mapping['external']} by {mapping['protocol']} of {mapping['gateway']}"
+    grid.add_row("port mapping", Text(granted if mapping["external"] else _because("none", mapping["why"])))
     over = f"; {ipv6['relays_reached']} of {ipv6['relays_tried']} relays answer over it" if ipv6["relays_tried"] else ""
     grid.add_row("IPv6", Text(", ".join(ipv6["addresses"]) + over if ipv6["addresses"] else "no global address"))
     return grid

@@ -817,6 +817,7 @@ class NetCheckResponse(_message.Message):
     RELAYS_FIELD_NUMBER: _builtins.int
     NOTES_FIELD_NUMBER: _builtins.int
     TOOK_FIELD_NUMBER: _builtins.int
+    PORT_MAPPING_FIELD_NUMBER: _builtins.int
     node_name: _builtins.str
     verdict: _builtins.str
     """One sentence for a person."""
@@ -845,6 +846,8 @@ class NetCheckResponse(_message.Message):
 
     @_builtins.property
     def took(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def port_mapping(self) -> Global___PortMapping: ...
     def __init__(
         self,
         *,
@@ -862,14 +865,49 @@ class NetCheckResponse(_message.Message):
         relays: _abc.Iterable[Global___CheckedRelay] | None = ...,
         notes: _abc.Iterable[_builtins.str] | None = ...,
         took: _duration_pb2.Duration | None = ...,
+        port_mapping: Global___PortMapping | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["took", b"took"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["port_mapping", b"port_mapping", "took", b"took"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "filtering", b"filtering", "filtering_why", b"filtering_why", "hairpin", b"hairpin", "hairpin_why", b"hairpin_why", "kind", b"kind", "mapping", b"mapping", "mapping_why", b"mapping_why", "node_name", b"node_name", "notes", b"notes", "port_preserved", b"port_preserved", "relays", b"relays", "took", b"took", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "filtering", b"filtering", "filtering_why", b"filtering_why", "hairpin", b"hairpin", "hairpin_why", b"hairpin_why", "kind", b"kind", "mapping", b"mapping", "mapping_why", b"mapping_why", "node_name", b"node_name", "notes", b"notes", "port_mapping", b"port_mapping", "port_preserved", b"port_preserved", "relays", b"relays", "took", b"took", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NetCheckResponse: _TypeAlias = NetCheckResponse  # noqa: Y015
+
+@_typing.final
+class PortMapping(_message.Message):
+    """Whether the gateway forwards a port to this node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    GATEWAY_FIELD_NUMBER: _builtins.int
+    EXTERNAL_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    protocol: _builtins.str
+    """"PCP", "NAT-PMP", "UPnP"; empty: nothing is mapped."""
+    gateway: _builtins.str
+    """IP of the gateway; empty without one."""
+    external: _builtins.str
+    """"ip:port" that leads here; empty: nothing is mapped."""
+    why: _builtins.str
+    """Why nothing is mapped."""
+    def __init__(
+        self,
+        *,
+        protocol: _builtins.str = ...,
+        gateway: _builtins.str = ...,
+        external: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "gateway", b"gateway", "protocol", b"protocol", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PortMapping: _TypeAlias = PortMapping  # noqa: Y015
 
 @_typing.final
 class CheckedAddress(_message.Message):
@@ -884,7 +922,7 @@ class CheckedAddress(_message.Message):
     address: _builtins.str
     """"ip:port"."""
     source: _builtins.str
-    """"advertised", "interface" or "observed"."""
+    """"advertised", "interface", "observed" or "mapped"."""
     reachable: Global___Finding.ValueType
     why: _builtins.str
     """Who got in, or how it failed, or why nobody could try; one line."""

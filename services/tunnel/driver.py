@@ -27,6 +27,7 @@ from services.tunnel.errors import LIMIT, NO_PATH, Refused
 from services.tunnel.netcheck import NetCheck, Report
 from services.tunnel.offers import Offers
 from services.tunnel.peers import Discovery, PeerInfo
+from services.tunnel.portmap.mapper import Mapper
 from services.tunnel.relays import RelayPool
 from services.tunnel.servicer import OpenRequest
 from services.tunnel.sessions import Sessions
@@ -52,18 +53,21 @@ class Tunnel:
     def __init__(self, settings: Settings, identity: Identity) -> None:
         self.settings = settings
         self.engine = Engine()
+        self._changed = asyncio.Event()
         self.discovery = Discovery(settings.run_dir)
         self.relays = RelayPool(settings, identity, self._on_circuit, self._reservations_changed, self._relay_drained)
         self.streams = Streams(Offers(settings.node_name))
         self.sessions = Sessions(settings, identity, self.engine, self.discovery, self.relays, self.streams, self._wake)
         self.door = Door(self.sessions.welcome)
-        self.netcheck = NetCheck(settings, identity, self.discovery, self.relays, self.sessions.arrivals)
+        self.portmap = Mapper(settings.state_dir, settings.listen_address, settings.listen_port, self._changed.set)
+        self.netcheck = NetCheck(
+            settings, identity, self.discovery, self.relays, self.sessions.arrivals, lambda: self.portmap.mapping
+        )
         self.attach = AttachSocket(
             self.engine, settings.run_dir / "tunnel.attach", self.open, self.streams.offers.answer
         )
         self._waiting: set[asyncio.Task[None]] = set()
         self._awake = asyncio.Event()
-        self._changed = asyncio.Event()
         self._asleep = 0.0
 
     # ---------------------------------------------------------------- life
@@ -74,9 +78,10 @@ class Tunnel:
             self.door.open(self.settings.listen_address, self.settings.listen_port)
         self.attach.open()
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(_persist(work)) for work in (self._follow, self._tick, self._sweep, self._report)
-            ]
+            works = [self._follow, self._tick, self._sweep, self._report]
+            if self.settings.listen_port and self.settings.port_mapping:
+                works.append(self.portmap.run)
+            tasks = [group.create_task(_persist(work)) for work in works]
             await stopping.wait()
             for task in tasks:
                 task.cancel()
@@ -111,6 +116,7 @@ class Tunnel:
             # CLOCK_MONOTONIC stands still in a suspend, CLOCK_BOOTTIME does not.
             if now - last > CLOCK_JUMP or self._slept():
                 self.sessions.revalidate()
+                self.portmap.network_changed()
             last = now
             self.engine.now = now
             if not busy or now - all_ticked >= TICK_IDLE:
@@ -190,7 +196,8 @@ class Tunnel:
             await asyncio.sleep(REPORT_DELAY)
             self._changed.clear()
             port = self.settings.listen_port
-            if not await self.discovery.report(port, self.relays.reservations(), self.relays.observed()):
+            reservations, observed = self.relays.reservations(), self.relays.observed()
+            if not await self.discovery.report(port, reservations, observed, self.portmap.mapping.external):
                 await asyncio.sleep(1.0)
                 self._changed.set()
 

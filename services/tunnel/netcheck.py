@@ -16,7 +16,7 @@ import contextlib
 import secrets
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from services.runtime.identity import Identity
@@ -27,6 +27,7 @@ from services.tunnel.core import natkind
 from services.tunnel.core.natkind import Attempt, Endpoint, Filtering, Kind, Mapping, Sighting
 from services.tunnel.errors import LinkFailed
 from services.tunnel.peers import Discovery, OwnAddress
+from services.tunnel.portmap.mapper import PortMapping
 from services.tunnel.relay_contact import FAILURES, RelayContact
 from services.tunnel.relays import RelayPool
 
@@ -85,6 +86,7 @@ class Report:
     port_preserved: bool | None = None
     hairpin: bool | None = None
     hairpin_why: str = ""
+    port_mapping: PortMapping = field(default_factory=PortMapping)
     verdict: str = ""
     notes: list[str] = field(default_factory=list)
     took: float = 0.0
@@ -116,13 +118,20 @@ class NetCheck:
     """Runs one check at a time; who asks meanwhile gets the same report."""
 
     def __init__(
-        self, settings: Settings, identity: Identity, discovery: Discovery, relays: RelayPool, arrivals: Arrivals
+        self,
+        settings: Settings,
+        identity: Identity,
+        discovery: Discovery,
+        relays: RelayPool,
+        arrivals: Arrivals,
+        mapping: Callable[[], PortMapping],
     ) -> None:
         self._settings = settings
         self._identity = identity
         self._discovery = discovery
         self._relays = relays
         self._arrivals = arrivals
+        self._mapping = mapping
         self._running: asyncio.Task[Report] | None = None
 
     async def run(self) -> Report:
@@ -139,7 +148,7 @@ class NetCheck:
 
     async def _run(self) -> Report:
         began = time.monotonic()
-        report = Report(self._settings.node_name)
+        report = Report(self._settings.node_name, port_mapping=self._mapping())
         check = _Check(self._settings, self._identity, self._relays, self._arrivals, report)
         self._arrivals.clear()
         self._arrivals.wanted = True
@@ -294,6 +303,8 @@ class _Check:
         for contact in contacts:
             ip = contact.sighting.observed[0]
             targets.setdefault((ip, port), sources.get((ip, port), "observed"))
+        if mapped := self._report.port_mapping.external:
+            sources[mapped] = targets[mapped] = "mapped"
         for endpoint in self._relays.observed():
             targets.setdefault(endpoint, sources.get(endpoint, "observed"))
         tried = list(targets.items())[: 2 * ASKED]

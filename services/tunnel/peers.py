@@ -143,7 +143,13 @@ class Discovery:
             for it in status.self.addresses
         ]
 
-    async def report(self, port: int, reservations: list[ReservationReport], observed: list[tuple[str, int]]) -> bool:
+    async def report(
+        self,
+        port: int,
+        reservations: list[ReservationReport],
+        observed: list[tuple[str, int]],
+        mapped: tuple[str, int] | None = None,
+    ) -> bool:
         """Says what this node's record shall hold of the tunnel. False when discovery is away."""
         report = discovery_pb2.TunnelReport(
             port=port,
@@ -155,6 +161,9 @@ class Discovery:
                 for ip, port_seen in observed
             ],
         )
+        if mapped is not None:
+            source = discovery_pb2.ADDRESS_SOURCE_MAPPED
+            report.mapped.add(ip=mapped[0], source=source, tunnel_port=mapped[1])
         try:
             await self._stub.ReportSelf(discovery_pb2.ReportSelfRequest(tunnel=report), timeout=REPORT_TIMEOUT)
         except grpc.aio.AioRpcError as error:

@@ -15,6 +15,7 @@ from protos import tunnel_pb2_grpc
 from services.runtime import serve
 from services.tunnel.core import frames
 from services.tunnel.core.frames import Opening, Reason
+from services.tunnel.core.natkind import show
 from services.tunnel.errors import UNKNOWN_NODE, Refused
 from services.tunnel.netcheck import Report
 from services.tunnel.status import LinkStatus, TunnelStatus
@@ -233,6 +234,12 @@ class TunnelServicer(tunnel_pb2_grpc.TunnelServiceServicer):
             ],
             notes=report.notes,
             took=_duration(report.took),
+            port_mapping=pb.PortMapping(
+                protocol=report.port_mapping.protocol,
+                gateway=report.port_mapping.gateway,
+                external=show(report.port_mapping.external) if report.port_mapping.external else "",
+                why=report.port_mapping.why,
+            ),
         )
 
 

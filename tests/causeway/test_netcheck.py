@@ -32,6 +32,7 @@ def reply() -> pb.NetCheckResponse:
     )
     found.addresses.add(address="[2001:db8::9]:20006", source="interface", why="[red]no markup[/]")
     found.addresses.add(address="[fe80::1]:20006", source="interface")
+    found.port_mapping.CopyFrom(pb.PortMapping(protocol="PCP", gateway="192.168.1.1", external="203.0.113.9:20006"))
     found.relays.add(relay="r1", address="203.0.113.1:20007", reserved=True).rtt.FromMicroseconds(40_123)
     found.relays.add(relay="r2", address="[2001:db8::2]:20007", error="no answer within 3 s")
     return found
@@ -60,7 +61,7 @@ def test_the_keys_do_not_depend_on_what_was_found() -> None:
 def test_the_help_names_every_key() -> None:
     text = netcheck.get_help(netcheck.make_context("netcheck", [], resilient_parsing=True))
     found = as_data(reply())
-    keys = {*found, *found["nat"], *found["ipv6"], *found["addresses"][0], *found["relays"][0]}
+    keys = {*found, *found["nat"], *found["ipv6"], *found["addresses"][0], *found["relays"][0], *found["port_mapping"]}
     assert {key for key in keys if key not in text} == set()
 
 
@@ -84,6 +85,7 @@ def test_a_person_sees_verdict_addresses_and_relays(width: int) -> None:
     if width == 200:
         assert "[red]no markup[/]" in text
         assert "no answer within 3 s" in text
+        assert "203.0.113.9:20006 by PCP of 192.168.1.1" in text
 
 
 def test_without_ipv6_here_it_is_no_news_that_relays_do_not_answer_over_it() -> None:
