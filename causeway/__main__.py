@@ -29,6 +29,9 @@ COMMANDS = {
     "status": Entry("causeway.status:status", "What the node is and does: roles, peers, paths, listeners, warnings."),
     "ping": Entry("causeway.ping:ping", "Measure the round trip to a node, and show the path."),
     "explain": Entry("causeway.explain:explain", "Every way to a node: the one in use, and why the others are not."),
+    "netcheck": Entry(
+        "causeway.netcheck:netcheck", "What NAT the node is behind, and by which addresses it is reached."
+    ),
     "nc": Entry("causeway.nc:nc", "Connect stdin and stdout to a target at a node (ssh -o ProxyCommand)."),
     "ca": Entry("causeway.ca:ca", "The cluster's secret, or its certificate authority."),
     "demo": Entry("causeway.demo:demo", "Two nodes, two relays, and relays killed under a download."),

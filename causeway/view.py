@@ -66,7 +66,7 @@ def _relay_role(role: dict[str, Any]) -> str:
 
 
 def _peers(peers: list[dict[str, Any]]) -> Table:
-    table = _table("peer", "known by", "path", ">RTT", ">streams", ">sent", ">received", "why")
+    table = plain_table("peer", "known by", "path", ">RTT", ">streams", ">sent", ">received", "why")
     for peer in peers:
         session = peer["session"]
         name = peer["name"] + (" (relay)" if peer["is_relay"] else "")
@@ -98,7 +98,7 @@ def _path(peer: dict[str, Any], session: dict[str, Any] | None, standby: list[st
 
 
 def _relays(relays: list[dict[str, Any]]) -> Table:
-    table = _table("relay", "address", "state", ">RTT", "sees us as", ">expires in")
+    table = plain_table("relay", "address", "state", ">RTT", "sees us as", ">expires in")
     for relay in relays:
         style = "green" if relay["state"] == "reserved" else "yellow"
         table.add_row(
@@ -113,7 +113,7 @@ def _relays(relays: list[dict[str, Any]]) -> Table:
 
 
 def _circuits(circuits: list[dict[str, Any]]) -> Table:
-    table = _table("circuit", ">age", ">from caller", ">from callee")
+    table = plain_table("circuit", ">age", ">from caller", ">from callee")
     for circuit in circuits:
         table.add_row(
             escape(f"{circuit['caller']} → {circuit['callee']}"),
@@ -125,7 +125,7 @@ def _circuits(circuits: list[dict[str, Any]]) -> Table:
 
 
 def _listeners(listeners: list[dict[str, Any]]) -> Table:
-    table = _table("listener", "network", "service", ">ready endpoints", "")
+    table = plain_table("listener", "network", "service", ">ready endpoints", "")
     for listener in listeners:
         table.add_row(
             escape(listener["address"]),
@@ -143,7 +143,7 @@ def _warnings(found: dict[str, Any]) -> list[Text]:
     return [Text(f"! {line}", "yellow") for line in lines]
 
 
-def _table(*columns: str) -> Table:
+def plain_table(*columns: str) -> Table:
     """A plain table; a column whose title begins with '>' is aligned to the right."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:

@@ -19,14 +19,15 @@ def seconds(duration: Duration) -> float:
 
 def path_kind(kind: tunnel_pb2.PathKind.ValueType) -> str:
     """ "direct", "punched", "relayed"; "" while there is no path."""
-    return _word(tunnel_pb2.PathKind.Name(kind), "PATH_KIND_")
+    return word(tunnel_pb2.PathKind.Name(kind), "PATH_KIND_")
 
 
 def peer_source(source: discovery_pb2.PeerSource.ValueType) -> str:
     """ "config", "mdns", "lookup", "cache", "self", "kubernetes"."""
-    return _word(discovery_pb2.PeerSource.Name(source), "PEER_SOURCE_")
+    return word(discovery_pb2.PeerSource.Name(source), "PEER_SOURCE_")
 
 
-def _word(name: str, prefix: str) -> str:
-    word = name.removeprefix(prefix).lower()
-    return "" if word == "unspecified" else word
+def word(name: str, prefix: str) -> str:
+    """Name of an enum's value without its prefix, in the command line's spelling: "address-dependent"."""
+    short = name.removeprefix(prefix).lower().replace("_", "-")
+    return "" if short == "unspecified" else short

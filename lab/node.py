@@ -36,6 +36,7 @@ from protos import (
 
 SERVICES = ("discovery", "relay", "tunnel", "proxy")
 CALL_TIMEOUT = 5.0  # seconds; a local call takes about a millisecond
+NETCHECK_TIMEOUT = 30.0  # seconds; it ends within 12
 LOG_TAIL = 15  # lines of a log in an error message
 
 
@@ -124,6 +125,11 @@ class Node:
         """Whether its process lives."""
         child = self._children.get(service)
         return child is not None and child.code is None
+
+    @property
+    def started(self) -> tuple[str, ...]:
+        """Services that were started, whether they still run or not."""
+        return tuple(self._children)
 
     def pid(self, service: str) -> int:
         """Process id of a service that was started."""
@@ -234,6 +240,13 @@ class Node:
         async with self._channel("tunnel") as channel:
             answer = await tunnel_pb2_grpc.TunnelServiceStub(channel).PingPeer(request, timeout=timeout + CALL_TIMEOUT)
         return answer.rtts[0].ToNanoseconds() / 1e9
+
+    async def netcheck(self) -> tunnel_pb2.NetCheckResponse:
+        """What the node finds out about the NAT in front of it; takes seconds."""
+        async with self._channel("tunnel") as channel:
+            return await tunnel_pb2_grpc.TunnelServiceStub(channel).NetCheck(
+                tunnel_pb2.NetCheckRequest(), timeout=NETCHECK_TIMEOUT
+            )
 
     def tail(self, service: str) -> str:
         """The end of a service's log."""

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The Debian packages for the simulated networks (nft, ip, conntrack, ping) and for the bench's peers (haproxy,
+# The Debian packages for the simulated networks (nft, ip, conntrack, ping, miniupnpd) and for the bench's peers (haproxy,
 # nebula, ssh, socat). Installs what is missing where that is permitted, else says what to install and goes on:
 # what needs a missing tool then skips, or fails, on its own. Says nothing when all is there.
 set -u
@@ -18,6 +18,7 @@ need nft nftables
 need ip iproute2
 need conntrack conntrack
 need ping iputils-ping
+need miniupnpd miniupnpd-nftables
 need haproxy haproxy
 need nebula nebula
 need sshd openssh-server
@@ -40,7 +41,7 @@ if [ "$root" = none ]; then
 fi
 
 echo "installing $missing"
-# A daemon that starts on installation (ssh, haproxy, nebula) is not wanted here: a temporary policy forbids it.
+# A daemon that starts on installation (ssh, haproxy, nebula, miniupnpd) is not wanted here: a temporary policy forbids it.
 policy=/usr/sbin/policy-rc.d
 made=
 if [ ! -e $policy ]; then

@@ -45,6 +45,10 @@ class _AddressSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Address
     """Seen by relays as the source of the node's control connection (the mapped address of a NAT)."""
     ADDRESS_SOURCE_MDNS: _AddressSource.ValueType  # 4
     """Seen in mDNS by the reader; never in a published record."""
+    ADDRESS_SOURCE_MAPPED: _AddressSource.ValueType  # 5
+    """A port of the gateway that it forwards to this node, because it was asked to (PCP, NAT-PMP, UPnP). Kept apart
+    from OBSERVED: it says nothing of where the node's own connections come from.
+    """
 
 class AddressSource(_AddressSource, metaclass=_AddressSourceEnumTypeWrapper):
     """Where an address comes from."""
@@ -58,6 +62,10 @@ ADDRESS_SOURCE_OBSERVED: AddressSource.ValueType  # 3
 """Seen by relays as the source of the node's control connection (the mapped address of a NAT)."""
 ADDRESS_SOURCE_MDNS: AddressSource.ValueType  # 4
 """Seen in mDNS by the reader; never in a published record."""
+ADDRESS_SOURCE_MAPPED: AddressSource.ValueType  # 5
+"""A port of the gateway that it forwards to this node, because it was asked to (PCP, NAT-PMP, UPnP). Kept apart
+from OBSERVED: it says nothing of where the node's own connections come from.
+"""
 Global___AddressSource: _TypeAlias = AddressSource  # noqa: Y015
 
 class _PeerSource:
@@ -766,6 +774,7 @@ class TunnelReport(_message.Message):
     PORT_FIELD_NUMBER: _builtins.int
     RESERVATIONS_FIELD_NUMBER: _builtins.int
     OBSERVED_FIELD_NUMBER: _builtins.int
+    MAPPED_FIELD_NUMBER: _builtins.int
     port: _builtins.int
     """Public TCP port; 0: does not listen."""
     @_builtins.property
@@ -774,16 +783,21 @@ class TunnelReport(_message.Message):
     def observed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Address]:
         """Addresses seen by relays."""
 
+    @_builtins.property
+    def mapped(self) -> _containers.RepeatedCompositeFieldContainer[Global___Address]:
+        """Ports of the gateway that lead to the listen port."""
+
     def __init__(
         self,
         *,
         port: _builtins.int = ...,
         reservations: _abc.Iterable[Global___Reservation] | None = ...,
         observed: _abc.Iterable[Global___Address] | None = ...,
+        mapped: _abc.Iterable[Global___Address] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["observed", b"observed", "port", b"port", "reservations", b"reservations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mapped", b"mapped", "observed", b"observed", "port", b"port", "reservations", b"reservations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

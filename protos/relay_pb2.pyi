@@ -32,6 +32,36 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _DialBackOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DialBackOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DialBackOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DIAL_BACK_OUTCOME_UNSPECIFIED: _DialBackOutcome.ValueType  # 0
+    DIAL_BACK_OUTCOME_CONNECTED: _DialBackOutcome.ValueType  # 1
+    """Somebody accepted it."""
+    DIAL_BACK_OUTCOME_RESET: _DialBackOutcome.ValueType  # 2
+    """Answered by a reset."""
+    DIAL_BACK_OUTCOME_SILENCE: _DialBackOutcome.ValueType  # 3
+    """No answer."""
+    DIAL_BACK_OUTCOME_UNREACHABLE: _DialBackOutcome.ValueType  # 4
+    """The relay has no route there, or a router on the way said no."""
+
+class DialBackOutcome(_DialBackOutcome, metaclass=_DialBackOutcomeEnumTypeWrapper):
+    """How the attempt ended."""
+
+DIAL_BACK_OUTCOME_UNSPECIFIED: DialBackOutcome.ValueType  # 0
+DIAL_BACK_OUTCOME_CONNECTED: DialBackOutcome.ValueType  # 1
+"""Somebody accepted it."""
+DIAL_BACK_OUTCOME_RESET: DialBackOutcome.ValueType  # 2
+"""Answered by a reset."""
+DIAL_BACK_OUTCOME_SILENCE: DialBackOutcome.ValueType  # 3
+"""No answer."""
+DIAL_BACK_OUTCOME_UNREACHABLE: DialBackOutcome.ValueType  # 4
+"""The relay has no route there, or a router on the way said no."""
+Global___DialBackOutcome: _TypeAlias = DialBackOutcome  # noqa: Y015
+
 class _RefusedReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -322,6 +352,8 @@ class ControlMessage(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     REJECT_FIELD_NUMBER: _builtins.int
+    DIAL_BACK_FIELD_NUMBER: _builtins.int
+    DIALLED_BACK_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Answers carry the id of their request; 0 in unsolicited messages."""
     @_builtins.property
@@ -346,6 +378,10 @@ class ControlMessage(_message.Message):
     def drain(self) -> Global___DrainNotice: ...
     @_builtins.property
     def reject(self) -> Global___Reject: ...
+    @_builtins.property
+    def dial_back(self) -> Global___DialBack: ...
+    @_builtins.property
+    def dialled_back(self) -> Global___DialledBack: ...
     def __init__(
         self,
         *,
@@ -361,12 +397,14 @@ class ControlMessage(_message.Message):
         heartbeat: Global___Heartbeat | None = ...,
         drain: Global___DrainNotice | None = ...,
         reject: Global___Reject | None = ...,
+        dial_back: Global___DialBack | None = ...,
+        dialled_back: Global___DialledBack | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "circuit", b"circuit", "connect", b"connect", "drain", b"drain", "heartbeat", b"heartbeat", "hello", b"hello", "incoming", b"incoming", "refused", b"refused", "reject", b"reject", "reserve", b"reserve", "reserved", b"reserved", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "circuit", b"circuit", "connect", b"connect", "dial_back", b"dial_back", "dialled_back", b"dialled_back", "drain", b"drain", "heartbeat", b"heartbeat", "hello", b"hello", "incoming", b"incoming", "refused", b"refused", "reject", b"reject", "reserve", b"reserve", "reserved", b"reserved", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "circuit", b"circuit", "connect", b"connect", "drain", b"drain", "heartbeat", b"heartbeat", "hello", b"hello", "id", b"id", "incoming", b"incoming", "refused", b"refused", "reject", b"reject", "reserve", b"reserve", "reserved", b"reserved", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "circuit", b"circuit", "connect", b"connect", "dial_back", b"dial_back", "dialled_back", b"dialled_back", "drain", b"drain", "heartbeat", b"heartbeat", "hello", b"hello", "id", b"id", "incoming", b"incoming", "refused", b"refused", "reject", b"reject", "reserve", b"reserve", "reserved", b"reserved", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "welcome", "reserve", "reserved", "connect", "circuit", "incoming", "refused", "heartbeat", "drain", "reject"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "welcome", "reserve", "reserved", "connect", "circuit", "incoming", "refused", "heartbeat", "drain", "reject", "dial_back", "dialled_back"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -630,6 +668,58 @@ class Refused(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Refused: _TypeAlias = Refused  # noqa: Y015
+
+@_typing.final
+class DialBack(_message.Message):
+    """Client: try a TCP connection to this port of mine. The relay dials the IP from which this control connection
+    comes and no other, so nobody can be made a target; ports below 1024 are refused (BAD_REQUEST), and so is
+    whoever asks too often (LIMIT, with retry_after). For finding out what a NAT lets in.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    port: _builtins.int
+    """1024 to 65535."""
+    def __init__(
+        self,
+        *,
+        port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["port", b"port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DialBack: _TypeAlias = DialBack  # noqa: Y015
+
+@_typing.final
+class DialledBack(_message.Message):
+    """Relay: what became of it, after at most 2 s."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    outcome: Global___DialBackOutcome.ValueType
+    token: _builtins.bytes
+    """What the relay sent on the connection, after "CWP1": 16 random bytes. Only whoever received them knows that
+    it was really reached, and not another machine behind the same NAT.
+    """
+    def __init__(
+        self,
+        *,
+        outcome: Global___DialBackOutcome.ValueType = ...,
+        token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DialledBack: _TypeAlias = DialledBack  # noqa: Y015
 
 @_typing.final
 class Heartbeat(_message.Message):

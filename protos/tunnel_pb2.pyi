@@ -108,6 +108,108 @@ REFUSAL_REASON_IDENTITY: RefusalReason.ValueType  # 8
 """The other end is who it should not be (certificate)."""
 Global___RefusalReason: _TypeAlias = RefusalReason  # noqa: Y015
 
+class _NatKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NatKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NatKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NAT_KIND_UNSPECIFIED: _NatKind.ValueType  # 0
+    NAT_KIND_PUBLIC: _NatKind.ValueType  # 1
+    """No NAT, no firewall."""
+    NAT_KIND_FIREWALL: _NatKind.ValueType  # 2
+    """No NAT, but only answers come in."""
+    NAT_KIND_FULL_CONE: _NatKind.ValueType  # 3
+    NAT_KIND_RESTRICTED: _NatKind.ValueType  # 4
+    NAT_KIND_PORT_RESTRICTED: _NatKind.ValueType  # 5
+    NAT_KIND_SYMMETRIC: _NatKind.ValueType  # 6
+
+class NatKind(_NatKind, metaclass=_NatKindEnumTypeWrapper):
+    """The usual names for what is between a node and the Internet, for TCP."""
+
+NAT_KIND_UNSPECIFIED: NatKind.ValueType  # 0
+NAT_KIND_PUBLIC: NatKind.ValueType  # 1
+"""No NAT, no firewall."""
+NAT_KIND_FIREWALL: NatKind.ValueType  # 2
+"""No NAT, but only answers come in."""
+NAT_KIND_FULL_CONE: NatKind.ValueType  # 3
+NAT_KIND_RESTRICTED: NatKind.ValueType  # 4
+NAT_KIND_PORT_RESTRICTED: NatKind.ValueType  # 5
+NAT_KIND_SYMMETRIC: NatKind.ValueType  # 6
+Global___NatKind: _TypeAlias = NatKind  # noqa: Y015
+
+class _NatMapping:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NatMappingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NatMapping.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NAT_MAPPING_UNSPECIFIED: _NatMapping.ValueType  # 0
+    NAT_MAPPING_NONE: _NatMapping.ValueType  # 1
+    """Its own: there is no NAT."""
+    NAT_MAPPING_ENDPOINT_INDEPENDENT: _NatMapping.ValueType  # 2
+    """One for all destinations."""
+    NAT_MAPPING_ENDPOINT_DEPENDENT: _NatMapping.ValueType  # 3
+    """Another for each destination."""
+
+class NatMapping(_NatMapping, metaclass=_NatMappingEnumTypeWrapper):
+    """Which outside address a local port gets (RFC 4787)."""
+
+NAT_MAPPING_UNSPECIFIED: NatMapping.ValueType  # 0
+NAT_MAPPING_NONE: NatMapping.ValueType  # 1
+"""Its own: there is no NAT."""
+NAT_MAPPING_ENDPOINT_INDEPENDENT: NatMapping.ValueType  # 2
+"""One for all destinations."""
+NAT_MAPPING_ENDPOINT_DEPENDENT: NatMapping.ValueType  # 3
+"""Another for each destination."""
+Global___NatMapping: _TypeAlias = NatMapping  # noqa: Y015
+
+class _NatFiltering:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NatFilteringEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NatFiltering.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NAT_FILTERING_UNSPECIFIED: _NatFiltering.ValueType  # 0
+    NAT_FILTERING_ENDPOINT_INDEPENDENT: _NatFiltering.ValueType  # 1
+    """Anybody."""
+    NAT_FILTERING_ADDRESS_DEPENDENT: _NatFiltering.ValueType  # 2
+    """Whoever the port has sent to."""
+    NAT_FILTERING_ADDRESS_AND_PORT_DEPENDENT: _NatFiltering.ValueType  # 3
+    """The address and port it has sent to."""
+
+class NatFiltering(_NatFiltering, metaclass=_NatFilteringEnumTypeWrapper):
+    """Who may come in through an outside address (RFC 4787)."""
+
+NAT_FILTERING_UNSPECIFIED: NatFiltering.ValueType  # 0
+NAT_FILTERING_ENDPOINT_INDEPENDENT: NatFiltering.ValueType  # 1
+"""Anybody."""
+NAT_FILTERING_ADDRESS_DEPENDENT: NatFiltering.ValueType  # 2
+"""Whoever the port has sent to."""
+NAT_FILTERING_ADDRESS_AND_PORT_DEPENDENT: NatFiltering.ValueType  # 3
+"""The address and port it has sent to."""
+Global___NatFiltering: _TypeAlias = NatFiltering  # noqa: Y015
+
+class _Finding:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _FindingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Finding.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    FINDING_UNSPECIFIED: _Finding.ValueType  # 0
+    """Not known, or the question makes no sense."""
+    FINDING_YES: _Finding.ValueType  # 1
+    FINDING_NO: _Finding.ValueType  # 2
+
+class Finding(_Finding, metaclass=_FindingEnumTypeWrapper):
+    """A question's answer."""
+
+FINDING_UNSPECIFIED: Finding.ValueType  # 0
+"""Not known, or the question makes no sense."""
+FINDING_YES: Finding.ValueType  # 1
+FINDING_NO: Finding.ValueType  # 2
+Global___Finding: _TypeAlias = Finding  # noqa: Y015
+
 @_typing.final
 class ListenRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -823,3 +925,204 @@ class RelayControl(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RelayControl: _TypeAlias = RelayControl  # noqa: Y015
+
+@_typing.final
+class NetCheckRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NetCheckRequest: _TypeAlias = NetCheckRequest  # noqa: Y015
+
+@_typing.final
+class NetCheckResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    MAPPING_FIELD_NUMBER: _builtins.int
+    MAPPING_WHY_FIELD_NUMBER: _builtins.int
+    FILTERING_FIELD_NUMBER: _builtins.int
+    FILTERING_WHY_FIELD_NUMBER: _builtins.int
+    PORT_PRESERVED_FIELD_NUMBER: _builtins.int
+    HAIRPIN_FIELD_NUMBER: _builtins.int
+    HAIRPIN_WHY_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    RELAYS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
+    TOOK_FIELD_NUMBER: _builtins.int
+    PORT_MAPPING_FIELD_NUMBER: _builtins.int
+    node_name: _builtins.str
+    verdict: _builtins.str
+    """One sentence for a person."""
+    kind: Global___NatKind.ValueType
+    mapping: Global___NatMapping.ValueType
+    mapping_why: _builtins.str
+    """From what it was concluded, or why it is unknown; one line."""
+    filtering: Global___NatFiltering.ValueType
+    filtering_why: _builtins.str
+    port_preserved: Global___Finding.ValueType
+    """A local port keeps its number outside. UNSPECIFIED: unknown."""
+    hairpin: Global___Finding.ValueType
+    """Nodes behind the same NAT reach each other by their outside addresses."""
+    hairpin_why: _builtins.str
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckedAddress]:
+        """Each address of the listen port."""
+
+    @_builtins.property
+    def relays(self) -> _containers.RepeatedCompositeFieldContainer[Global___CheckedRelay]:
+        """Those that answered first, by round trip. A relay with addresses of both families appears twice."""
+
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What could not be found out, and why."""
+
+    @_builtins.property
+    def took(self) -> _duration_pb2.Duration: ...
+    @_builtins.property
+    def port_mapping(self) -> Global___PortMapping: ...
+    def __init__(
+        self,
+        *,
+        node_name: _builtins.str = ...,
+        verdict: _builtins.str = ...,
+        kind: Global___NatKind.ValueType = ...,
+        mapping: Global___NatMapping.ValueType = ...,
+        mapping_why: _builtins.str = ...,
+        filtering: Global___NatFiltering.ValueType = ...,
+        filtering_why: _builtins.str = ...,
+        port_preserved: Global___Finding.ValueType = ...,
+        hairpin: Global___Finding.ValueType = ...,
+        hairpin_why: _builtins.str = ...,
+        addresses: _abc.Iterable[Global___CheckedAddress] | None = ...,
+        relays: _abc.Iterable[Global___CheckedRelay] | None = ...,
+        notes: _abc.Iterable[_builtins.str] | None = ...,
+        took: _duration_pb2.Duration | None = ...,
+        port_mapping: Global___PortMapping | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["port_mapping", b"port_mapping", "took", b"took"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "filtering", b"filtering", "filtering_why", b"filtering_why", "hairpin", b"hairpin", "hairpin_why", b"hairpin_why", "kind", b"kind", "mapping", b"mapping", "mapping_why", b"mapping_why", "node_name", b"node_name", "notes", b"notes", "port_mapping", b"port_mapping", "port_preserved", b"port_preserved", "relays", b"relays", "took", b"took", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NetCheckResponse: _TypeAlias = NetCheckResponse  # noqa: Y015
+
+@_typing.final
+class PortMapping(_message.Message):
+    """Whether the gateway forwards a port to this node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    GATEWAY_FIELD_NUMBER: _builtins.int
+    EXTERNAL_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    protocol: _builtins.str
+    """"PCP", "NAT-PMP", "UPnP"; empty: nothing is mapped."""
+    gateway: _builtins.str
+    """IP of the gateway; empty without one."""
+    external: _builtins.str
+    """"ip:port" that leads here; empty: nothing is mapped."""
+    why: _builtins.str
+    """Why nothing is mapped."""
+    def __init__(
+        self,
+        *,
+        protocol: _builtins.str = ...,
+        gateway: _builtins.str = ...,
+        external: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "gateway", b"gateway", "protocol", b"protocol", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PortMapping: _TypeAlias = PortMapping  # noqa: Y015
+
+@_typing.final
+class CheckedAddress(_message.Message):
+    """An address under which this node might be dialled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    REACHABLE_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """"ip:port"."""
+    source: _builtins.str
+    """"advertised", "interface", "observed" or "mapped"."""
+    reachable: Global___Finding.ValueType
+    why: _builtins.str
+    """Who got in, or how it failed, or why nobody could try; one line."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        source: _builtins.str = ...,
+        reachable: Global___Finding.ValueType = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "reachable", b"reachable", "source", b"source", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckedAddress: _TypeAlias = CheckedAddress  # noqa: Y015
+
+@_typing.final
+class CheckedRelay(_message.Message):
+    """A relay, in one address family."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RELAY_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    RTT_FIELD_NUMBER: _builtins.int
+    OBSERVED_FIELD_NUMBER: _builtins.int
+    RESERVED_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    relay: _builtins.str
+    address: _builtins.str
+    """"ip:port" that answered, or the first that was tried."""
+    observed: _builtins.str
+    """"ip:port" under which it sees a connection of this node (not of the listen port)."""
+    reserved: _builtins.bool
+    """This node holds a reservation there."""
+    error: _builtins.str
+    """Why it did not answer."""
+    @_builtins.property
+    def rtt(self) -> _duration_pb2.Duration:
+        """Least of three round trips; absent when it did not answer."""
+
+    def __init__(
+        self,
+        *,
+        relay: _builtins.str = ...,
+        address: _builtins.str = ...,
+        rtt: _duration_pb2.Duration | None = ...,
+        observed: _builtins.str = ...,
+        reserved: _builtins.bool = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rtt", b"rtt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "error", b"error", "observed", b"observed", "relay", b"relay", "reserved", b"reserved", "rtt", b"rtt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckedRelay: _TypeAlias = CheckedRelay  # noqa: Y015

@@ -55,6 +55,11 @@ class TunnelServiceStub:
                 request_serializer=protos_dot_tunnel__pb2.ExplainPeerRequest.SerializeToString,
                 response_deserializer=protos_dot_tunnel__pb2.ExplainPeerResponse.FromString,
                 _registered_method=True)
+        self.NetCheck = channel.unary_unary(
+                '/causeway.tunnel.v1.TunnelService/NetCheck',
+                request_serializer=protos_dot_tunnel__pb2.NetCheckRequest.SerializeToString,
+                response_deserializer=protos_dot_tunnel__pb2.NetCheckResponse.FromString,
+                _registered_method=True)
 
 
 class TunnelServiceServicer:
@@ -91,6 +96,14 @@ class TunnelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def NetCheck(self, request, context):
+        """Finds out what lies between this node and the others, by asking its relays what they see and whether they get
+        in. Takes up to 12 s; who asks while a check is under way gets the same report.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TunnelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +126,11 @@ def add_TunnelServiceServicer_to_server(servicer, server):
                     servicer.ExplainPeer,
                     request_deserializer=protos_dot_tunnel__pb2.ExplainPeerRequest.FromString,
                     response_serializer=protos_dot_tunnel__pb2.ExplainPeerResponse.SerializeToString,
+            ),
+            'NetCheck': grpc.unary_unary_rpc_method_handler(
+                    servicer.NetCheck,
+                    request_deserializer=protos_dot_tunnel__pb2.NetCheckRequest.FromString,
+                    response_serializer=protos_dot_tunnel__pb2.NetCheckResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -224,6 +242,33 @@ class TunnelService:
             '/causeway.tunnel.v1.TunnelService/ExplainPeer',
             protos_dot_tunnel__pb2.ExplainPeerRequest.SerializeToString,
             protos_dot_tunnel__pb2.ExplainPeerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NetCheck(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/causeway.tunnel.v1.TunnelService/NetCheck',
+            protos_dot_tunnel__pb2.NetCheckRequest.SerializeToString,
+            protos_dot_tunnel__pb2.NetCheckResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -49,6 +49,10 @@ class TunnelServiceStub:
     """Sessions, links, streams, reservations. Cheap enough to poll every second."""
     ExplainPeer: _grpc.UnaryUnaryMultiCallable[_tunnel_pb2.ExplainPeerRequest, _tunnel_pb2.ExplainPeerResponse]
     """Every way to a node: the one in use, and why each of the others is not. Builds nothing."""
+    NetCheck: _grpc.UnaryUnaryMultiCallable[_tunnel_pb2.NetCheckRequest, _tunnel_pb2.NetCheckResponse]
+    """Finds out what lies between this node and the others, by asking its relays what they see and whether they get
+    in. Takes up to 12 s; who asks while a check is under way gets the same report.
+    """
 
 @_typing.type_check_only
 class TunnelServiceAsyncStub(TunnelServiceStub):
@@ -66,6 +70,10 @@ class TunnelServiceAsyncStub(TunnelServiceStub):
     """Sessions, links, streams, reservations. Cheap enough to poll every second."""
     ExplainPeer: _aio.UnaryUnaryMultiCallable[_tunnel_pb2.ExplainPeerRequest, _tunnel_pb2.ExplainPeerResponse]  # type: ignore[assignment]
     """Every way to a node: the one in use, and why each of the others is not. Builds nothing."""
+    NetCheck: _aio.UnaryUnaryMultiCallable[_tunnel_pb2.NetCheckRequest, _tunnel_pb2.NetCheckResponse]  # type: ignore[assignment]
+    """Finds out what lies between this node and the others, by asking its relays what they see and whether they get
+    in. Takes up to 12 s; who asks while a check is under way gets the same report.
+    """
 
 class TunnelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Local contract of the tunnel component."""
@@ -104,5 +112,15 @@ class TunnelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_tunnel_pb2.ExplainPeerResponse, _abc.Awaitable[_tunnel_pb2.ExplainPeerResponse]]:
         """Every way to a node: the one in use, and why each of the others is not. Builds nothing."""
+
+    @_abc_1.abstractmethod
+    def NetCheck(
+        self,
+        request: _tunnel_pb2.NetCheckRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tunnel_pb2.NetCheckResponse, _abc.Awaitable[_tunnel_pb2.NetCheckResponse]]:
+        """Finds out what lies between this node and the others, by asking its relays what they see and whether they get
+        in. Takes up to 12 s; who asks while a check is under way gets the same report.
+        """
 
 def add_TunnelServiceServicer_to_server(servicer: TunnelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -210,12 +210,13 @@ def _report(request: pb.ReportSelfRequest) -> TunnelReport | RelayReport:
     """Raises ValueError for what is no report."""
     match request.WhichOneof("component"):
         case "tunnel":
-            for address in request.tunnel.observed:
+            for address in (*request.tunnel.observed, *request.tunnel.mapped):
                 ipaddress.ip_address(address.ip)
             return TunnelReport(
                 request.tunnel.port,
                 tuple(map(peers.reservation_from_wire, request.tunnel.reservations[:MAX_RESERVATIONS])),
                 tuple(map(peers.address_from_wire, request.tunnel.observed[:MAX_ADDRESSES])),
+                tuple(map(peers.address_from_wire, request.tunnel.mapped[:MAX_ADDRESSES])),
             )
         case "relay":
             role = request.relay.role if request.relay.HasField("role") else None

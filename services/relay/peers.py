@@ -32,6 +32,13 @@ _REASONS = {
     m.Reason.NOT_A_RELAY: pb.REFUSED_REASON_NOT_A_RELAY,
     m.Reason.BAD_REQUEST: pb.REFUSED_REASON_BAD_REQUEST,
 }
+_OUTCOMES = {
+    m.Outcome.CONNECTED: pb.DIAL_BACK_OUTCOME_CONNECTED,
+    m.Outcome.RESET: pb.DIAL_BACK_OUTCOME_RESET,
+    m.Outcome.SILENCE: pb.DIAL_BACK_OUTCOME_SILENCE,
+    m.Outcome.UNREACHABLE: pb.DIAL_BACK_OUTCOME_UNREACHABLE,
+}
+_OUTCOMES_BACK = {value: outcome for outcome, value in _OUTCOMES.items()}
 _REASONS_BACK = {value: reason for reason, value in _REASONS.items()}
 
 
@@ -92,6 +99,10 @@ def encode(id: int, message: m.Message) -> bytes:  # noqa: A002  the wire's word
             out.drain.CopyFrom(pb.DrainNotice(deadline=duration(deadline), spread=duration(spread)))
         case m.Reject(reason=reason, message=text):
             out.reject.CopyFrom(pb.Reject(reason=reason, message=text[:MAX_TEXT]))
+        case m.DialBack(port=port):
+            out.dial_back.CopyFrom(pb.DialBack(port=port))
+        case m.DialledBack(outcome=outcome, token=token):
+            out.dialled_back.CopyFrom(pb.DialledBack(outcome=_OUTCOMES[outcome], token=token))
     return out.SerializeToString()
 
 
@@ -138,6 +149,11 @@ def _body(got: pb.ControlMessage) -> m.Message:
             return m.DrainNotice(_seconds(got.drain.deadline), _seconds(got.drain.spread))
         case "reject":
             return m.Reject(got.reject.reason[:64], got.reject.message[:MAX_TEXT])
+        case "dial_back":
+            return m.DialBack(got.dial_back.port)
+        case "dialled_back":
+            back = got.dialled_back
+            return m.DialledBack(_OUTCOMES_BACK.get(back.outcome, m.Outcome.UNREACHABLE), back.token)
         case _:
             raise ProtocolError("got a ControlMessage without a body that this version knows")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import socket
 import time
 from collections import Counter
@@ -15,15 +16,16 @@ from time import monotonic
 from services.runtime import telemetry
 from services.runtime.identity import Identity
 
+from . import dialback
 from .control import Control
-from .core.broker import Action, Broker, Disconnect, Failed, Opening, Send
+from .core.broker import Action, Broker, Dial, Disconnect, Failed, Opening, Send
 from .core.bucket import TokenBucket
 from .core.circuits import Circuit
 from .core.drain import Drain
 from .core.greeting import LEG_READY
 from .core.limits import Limits
 from .core.load import BusyShare
-from .core.messages import Message, Reject, Voucher
+from .core.messages import DialledBack, Message, Reject, Voucher
 from .core.report import Report
 from .core.role import Role
 from .engine import Engine
@@ -66,6 +68,8 @@ class Relay:
         self._port: PublicPort | None = None
         self._controls: dict[int, Control] = {}  # greeted ones
         self._tasks: set[asyncio.Task[str]] = set()
+        self._dials: set[asyncio.Task[None]] = set()
+        self._listen_address = ""
         self._waiting: dict[int, socket.socket] = {}  # legs whose other leg is not there
         self._splices: dict[int, Splice] = {}
         self._spans: dict[int, telemetry.Span] = {}
@@ -80,6 +84,7 @@ class Relay:
     def open(self, listen_address: str, port: int) -> None:
         """Serve the public port. OSError when it cannot be had."""
         listener = open_listener(listen_address, port)
+        self._listen_address = listen_address
         self._engine = Engine(
             self._loop,
             idle_timeout=self.limits.idle_timeout,
@@ -116,9 +121,10 @@ class Relay:
             await self._flush()
         if self._timer is not None:
             self._timer.cancel()
-        for task in self._tasks:
+        tasks = [*self._tasks, *self._dials]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         for sock in self._waiting.values():
             reset(sock)
         self._waiting.clear()
@@ -264,6 +270,10 @@ class Relay:
                     control = self._controls.get(conn)
                     if control is not None:
                         control.disconnect(reason)
+                case Dial():
+                    task = self._loop.create_task(self._dial_back(action), name=f"dial back {action.ip}:{action.port}")
+                    self._dials.add(task)
+                    task.add_done_callback(self._dials.discard)
                 case Opening(circuit, traceparent):
                     self._spans[circuit.id] = telemetry.start_span(
                         "relay.circuit",
@@ -286,6 +296,14 @@ class Relay:
                             reset(sock)
         self._changed()
         self._arm()
+
+    async def _dial_back(self, wanted: Dial) -> None:
+        token = secrets.token_bytes(dialback.TOKEN_LENGTH)
+        try:
+            outcome = await dialback.dial(wanted.ip, wanted.port, token, source=self._listen_address)
+        finally:
+            self._broker.dial_backs.done()
+        self._dispatch([Send(wanted.conn, wanted.id, DialledBack(outcome, token))])
 
     def _arm(self) -> None:
         due = self._broker.next_tick

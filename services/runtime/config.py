@@ -174,6 +174,12 @@ def _each_once(nodes: list[RelayNode]) -> list[RelayNode]:
     return nodes
 
 
+class PortMapping(Section):
+    """Asking the gateway to let connections in (PCP, NAT-PMP, UPnP)."""
+
+    enable: bool = True
+
+
 class EdgeTunnel(Section):
     """Sessions to other nodes. listen_port 0: does not listen. Sizes in MiB, times in seconds."""
 
@@ -183,6 +189,7 @@ class EdgeTunnel(Section):
     psk: Psk = Psk()
     ca: Ca = Ca()
     relay_nodes: Annotated[list[RelayNode], AfterValidator(_each_once)] = Field(default=[], max_length=256)
+    port_mapping: PortMapping = PortMapping()
     session_hold_seconds: Annotated[float, Field(gt=0, le=86400)] = 60
     max_sessions: Count = 1024
     max_streams: Count = 16384

@@ -28,10 +28,13 @@ class Settings:
     node_name: str
     cluster: str
     run_dir: Path
+    state_dir: Path
     listen_address: str
     """IP to listen on and to dial from; empty: all interfaces."""
     listen_port: int
     """0: does not listen."""
+    port_mapping: bool
+    """Ask the gateway to let connections in."""
     session_hold: float
     max_sessions: int
     max_streams: int
@@ -45,8 +48,10 @@ class Settings:
             node_name=config.node_name,
             cluster=config.cluster,
             run_dir=config.run_dir,
+            state_dir=config.state_dir,
             listen_address=config.listen_address,
             listen_port=tunnel.listen_port,
+            port_mapping=tunnel.port_mapping.enable,
             session_hold=tunnel.session_hold_seconds,
             max_sessions=tunnel.max_sessions,
             max_streams=tunnel.max_streams,

@@ -27,9 +27,11 @@ from services.tunnel.engine import Engine
 from services.tunnel.errors import LIMIT, NO_PATH, UNKNOWN_NODE, Refused
 from services.tunnel.explain import explain
 from services.tunnel.keeper import candidates
+from services.tunnel.netcheck import NetCheck, Report
 from services.tunnel.netwatch import NetWatch
 from services.tunnel.offers import Offers
 from services.tunnel.peers import Discovery, PeerInfo
+from services.tunnel.portmap.mapper import Mapper
 from services.tunnel.relays import RelayPool
 from services.tunnel.rotation import Rotation
 from services.tunnel.servicer import OpenRequest
@@ -56,6 +58,7 @@ class Tunnel:
     def __init__(self, settings: Settings, identity: Identity) -> None:
         self.settings = settings
         self.engine = Engine()
+        self._changed = asyncio.Event()
         self.discovery = Discovery(settings.run_dir)
         self.lifetimes = Lifetimes(random.Random())
         self.relays = RelayPool(
@@ -66,13 +69,16 @@ class Tunnel:
             settings, identity, self.engine, self.discovery, self.relays, self.streams, self.lifetimes, self._wake
         )
         self.rotation = Rotation(self.sessions, self.relays, self.lifetimes)
-        self.netwatch = NetWatch(self._far_ends, self.sessions.moved)
+        self.netwatch = NetWatch(self._far_ends, self._moved)
+        self.portmap = Mapper(settings.state_dir, settings.listen_address, settings.listen_port, self._changed.set)
+        self.netcheck = NetCheck(
+            settings, identity, self.discovery, self.relays, self.sessions.arrivals, lambda: self.portmap.mapping
+        )
         self.attach = AttachSocket(
             self.engine, settings.run_dir / "tunnel.attach", self.open, self.streams.offers.answer
         )
         self._waiting: set[asyncio.Task[None]] = set()
         self._awake = asyncio.Event()
-        self._changed = asyncio.Event()
         self._asleep = 0.0
 
     # ---------------------------------------------------------------- life
@@ -83,7 +89,9 @@ class Tunnel:
             self.sessions.door.open(self.settings.listen_address, self.settings.listen_port)
         self.attach.open()
         async with asyncio.TaskGroup() as group:
-            works = (self._follow, self._tick, self._sweep, self._report, self.netwatch.run)
+            works = [self._follow, self._tick, self._sweep, self._report, self.netwatch.run]
+            if self.settings.listen_port and self.settings.port_mapping:
+                works.append(self.portmap.run)
             tasks = [group.create_task(_persist(work)) for work in works]
             await stopping.wait()
             for task in tasks:
@@ -95,6 +103,7 @@ class Tunnel:
         self.attach.close()
         for task in self._waiting:
             task.cancel()
+        await self.netcheck.close()
         await self.sessions.close()
         await asyncio.gather(*self._waiting, return_exceptions=True)
         await self.relays.close()
@@ -118,6 +127,7 @@ class Tunnel:
             # CLOCK_MONOTONIC stands still in a suspend, CLOCK_BOOTTIME does not.
             if now - last > CLOCK_JUMP or self._slept():
                 self.sessions.revalidate("clock")
+                self.portmap.network_changed()
             last = now
             self.engine.now = now
             if not busy or now - all_ticked >= TICK_IDLE:
@@ -134,6 +144,10 @@ class Tunnel:
         slept = asleep - self._asleep > 1.0 if self._asleep else False
         self._asleep = asleep
         return slept
+
+    def _moved(self, gone: frozenset[str]) -> None:
+        self.sessions.moved(gone)
+        self.portmap.network_changed()
 
     def _far_ends(self) -> set[str]:
         return self.sessions.far_ends() | self.relays.far_ends()
@@ -201,7 +215,8 @@ class Tunnel:
             await asyncio.sleep(REPORT_DELAY)
             self._changed.clear()
             port = self.settings.listen_port
-            if not await self.discovery.report(port, self.relays.reservations(), self.relays.observed()):
+            reservations, observed = self.relays.reservations(), self.relays.observed()
+            if not await self.discovery.report(port, reservations, observed, self.portmap.mapping.external):
                 await asyncio.sleep(1.0)
                 self._changed.set()
 
@@ -266,6 +281,10 @@ class Tunnel:
             raise Refused(UNKNOWN_NODE, f"nobody knows a node {node}")
         known = candidates(self.sessions, node, info)
         return explain(pairing, self.sessions.keeper_of(node), known, time.monotonic())
+
+    async def check_network(self) -> Report:
+        """What lies between this node and the others."""
+        return await self.netcheck.run()
 
     def status(self) -> status.TunnelStatus:
         """All there is to see."""

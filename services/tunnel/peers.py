@@ -51,6 +51,15 @@ class ReservationReport:
     rtt: float
 
 
+@dataclass(frozen=True, slots=True)
+class OwnAddress:
+    """An address in this node's own record. `port` 0: the listen port. `source`: "advertised", "interface", …"""
+
+    ip: str
+    port: int
+    source: str
+
+
 def _peer(peer: discovery_pb2.Peer) -> PeerInfo:
     record = peer.record
     # A relay named in relayNodes is tried whatever its record says: the copy at hand may be older than the start of
@@ -121,7 +130,26 @@ class Discovery:
             return None
         return _peer(response.peer)
 
-    async def report(self, port: int, reservations: list[ReservationReport], observed: list[tuple[str, int]]) -> bool:
+    async def own_addresses(self) -> list[OwnAddress] | None:
+        """What this node's record says of its addresses. None when discovery is away."""
+        try:
+            status = await self._stub.GetStatus(discovery_pb2.GetStatusRequest(), timeout=REPORT_TIMEOUT)
+        except grpc.aio.AioRpcError as error:
+            log.debug("own record not known", extra={"error": error.details()})
+            return None
+        word = discovery_pb2.AddressSource.Name
+        return [
+            OwnAddress(it.ip, it.tunnel_port, word(it.source).removeprefix("ADDRESS_SOURCE_").lower())
+            for it in status.self.addresses
+        ]
+
+    async def report(
+        self,
+        port: int,
+        reservations: list[ReservationReport],
+        observed: list[tuple[str, int]],
+        mapped: tuple[str, int] | None = None,
+    ) -> bool:
         """Says what this node's record shall hold of the tunnel. False when discovery is away."""
         report = discovery_pb2.TunnelReport(
             port=port,
@@ -133,6 +161,9 @@ class Discovery:
                 for ip, port_seen in observed
             ],
         )
+        if mapped is not None:
+            source = discovery_pb2.ADDRESS_SOURCE_MAPPED
+            report.mapped.add(ip=mapped[0], source=source, tunnel_port=mapped[1])
         try:
             await self._stub.ReportSelf(discovery_pb2.ReportSelfRequest(tunnel=report), timeout=REPORT_TIMEOUT)
         except grpc.aio.AioRpcError as error:
@@ -195,7 +226,15 @@ class RejectedBy:
     message: str
 
 
-RelayMessage = Welcomed | Granted | LegOffer | Denied | Load | Draining | RejectedBy | None
+@dataclass(frozen=True, slots=True)
+class DialledBack:
+    """How the relay's connection to us went ("connected", "reset", "silence", "unreachable"), and what it said on it."""
+
+    outcome: str
+    token: bytes
+
+
+RelayMessage = Welcomed | Granted | LegOffer | Denied | Load | Draining | RejectedBy | DialledBack | None
 
 
 def encode_hello(cluster: str, node: str, relay: str) -> bytes:
@@ -214,6 +253,10 @@ def encode_connect(number: int, peer: str, traceparent: str) -> bytes:
 
 def encode_heartbeat(number: int) -> bytes:
     return relay_pb2.ControlMessage(id=number, heartbeat=relay_pb2.Heartbeat()).SerializeToString()
+
+
+def encode_dial_back(number: int, port: int) -> bytes:
+    return relay_pb2.ControlMessage(id=number, dial_back=relay_pb2.DialBack(port=port)).SerializeToString()
 
 
 def encode_reject(reason: str, message: str) -> bytes:
@@ -244,6 +287,9 @@ def decode_relay(data: bytes) -> tuple[int, RelayMessage]:
         case "drain":
             drain = message.drain
             decoded = Draining(drain.deadline.ToTimedelta().total_seconds(), drain.spread.ToTimedelta().total_seconds())
+        case "dialled_back":
+            outcome = relay_pb2.DialBackOutcome.Name(message.dialled_back.outcome).removeprefix("DIAL_BACK_OUTCOME_")
+            decoded = DialledBack(outcome.lower(), message.dialled_back.token)
         case "reject":
             decoded = RejectedBy(message.reject.reason, message.reject.message)
     return message.id, decoded

@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from services.runtime.identity import Rejection
 from services.runtime.tls import FramedTls, TlsError
 from services.tunnel import dialling, peers
 from services.tunnel.config import HANDSHAKE_TIMEOUT
@@ -24,8 +23,8 @@ from services.tunnel.peers import (
     LegOffer,
     Load,
     RejectedBy,
-    Welcomed,
 )
+from services.tunnel.relay_contact import greet
 
 if TYPE_CHECKING:
     from services.tunnel.relays import RelayPool
@@ -167,18 +166,8 @@ class RelayClient:
         sock = await self._dial()
         tls = await FramedTls.start(sock, self._pool.identity, server=False, timeout=HANDSHAKE_TIMEOUT)
         try:
-            try:
-                tls.judge(self.name)
-            except Rejection as rejection:
-                await tls.send(peers.encode_reject(rejection.reason, str(rejection)))
-                raise LinkFailed(f"{rejection.reason}: {rejection}") from rejection
-            settings = self._pool.settings
-            await tls.send(peers.encode_hello(settings.cluster, settings.node_name, self.name))
-            _, welcome = peers.decode_relay(await asyncio.wait_for(tls.receive(), HANDSHAKE_TIMEOUT))
-            if isinstance(welcome, RejectedBy):
-                raise LinkFailed(f"refused by the relay: {welcome.reason}: {welcome.message}")
-            if not isinstance(welcome, Welcomed):
-                raise LinkFailed("the relay did not say welcome")
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+                welcome = await greet(tls, self._pool.identity, self._pool.settings, self.name)
             self.observed, self.state, self.draining = welcome.observed, "connected", False
             self.heard = time.monotonic()
             self._tls = tls

@@ -15,12 +15,15 @@ from protos import tunnel_pb2_grpc
 from services.runtime import serve
 from services.tunnel.core import frames
 from services.tunnel.core.frames import Opening, Reason
+from services.tunnel.core.natkind import show
 from services.tunnel.errors import UNKNOWN_NODE, Refused
+from services.tunnel.netcheck import Report
 from services.tunnel.status import LinkStatus, PeerStatus, TunnelStatus
 
 FULL_NAME = "causeway.tunnel.v1.TunnelService"
 add_to_server: Callable[..., Any] = tunnel_pb2_grpc.add_TunnelServiceServicer_to_server
 
+FINDING = {None: pb.FINDING_UNSPECIFIED, True: pb.FINDING_YES, False: pb.FINDING_NO}
 NETWORK = {frames.TCP: pb.NETWORK_TCP, frames.UDP: pb.NETWORK_UDP}
 
 
@@ -61,6 +64,7 @@ class Tunnel(Protocol):
     async def ping(self, node: str, count: int, timeout: float) -> tuple[list[float], LinkStatus]: ...
     async def explain(self, node: str) -> PeerStatus: ...
     def status(self) -> TunnelStatus: ...
+    async def check_network(self) -> Report: ...
 
 
 class Offers(Protocol):
@@ -226,6 +230,47 @@ class TunnelServicer(tunnel_pb2_grpc.TunnelServiceServicer):
             streams=status.streams,
             streams_total=status.streams_total,
             warnings=status.warnings,
+        )
+
+    async def NetCheck(self, request: pb.NetCheckRequest, context: Any) -> pb.NetCheckResponse:
+        """See protos/tunnel.proto."""
+        report = await self._tunnel.check_network()
+        return pb.NetCheckResponse(
+            node_name=report.node_name,
+            verdict=report.verdict,
+            kind=report.kind.value,  # type: ignore[arg-type]
+            mapping=report.mapping.value,  # type: ignore[arg-type]
+            mapping_why=report.mapping_why,
+            filtering=report.filtering.value,  # type: ignore[arg-type]
+            filtering_why=report.filtering_why,
+            port_preserved=FINDING[report.port_preserved],
+            hairpin=FINDING[report.hairpin],
+            hairpin_why=report.hairpin_why,
+            addresses=[
+                pb.CheckedAddress(
+                    address=item.address, source=item.source, reachable=FINDING[item.reachable], why=item.why
+                )
+                for item in report.addresses
+            ],
+            relays=[
+                pb.CheckedRelay(
+                    relay=item.relay,
+                    address=item.address,
+                    rtt=_optional(item.rtt),
+                    observed=item.observed,
+                    reserved=item.reserved,
+                    error=item.error,
+                )
+                for item in report.relays
+            ],
+            notes=report.notes,
+            took=_duration(report.took),
+            port_mapping=pb.PortMapping(
+                protocol=report.port_mapping.protocol,
+                gateway=report.port_mapping.gateway,
+                external=show(report.port_mapping.external) if report.port_mapping.external else "",
+                why=report.port_mapping.why,
+            ),
         )
 
 

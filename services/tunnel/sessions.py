@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from services.runtime.identity import Identity
-from services.tunnel import dialling, handshake, metrics
+from services.tunnel import arrivals, dialling, handshake, metrics
 from services.tunnel.config import HANDSHAKE_TIMEOUT, Settings
 from services.tunnel.core.budget import Budget
 from services.tunnel.core.lifetime import Lifetimes
@@ -73,6 +73,8 @@ class Sessions:
         self.punching = Punching(settings, relays.observed, join, self.door.admit)
         self.punch = self.punching.consider
         """A path better than a relayed one is wanted for a session."""
+        self.arrivals = arrivals.Arrivals()
+        """Connections that relays make back to us, because `netcheck` asked them to."""
         self._closing = False
 
     async def close(self) -> None:
@@ -162,6 +164,9 @@ class Sessions:
                 return
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                 first = await handshake.receive_exactly(sock, 1)
+                if first == arrivals.MAGIC[:1] and not relay:
+                    await self.arrivals.take(sock, first)
+                    return
                 if first[0] != handshake.TLS_CLIENT_HELLO:
                     await self._welcome_join(sock, first, relay, remote)
                     return

@@ -44,6 +44,26 @@ def test_addresses_are_advertised_then_interface_then_observed() -> None:
     ]
 
 
+def test_mapped_ports_are_apart_from_observed_ones() -> None:
+    mine = own()
+    mine.tunnel = TunnelReport(
+        20006,
+        observed=(Address("198.51.100.7", AddressSource.OBSERVED, 4711),),
+        mapped=(Address("198.51.100.7", AddressSource.MAPPED, 20006),),
+    )
+    assert [(a.ip, a.source, a.tunnel_port) for a in mine.compose(NOW).addresses] == [
+        ("198.51.100.7", AddressSource.MAPPED, 0),
+        ("198.51.100.7", AddressSource.OBSERVED, 4711),
+    ]
+    # Where both are the same, it is the surer one that is told.
+    mine.tunnel = TunnelReport(
+        20006,
+        observed=(Address("198.51.100.7", AddressSource.OBSERVED, 20006),),
+        mapped=(Address("198.51.100.7", AddressSource.MAPPED, 20006),),
+    )
+    assert [a.source for a in mine.compose(NOW).addresses] == [AddressSource.MAPPED]
+
+
 def test_lists_are_bounded() -> None:
     mine = own()
     mine.set_interfaces(tuple(f"10.0.0.{i}" for i in range(200)))

@@ -11,7 +11,12 @@ from services.discovery.core.snapshot import BadSnapshot, Snapshot, decode, enco
 FULL = Snapshot(
     saved_at=1_800_000_000.5,
     revision=1_800_000_000_123,
-    tunnel=TunnelReport(20006, (Reservation("r1", 0.02),), (Address("198.51.100.7", AddressSource.OBSERVED, 4711),)),
+    tunnel=TunnelReport(
+        20006,
+        (Reservation("r1", 0.02),),
+        (Address("198.51.100.7", AddressSource.OBSERVED, 4711),),
+        (Address("198.51.100.7", AddressSource.MAPPED, 20006),),
+    ),
     relay=RelayReport(20007, RelayRole(True, 10, 2)),
     peers=(Signed(b"\x00\xff", b"sig", b"cert"), Signed(b"", b"", b"")),
 )

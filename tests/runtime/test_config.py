@@ -103,6 +103,7 @@ def test_every_key_of_ours(write: Write, tmp_path: Path) -> None:
                 relayNodes:
                 - {nodeName: R1, advertiseAddress: [1.1.1.1]}
                 - {nodeName: r2}
+                portMapping: {enable: false}
                 sessionHoldSeconds: 30
                 maxSessions: 2
                 maxStreams: 3
@@ -126,6 +127,7 @@ def test_every_key_of_ours(write: Write, tmp_path: Path) -> None:
             """
         )
     )
+    assert not loaded.modules.edge_tunnel.port_mapping.enable
     assert loaded.node_name == "edge-a"
     assert loaded.state_dir == Path("/var/lib/causeway")
     assert loaded.run_dir == tmp_path / "sub/run"

@@ -30,6 +30,7 @@ class AddressSource(IntEnum):
     INTERFACE = 2
     OBSERVED = 3
     MDNS = 4
+    MAPPED = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ class TunnelReport:
     port: int = 0
     reservations: tuple[Reservation, ...] = ()
     observed: tuple[Address, ...] = ()
+    mapped: tuple[Address, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,11 @@ class OwnRecord:
             merged.setdefault((ip, 0), Address(ip, AddressSource.ADVERTISED))
         for ip in self._interfaces:
             merged.setdefault((ip, 0), Address(ip, AddressSource.INTERFACE))
-        for address in tunnel.observed:
-            port = 0 if address.tunnel_port == tunnel.port else address.tunnel_port
-            merged.setdefault((address.ip, port), Address(address.ip, AddressSource.OBSERVED, port))
+        # A mapped port is there for everybody, an observed one perhaps for those who have been talked to only.
+        for source, addresses in ((AddressSource.MAPPED, tunnel.mapped), (AddressSource.OBSERVED, tunnel.observed)):
+            for address in addresses:
+                port = 0 if address.tunnel_port == tunnel.port else address.tunnel_port
+                merged.setdefault((address.ip, port), Address(address.ip, source, port))
         return tuple(merged.values())[:MAX_ADDRESSES]
 
 

@@ -89,6 +89,7 @@ def _tunnel_out(report: TunnelReport | None) -> Any:
         "port": report.port,
         "reservations": [[r.relay, r.rtt] for r in report.reservations],
         "observed": [[a.ip, a.tunnel_port] for a in report.observed],
+        "mapped": [[a.ip, a.tunnel_port] for a in report.mapped],
     }
 
 
@@ -99,6 +100,8 @@ def _tunnel_in(values: Any) -> TunnelReport | None:
         int(values["port"]),
         tuple(Reservation(str(relay), float(rtt)) for relay, rtt in values["reservations"]),
         tuple(Address(str(ip), AddressSource.OBSERVED, int(port)) for ip, port in values["observed"]),
+        # Files of versions before 0.2 have none.
+        tuple(Address(str(ip), AddressSource.MAPPED, int(port)) for ip, port in values.get("mapped", ())),
     )
 
 

@@ -9,11 +9,13 @@ from random import Random
 
 from . import load
 from .circuits import Circuit, Circuits
+from .dialback import FIRST_PORT, DialBacks
 from .drain import spread
 from .limits import Limits
 from .messages import (
     VERSION,
     Connect,
+    DialBack,
     DrainNotice,
     Heartbeat,
     Hello,
@@ -68,7 +70,17 @@ class Failed:
     reason: str
 
 
-Action = Send | Disconnect | Opening | Failed
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """Try a connection to the client's own IP, tell it on `conn` with `id`, and then `dialled` here."""
+
+    conn: int
+    id: int
+    ip: str
+    port: int
+
+
+Action = Send | Disconnect | Opening | Failed | Dial
 
 
 @dataclass(slots=True)
@@ -100,6 +112,7 @@ class Broker:
     connections: dict[int, Connection] = field(default_factory=dict)
     reservations: Reservations = field(init=False)
     circuits: Circuits = field(init=False)
+    dial_backs: DialBacks = field(default_factory=DialBacks)
     _of_peer: dict[str, list[int]] = field(default_factory=dict)  # oldest connection first
 
     def __post_init__(self) -> None:
@@ -154,6 +167,8 @@ class Broker:
                 return [Send(conn, id, self._reserve(conn, now))]
             case Connect(peer=callee, traceparent=traceparent):
                 return self._connect(conn, id, callee, traceparent, now)
+            case DialBack(port=port):
+                return [self._dial_back(conn, id, port, now)]
             case Reject(reason=reason):
                 self.leave(conn)
                 return [Disconnect(conn, f"rejected by the client: {reason}")]
@@ -247,6 +262,18 @@ class Broker:
             Send(callee_conn, 0, Incoming(caller, circuit.tokens[1], timeout)),
             Send(conn, id, CircuitMessage(circuit.tokens[0], timeout)),
         ]
+
+    def _dial_back(self, conn: int, id: int, port: int, now: float) -> Action:  # noqa: A002
+        connection = self.connections[conn]
+        if self.draining:
+            return Send(conn, id, self._refuse(Reason.DRAINING, f"{self.node_name} is about to stop"))
+        if not FIRST_PORT <= port <= 65535:
+            text = f"got port {port} to dial back, expected {FIRST_PORT} to 65535"
+            return Send(conn, id, self._refuse(Reason.BAD_REQUEST, text))
+        if wait := self.dial_backs.wait(connection.peer, now):
+            return Send(conn, id, self._refuse(Reason.LIMIT, f"{self.node_name} was asked too often to dial", wait))
+        ip = connection.observed.rpartition(":")[0].strip("[]")
+        return Dial(conn, id, ip, port)
 
     def _objection(self, caller: str, callee: str) -> Refused | None:
         limits = self.limits

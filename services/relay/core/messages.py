@@ -107,6 +107,42 @@ class Reject:
     message: str
 
 
+class Outcome(Enum):
+    """How a connection back to a client went."""
+
+    CONNECTED = "connected"
+    RESET = "reset"
+    SILENCE = "silence"
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True, slots=True)
+class DialBack:
+    """Try to connect to this port of the client's own IP."""
+
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class DialledBack:
+    """`token`: what the relay sent on that connection."""
+
+    outcome: Outcome
+    token: bytes
+
+
 Message = (
-    Hello | Welcome | Reserve | Reserved | Connect | Circuit | Incoming | Refused | Heartbeat | DrainNotice | Reject
+    Hello
+    | Welcome
+    | Reserve
+    | Reserved
+    | Connect
+    | Circuit
+    | Incoming
+    | Refused
+    | Heartbeat
+    | DrainNotice
+    | Reject
+    | DialBack
+    | DialledBack
 )
