@@ -46,7 +46,7 @@ examples:
   python -m lab.matrix                                       all of it, about 25 minutes
   python -m lab.matrix --events relay-reset --networks clean --runs 20
   python -m lab.matrix --events drain,rolling-restart --streams request --json out/drain.json
-  python -m lab.matrix --show out/matrix.json                table and picture once more
+  python -m lab.matrix --show out/matrix.json                once more; several files make one table
 
 `python -m pydoc lab.matrix` says precisely what a stall is. The exit code is 0 if no TCP byte was lost, doubled or
 swapped, no TCP stream broke, and everything could be measured; else 1, after an interruption 130 (SIGTERM: 143), with the results so far.
@@ -56,7 +56,9 @@ swapped, no TCP stream broke, and everything could be measured; else 1, after an
 def main() -> int:
     options = parse()
     if options.show:
-        matrix = Matrix.from_json(options.show.read_text())
+        matrix = Matrix(titles={it.name: it.title for it in EVENTS})
+        for path in options.show:
+            matrix.add(Matrix.from_json(path.read_text()))
         return conclude(matrix, options)
     if not rootless.inside():
         why = rootless.available()
@@ -136,8 +138,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--show",
         type=Path,
+        nargs="+",
         metavar="FILE",
-        help="measure nothing; read this JSON, print its table and draw its picture",
+        help="measure nothing; read these, print the table and draw the picture of all of them together",
     )
     options = parser.parse_args()
     if options.runs < 1 or options.jobs < 1 or options.minutes <= 0:

@@ -25,7 +25,7 @@ def draw(matrix: Matrix, path: Path) -> None:
 
     cells = matrix.cells()
     nets = [net for net in matrix.nets if any(it.net == net for it in cells.values())] or list(matrix.nets)
-    rows = list(matrix.titles.items())
+    rows = [(event, title) for event, title in matrix.titles.items() if any(it.event == event for it in cells.values())]
     norm, colours = LogNorm(FASTEST, SLOWEST, clip=True), pyplot.get_cmap("YlOrRd")
     figure, axes = pyplot.subplots(
         1,

@@ -150,6 +150,16 @@ class Matrix:
         kept = {key: plain[key] for key in ("host", "nets", "failures", "seconds", "interrupted")}
         return cls(titles=plain["events"], runs=runs, **kept)
 
+    def add(self, other: Matrix) -> None:
+        """Takes over what was measured elsewhere, or at another time; a busy machine stays one."""
+        self.host = {**other.host, **self.host, "busy": self.host.get("busy") or other.host.get("busy", "")}
+        self.titles = {**self.titles, **other.titles}
+        self.nets = {**self.nets, **other.nets}
+        self.runs += other.runs
+        self.failures += other.failures
+        self.seconds += other.seconds
+        self.interrupted = self.interrupted or other.interrupted
+
     def verdict(self) -> str:
         """One line."""
         tcp = [it for run in self.runs for it in run.findings if it.protocol == TCP]

@@ -84,6 +84,15 @@ def test_json_holds_every_stall_and_is_read_back() -> None:
         Matrix.from_json(json.dumps({**plain, "schema": 99}))
 
 
+def test_parts_make_one_matrix() -> None:
+    whole, one, other = matrix(), matrix(), matrix()
+    one.runs, other.runs = one.runs[:10], other.runs[10:]
+    other.host["busy"] = "others used 40% of its cores"
+    one.add(other)
+    assert one.cells() == whole.cells()
+    assert one.host["busy"]
+
+
 def shown(made: Matrix) -> str:
     console = Console(file=io.StringIO(), width=170)
     show(made, console)
