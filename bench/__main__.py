@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import platform
 import random
 import shutil
 import signal
@@ -29,6 +27,7 @@ from bench.process import ROOT, Failed
 from bench.report import Column, Report, show
 from bench.rig import Loopback, NotRun, Rig
 from bench.ssh import Ssh
+from lab import host
 
 # In the order of measuring: Causeway between its peers, so that a slow drift of the machine hits all alike.
 RIGS: tuple[type[Rig], ...] = (Rig, Haproxy, Causeway, HaproxyTls, CausewayRelayed, Ssh, Nebula)
@@ -44,7 +43,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begin = time.monotonic()
     report = Report(host=describe_host(), sizes=dataclasses.asdict(sizes))
-    report.busy = foreign_load()
+    report.busy = host.foreign_load()
     progress = Console(stderr=True)
 
     def tell(line: str) -> None:
@@ -152,34 +151,9 @@ def attempt(column: Column, gauge: Callable[[Rig, Sizes], dict[str, float]], rig
         column.errors.append(f"{gauge.__name__}: {failure}")
 
 
-def foreign_load(seconds: float = 1.0) -> str:
-    """What others used of this machine in the last moment, when it is more than a tenth of it; else empty."""
-
-    def read() -> tuple[int, int]:
-        # /proc/stat, "cpu": user nice system idle iowait …, in ticks of all cores together.
-        times = list(map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]))
-        return sum(times), times[3] + times[4]
-
-    total, idle_time = read()
-    time.sleep(seconds)
-    total_after, idle_after = read()
-    share = 1 - (idle_after - idle_time) / max(1, total_after - total)
-    return f"others used {share:.0%} of its cores before the start" if share > 0.1 else ""
-
-
 def describe_host() -> dict[str, str]:
     """What the numbers depend on, as far as the host tells."""
-    found = {
-        "kernel": platform.release(),
-        "machine": platform.machine(),
-        "cores": str(len(os.sched_getaffinity(0))),
-        "python": platform.python_version(),
-        "load_before": " ".join(f"{load:.2f}" for load in os.getloadavg()),
-    }
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            found["cpu"] = line.partition(":")[2].strip()
-            break
+    found = host.describe()
     for name, argv in (("haproxy", ["haproxy", "-v"]), ("ssh", ["ssh", "-V"]), ("nebula", ["nebula", "-version"])):
         if shutil.which(argv[0]):
             said = subprocess.run(argv, capture_output=True, text=True)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from bench.mesh import CausewayRelayed
 from bench.process import Child, Failed
+from lab.stalls import percentile
 
 PERIOD_MS = 2  # between messages of the client; the resolution of the result
 AFTER = 3.0  # seconds watched after the event, at least
@@ -48,7 +49,7 @@ def summary(stalls: list[float]) -> dict[str, float]:
     ordered = sorted(stalls)
     return {
         "median_ms": statistics.median(ordered),
-        "p99_ms": ordered[max(0, -(-99 * len(ordered) // 100) - 1)],
+        "p99_ms": percentile(ordered, 0.99),
         "events": len(ordered),
     }
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from lab.manifest import Document, service
 from lab.nat import Kind, Nat
-from lab.network import Network
+from lab.network import Lan, Network
 from lab.node import SERVICES, Node, together
 from lab.place import Loopback, Place, simulated
 from lab.wire import Shape
@@ -35,6 +35,8 @@ class Mesh:
         self.psk = secrets.token_hex(32)
         self.cluster_ips = cluster_ips
         """Addresses for services, at a and at b: two nodes on one machine cannot both listen on one."""
+        self.homes: dict[str, Lan] = {}
+        """The LANs of a simulated mesh by the name of the node in them."""
         self._ground = ground
         self._services: dict[str, tuple[str, ...]] = {}
         relays = places[2:]
@@ -55,20 +57,38 @@ class Mesh:
         cls,
         folder: Path,
         *,
-        nat: Nat | None = None,
         home: Shape = HOME_SHAPE,
         relays: tuple[Shape, Shape] = RELAY_SHAPES,
+        a_home: Shape | None = None,
+        a_nat: Nat | None = None,
+        b_public: bool = False,
     ) -> Mesh:
-        """In a simulated network. nat: of a's router; home: the links of the two LANs; relays: those of r1 and r2."""
+        """In a simulated network. home: the links of the two LANs; relays: those of r1 and r2.
+
+        a_home: the link of a's LAN when it differs. a_nat: of a's router, masquerading by default. b_public: b has a
+        public address, at which a reaches it without a relay.
+        """
         network = Network()
         try:
-            lans = [network.lan("home-a", nat, shape=home), network.lan("home-b", Nat(Kind.SYMMETRIC), shape=home)]
-            places = [simulated(lan.host(name), lan.wire) for lan, name in zip(lans, "ab", strict=True)]
-            places += [simulated(network.public(f"r{1 + i}", shape=shape)) for i, shape in enumerate(relays)]
-            return cls(places, ("127.88.0.1", "127.88.0.1"), folder, network)
+            lans = {"a": network.lan("home-a", a_nat, shape=a_home or home)}
+            if not b_public:
+                lans["b"] = network.lan("home-b", Nat(Kind.SYMMETRIC), shape=home)
+            places = [simulated(lan.host(name), lan.wire) for name, lan in lans.items()]
+            publics = {**({"b": home} if b_public else {}), **{f"r{1 + i}": shape for i, shape in enumerate(relays)}}
+            places += [simulated(network.public(name, shape=shape)) for name, shape in publics.items()]
+            mesh = cls(places, ("127.88.0.1", "127.88.0.1"), folder, network)
+            mesh.homes = lans
+            return mesh
         except BaseException:
             network.close()
             raise
+
+    @property
+    def network(self) -> Network:
+        """The simulated network. Raises TypeError on loopback."""
+        if not isinstance(self._ground, Network):
+            raise TypeError("a mesh on loopback has no network of its own")
+        return self._ground
 
     @property
     def is_simulated(self) -> bool:
@@ -115,6 +135,16 @@ class Mesh:
             if missing := [it for it in self._services[name] if not node.running(it)]:
                 node.start(*missing)
         await together(node.ready(*self._services[name]) for name, node in self.nodes.items())
+
+    async def warm(self) -> bool:
+        """Whether both ends have an active link over one relay and a warm one over the other."""
+        for node, peer in ((self.a, self.b), (self.b, self.a)):
+            links = await node.links(peer.name)
+            if {it.relay for it in links if it.state in ("active", "standby")} != {self.r1.name, self.r2.name}:
+                return False
+            if [it.state for it in links].count("active") != 1:
+                return False
+        return True
 
     async def stop(self) -> None:
         """Ends all processes, then takes the network down."""

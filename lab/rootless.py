@@ -7,12 +7,17 @@ ends with it, however it ends. As real root it does the same, so that nothing ca
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
+from lab.child import tether
 from lab.namespace import LabError, connect
 from lab.nat import Nat
 from lab.network import Network
@@ -31,6 +36,42 @@ def wrapped(argv: Sequence[str]) -> list[str]:
 def inside() -> bool:
     """Whether this process runs in the wrapper."""
     return os.environ.get(MARK) == "1"
+
+
+def supervise(argv: Sequence[str], *, patience: float = 15.0) -> int:
+    """Runs a command inside until it ends, and returns its exit code. Nothing in there outlives this call.
+
+    SIGTERM, or SIGINT, is passed on as SIGTERM; who has not ended `patience` seconds later is killed. From a terminal
+    the command gets SIGINT as well, since it belongs to the same process group: one must be enough for it.
+    """
+    told: list[int] = []
+    with subprocess.Popen([*tether(), *wrapped(argv)]) as wrapper:
+
+        def end(number: int, _: object) -> None:
+            if not told:
+                told.append(number)
+                _signal_first(wrapper.pid, signal.SIGTERM)
+
+        before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            ended_by = 0.0
+            while True:
+                try:
+                    return 128 - code if (code := wrapper.wait(0.2)) < 0 else code
+                except subprocess.TimeoutExpired:
+                    ended_by = ended_by or (time.monotonic() + patience if told else 0.0)
+                    if ended_by and time.monotonic() > ended_by:
+                        return 128 + told[0]
+        finally:
+            wrapper.kill()  # the kernel then ends every process inside
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _signal_first(wrapper: int, number: int) -> None:
+    """Sends a signal to the first process inside: `unshare` itself ignores it."""
+    with contextlib.suppress(OSError, IndexError):
+        os.kill(int(Path(f"/proc/{wrapper}/task/{wrapper}/children").read_text().split()[0]), number)
 
 
 def available() -> str | None:

@@ -18,6 +18,7 @@ from itertools import pairwise
 
 from lab.child import Child
 from lab.place import Place
+from lab.stalls import longest_gap
 
 PIECE = 256 << 10  # bytes read at once
 CLIENT_EXIT = 10.0  # seconds from the end of its output to the end of the client
@@ -50,10 +51,7 @@ class Arrivals:
 
     def longest_gap(self, start: float, end: float, cut: float = math.inf) -> float:
         """The longest time without a byte, in seconds, among the gaps that touch [start, end]; counted up to `cut`."""
-        gaps = pairwise(self.times)
-        return max(
-            (min(after, cut) - before for before, after in gaps if after >= start and before <= end), default=0.0
-        )
+        return longest_gap(self.times, start, end, cut)[0]
 
     def longest_inner_gap(self, start: float, end: float) -> float:
         """The same among the gaps that lie wholly inside [start, end]."""

@@ -11,7 +11,7 @@ import pytest
 
 from lab.mesh import Mesh
 from lab.rootless import available, probe
-from tests.e2e.traffic import PORT, TARGET_PORT, echo_server, eventually, warm
+from tests.e2e.traffic import PORT, TARGET_PORT, echo_server, eventually
 
 
 @pytest.fixture(scope="module", params=["loopback", pytest.param("simulated", marks=pytest.mark.lab)])
@@ -40,7 +40,7 @@ async def mesh(running_mesh: Mesh, request: pytest.FixtureRequest) -> AsyncItera
     async with echo_server(mesh.b.place):
         try:
             await mesh.a.ping("b", timeout=60)
-            await eventually(lambda: warm(mesh), "a and b have a link over each relay")
+            await eventually(mesh.warm, "a and b have a link over each relay")
             yield mesh
         except BaseException:
             print_logs(mesh)

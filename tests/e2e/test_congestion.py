@@ -13,7 +13,7 @@ import pytest
 from lab.mesh import HOME_SHAPE, Mesh
 from lab.wire import Shape
 from tests.e2e.conftest import print_logs, require_simulation
-from tests.e2e.traffic import PORT, TARGET_PORT, connect, eventually, make_socket, warm
+from tests.e2e.traffic import PORT, TARGET_PORT, connect, eventually, make_socket
 
 pytestmark = [pytest.mark.lab, pytest.mark.serial]
 
@@ -33,7 +33,7 @@ async def narrow_mesh() -> AsyncIterator[Mesh]:
         mesh.publish("source", PORT, TARGET_PORT)
         await mesh.start(lean=True)
         await mesh.a.ping("b", timeout=60)
-        await eventually(lambda: warm(mesh), "a and b have a link over each relay")
+        await eventually(mesh.warm, "a and b have a link over each relay")
         yield mesh
     finally:
         print_logs(mesh)

@@ -13,7 +13,7 @@ import pytest
 from lab.mesh import Mesh
 from lab.nat import Nat
 from tests.e2e.conftest import print_logs, require_simulation
-from tests.e2e.traffic import PATIENCE, PORT, TARGET_PORT, Stream, connect, echo_server, eventually, warm
+from tests.e2e.traffic import PATIENCE, PORT, TARGET_PORT, Stream, connect, echo_server, eventually
 
 LIFETIME = float(os.environ.get("NAT_LIFETIME", "15"))  # seconds; 60 by hand
 NOTICED = 12.0  # seconds after which a link that was cut counts as lost, and some more
@@ -25,7 +25,7 @@ async def test_connections_are_replaced_before_their_nat_cuts_them() -> None:
     """From the third cut on there is none."""
     require_simulation()
     folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    mesh = Mesh.simulated(folder, nat=Nat(lifetime=LIFETIME))
+    mesh = Mesh.simulated(folder, a_nat=Nat(lifetime=LIFETIME))
     try:
         mesh.publish("echo", PORT, TARGET_PORT)
         await mesh.start(lean=True)
@@ -81,6 +81,6 @@ async def _observe(mesh: Mesh, stream: Stream) -> None:
     assert said("a", "rotated") >= rotations + 4
     # A cut costs 0.35 s where nothing else is to be done; this machine may have.
     assert stream.stall < 5.0
-    await eventually(lambda: warm(mesh), "there are an active link and a standby")
+    await eventually(mesh.warm, "there are an active link and a standby")
     assert any("rotated" in link.why for link in await mesh.a.links("b"))
     assert not said("b", "rotated"), "b's own NAT cuts nothing, and b does not think so"

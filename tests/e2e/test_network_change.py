@@ -13,7 +13,7 @@ import pytest
 
 from lab.mesh import Mesh
 from lab.namespace import Namespace
-from tests.e2e.traffic import PATIENCE, Stream, Traffic, connect, eventually, warm
+from tests.e2e.traffic import PATIENCE, Stream, Traffic, connect, eventually
 
 pytestmark = [
     pytest.mark.slow,
@@ -106,7 +106,7 @@ async def test_nobody_waits_for_silence(mesh: Mesh) -> None:
 
     await eventually(noticed, "links and control connections are given up", timeout=GENEROUS)
     await eventually(lambda: reserved(mesh), "both relays are reserved again")
-    await eventually(lambda: warm(mesh), "there are new links")
+    await eventually(mesh.warm, "there are new links")
     assert said(mesh, "did not answer within") == failures, "nobody waited for the old connections"
 
 
@@ -141,4 +141,4 @@ async def test_routes_that_flap_make_no_storm(mesh: Mesh) -> None:
     assert flaps > 20
     # At 0, 1, 3 and 7 s; one more where the machine was slow, and one for a change just before.
     assert 1 <= said(mesh, "revalidating all paths") - before <= 6
-    await eventually(lambda: warm(mesh), "there is a standby again")
+    await eventually(mesh.warm, "there is a standby again")

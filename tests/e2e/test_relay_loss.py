@@ -6,7 +6,7 @@ import pytest
 
 from lab.mesh import Mesh
 from lab.node import Node
-from tests.e2e.traffic import Traffic, eventually, warm
+from tests.e2e.traffic import Traffic, eventually
 
 OUTAGE = 10.0  # seconds without any relay, from the requirement
 
@@ -57,7 +57,7 @@ async def test_relays_silent_in_turns(mesh: Mesh) -> None:
             await traffic.flows()
             assert await relay_in_use(mesh) is not victim
             victim.unsilence()
-            await eventually(lambda: warm(mesh), "the relay that returned stands by")
+            await eventually(mesh.warm, "the relay that returned stands by")
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ async def test_rolling_restart_of_all_relays(mesh: Mesh) -> None:
             await traffic.flows()
             await node.restart("relay")
             await traffic.flows()
-            await eventually(lambda: warm(mesh), "the restarted relay stands by")
+            await eventually(mesh.warm, "the restarted relay stands by")
 
 
 @pytest.mark.slow

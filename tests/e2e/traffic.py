@@ -32,17 +32,6 @@ async def eventually(condition: Callable[[], Awaitable[bool]], what: str, timeou
     raise AssertionError(f"not within {timeout:.0f} s: {what}") from last
 
 
-async def warm(mesh: Mesh) -> bool:
-    """Whether both ends have an active link over one relay and a warm one over the other."""
-    for node, peer in ((mesh.a, "b"), (mesh.b, "a")):
-        links = await node.links(peer)
-        if {it.relay for it in links if it.state in ("active", "standby")} != {"r1", "r2"}:
-            return False
-        if [it.state for it in links].count("active") != 1:
-            return False
-    return True
-
-
 def make_socket(place: Place, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
     """A non-blocking socket at a place."""
     sock = socket.socket(socket.AF_INET, kind) if place.namespace is None else place.namespace.socket(kind)

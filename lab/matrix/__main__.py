@@ -1,0 +1,230 @@
+"""`python -m lab.matrix`: measures, prints, writes out/matrix.json and out/matrix.png. See `--help`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from lab import host, rootless
+from lab.matrix import picture
+from lab.matrix.campaign import LOADS, Campaign, Plan
+from lab.matrix.conditions import NETS
+from lab.matrix.events import EVENTS
+from lab.matrix.flow import BULK, IDLE, REQUEST
+from lab.matrix.results import Matrix
+from lab.matrix.table import show
+
+STREAMS = {"idle": IDLE, "request": REQUEST, "bulk": BULK}
+END = 60.0  # seconds for all meshes to end after a signal
+
+T = TypeVar("T")
+
+HELP = """
+Breaks a mesh in all ways that matter, while applications talk through it, and tells what they noticed. Everything is
+real except for the wires: four nodes (a, b, and the relays r1 and r2) in simulated networks on this machine, without root.
+"""
+
+EXAMPLES = f"""
+events:
+{chr(10).join(f"  {it.name:16} {it.title}" for it in EVENTS)}
+
+networks:
+{chr(10).join(f"  {it.name:16} {it.title}" for it in NETS)}
+
+examples:
+  python -m lab.matrix                                       all of it, about 25 minutes
+  python -m lab.matrix --events relay-reset --networks clean --runs 20
+  python -m lab.matrix --events drain,rolling-restart --streams request --json out/drain.json
+  python -m lab.matrix --show out/matrix.json                once more; several files make one table
+
+`python -m pydoc lab.matrix` says precisely what a stall is. The exit code is 0 if no TCP byte was lost, doubled or
+swapped, no TCP stream broke, and everything could be measured; else 1, after an interruption 130 (SIGTERM: 143), with the results so far.
+"""
+
+
+def main() -> int:
+    options = parse()
+    if options.show:
+        matrix = Matrix(titles={it.name: it.title for it in EVENTS})
+        for path in options.show:
+            matrix.add(Matrix.from_json(path.read_text()))
+        return conclude(matrix, options)
+    if not rootless.inside():
+        why = rootless.available()
+        if why is not None:
+            print(f"no simulated networks here: {why}", file=sys.stderr)
+            return 1
+        return rootless.supervise([sys.executable, "-m", "lab.matrix", *sys.argv[1:]], patience=END)
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    matrix = Matrix(
+        host={**host.describe(), "busy": host.foreign_load()},
+        titles={it.name: it.title for it in options.events},
+        nets={it.name: it.title for it in options.networks},
+    )
+    ended_by = asyncio.run(measure(matrix, options))
+    matrix.interrupted = ended_by != 0
+    options.json.write_text(matrix.as_json() + "\n")
+    code = conclude(matrix, options)
+    return 128 + ended_by if ended_by else code
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lab.matrix",
+        description=HELP,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    events = {it.name: it for it in EVENTS}
+    nets = {it.name: it for it in NETS}
+    parser.add_argument("--runs", type=int, default=5, help="of each event in each network (default 5)")
+    parser.add_argument("--events", type=some_of(events), default=EVENTS, metavar="A,B", help="only these")
+    parser.add_argument("--networks", type=some_of(nets), default=NETS, metavar="A,B", help="only these")
+    parser.add_argument(
+        "--streams",
+        type=some_of(STREAMS),
+        default=tuple(STREAMS.values()),
+        metavar="A,B",
+        help="only idle, request, bulk",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=Path("out/matrix.json"),
+        metavar="FILE",
+        help="every stall (default out/matrix.json)",
+    )
+    parser.add_argument(
+        "--picture",
+        type=Path,
+        default=Path("out/matrix.png"),
+        metavar="FILE",
+        help="heat map, .png or .svg (default out/matrix.png)",
+    )
+    parser.add_argument(
+        "--logs",
+        type=Path,
+        default=Path("out/matrix-logs"),
+        metavar="DIR",
+        help="where the nodes' logs of runs that did not go well are kept (default out/matrix-logs)",
+    )
+    parser.add_argument(
+        "--slow",
+        type=float,
+        default=Plan.slow,
+        metavar="SECONDS",
+        help="a stall from which on logs are kept, too (default 3)",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="meshes beside each other (default 1: they disturb each other)"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=Plan.seconds / 60,
+        help="time for all runs; what does not fit is left out, of all events alike (default 27)",
+    )
+    parser.add_argument(
+        "--show",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="measure nothing; read these, print the table and draw the picture of all of them together",
+    )
+    options = parser.parse_args()
+    if options.runs < 1 or options.jobs < 1 or options.minutes <= 0:
+        parser.error("--runs, --jobs and --minutes must be positive")
+    if options.picture.suffix not in (".png", ".svg"):
+        parser.error(f"--picture is {options.picture}, expected a name that ends in .png or .svg")
+    return options
+
+
+def some_of(known: Mapping[str, T]) -> Callable[[str], tuple[T, ...]]:
+    """A parser of "a,b" that keeps the order of `known`."""
+
+    def parse_names(text: str) -> tuple[T, ...]:
+        names = [it for it in text.split(",") if it]
+        unknown = [it for it in names if it not in known]
+        if unknown or not names:
+            raise argparse.ArgumentTypeError(
+                f"got {', '.join(unknown) or 'nothing'}, expected some of {', '.join(known)}"
+            )
+        return tuple(it for name, it in known.items() if name in names)
+
+    return parse_names
+
+
+async def measure(matrix: Matrix, options: argparse.Namespace) -> int:
+    """Fills the matrix. Returns the signal that ended it early, else 0."""
+    ended_by: list[int] = []
+    task = asyncio.current_task()
+    assert task is not None
+
+    def end(number: int) -> None:
+        if not ended_by:  # one is enough: a second one must not interrupt the cleaning up
+            ended_by.append(number)
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, end, number)
+    loads = [chosen for it in LOADS if (chosen := [load for load in it if load in options.streams])]
+    plan = Plan(
+        options.events,
+        options.networks,
+        options.runs,
+        loads,
+        options.jobs,
+        options.minutes * 60,
+        options.slow,
+        options.logs,
+    )
+    begin = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="cw-"))
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("runs")
+
+            def tell(line: str) -> None:
+                console.print(f"[dim]{time.monotonic() - begin:6.1f} s[/] {line}", highlight=False, soft_wrap=True)
+                progress.update(bar, completed=campaign.done, total=campaign.total)
+
+            campaign = Campaign(plan, folder, matrix, tell)
+            await campaign.run()
+    except asyncio.CancelledError:
+        if not ended_by:
+            raise
+    finally:
+        matrix.seconds = time.monotonic() - begin
+        shutil.rmtree(folder, ignore_errors=True)
+    return ended_by[0] if ended_by else 0
+
+
+def conclude(matrix: Matrix, options: argparse.Namespace) -> int:
+    """Shows and draws it; the exit code."""
+    console = Console()
+    show(matrix, console if console.is_terminal else Console(width=170))
+    places = [] if options.show else [f"every stall: {options.json}"]
+    try:
+        picture.draw(matrix, options.picture)
+        places.append(f"picture: {options.picture}")
+    except ImportError:
+        console.print("no picture: matplotlib is missing (pip install matplotlib)")
+    console.print(f"{matrix.seconds / 60:.1f} min; {'   '.join(places)}", highlight=False, soft_wrap=True)
+    return 0 if matrix.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
