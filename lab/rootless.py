@@ -41,8 +41,8 @@ def inside() -> bool:
 def supervise(argv: Sequence[str], *, patience: float = 15.0) -> int:
     """Runs a command inside until it ends, and returns its exit code. Nothing in there outlives this call.
 
-    SIGTERM, or SIGINT, is passed on as SIGTERM; who has not ended `patience` seconds later is killed. From a terminal
-    the command gets SIGINT as well, since it belongs to the same process group: one must be enough for it.
+    SIGTERM and SIGINT are passed on; who has not ended `patience` seconds later is killed. From a terminal the command
+    gets SIGINT twice, since it belongs to the same process group: it must take the second one for the first.
     """
     told: list[int] = []
     with subprocess.Popen([*tether(), *wrapped(argv)]) as wrapper:
@@ -50,7 +50,7 @@ def supervise(argv: Sequence[str], *, patience: float = 15.0) -> int:
         def end(number: int, _: object) -> None:
             if not told:
                 told.append(number)
-                _signal_first(wrapper.pid, signal.SIGTERM)
+                _signal_first(wrapper.pid, number)
 
         before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

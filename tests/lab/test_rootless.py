@@ -9,7 +9,7 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.lab, pytest.mark.usefixtures("simulation")]
 
 OUTER = "import sys; from lab.rootless import supervise; sys.exit(supervise([sys.executable, '-c', {inner!r}], patience={patience}))"
-OBEYS = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); print('up', flush=True); time.sleep(60)"
+OBEYS = "import signal, sys, time; [signal.signal(it, lambda *_: sys.exit(7)) for it in (signal.SIGTERM, signal.SIGINT)]; print('up', flush=True); time.sleep(60)"
 IGNORES = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: None); print('up', flush=True); time.sleep(60); time.sleep(60)"
 
 
