@@ -14,7 +14,7 @@ from pathlib import Path
 from services.tunnel.portmap import pmp, upnp
 from services.tunnel.portmap.gateway import Gateway
 from services.tunnel.portmap.lease import Client
-from services.tunnel.portmap.mapper import Mapper
+from services.tunnel.portmap.mapper import Mapper, PortMapping
 
 PORT = 20006
 
@@ -27,11 +27,12 @@ class Quick(Mapper):
             if self.only in ("all", client.name):
                 yield client
 
-    def _say(self, mapping: object) -> None:
-        super()._say(mapping)  # type: ignore[arg-type]
-        now = self.mapping
-        line = {"protocol": now.protocol, "external": now.external, "why": now.why}
-        print(json.dumps(line), flush=True)
+    def _say(self, mapping: PortMapping) -> None:
+        before = self.mapping
+        super()._say(mapping)
+        if mapping != before:
+            line = {"protocol": mapping.protocol, "external": mapping.external, "why": mapping.why}
+            print(json.dumps(line), flush=True)
 
 
 async def main(state_dir: str, only: str, lifetime: str) -> None:

@@ -85,6 +85,8 @@ class Mapper:
         for client in self._clients(gateway):
             try:
                 lease = await client.map(self._port, None)
+                if lease.lifetime < 1:
+                    raise MappingFailed("the gateway grants no time")
                 if natkind.is_inside(lease.external[0]):
                     with contextlib.suppress(MappingFailed):
                         await client.unmap(self._port)
