@@ -13,6 +13,8 @@ MAX_WAITING = 4096
 """Streams that wait for a session, or for the local proxy, in all."""
 RELAYS_HELD = 3
 """Reservations: two survive the loss of one relay, the third makes the loss of two harmless (DESIGN §5: 2-3)."""
+RELAYS_COMMON = 2
+"""Reservations more, for the sake of peers that hold none in common with us and may reach no other relay."""
 RELAYS_ASKED = 12
 """Relays asked for a reservation while some of them do not answer."""
 OPEN_TIMEOUT = 15.0

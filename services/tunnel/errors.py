@@ -12,6 +12,10 @@ NO_LISTENER = 7
 IDENTITY = 8
 
 
+MOST_RETRY_AFTER = 60.0
+"""Seconds that a relay may keep us away at a time; ours asks for 5 to 10."""
+
+
 class Refused(Exception):
     """A stream is not possible; `reason` says why to the caller."""
 
@@ -25,8 +29,10 @@ class LinkFailed(Exception):
 
 
 class RelayRefused(LinkFailed):
-    """The relay said no. `reason`: name of a RefusedReason without its prefix, in lower case ("no-reservation")."""
+    """The relay said no. `reason`: name of a RefusedReason without its prefix, in lower case ("no-reservation");
+    `retry_after`: seconds until it wants to be asked again, 0 where it said nothing of that."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.reason = reason
+        self.retry_after = min(retry_after, MOST_RETRY_AFTER)

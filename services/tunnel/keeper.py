@@ -8,7 +8,6 @@ its own; the first that succeeds closes it.
 import asyncio
 import contextlib
 import logging
-import random
 import socket
 import time
 from collections.abc import Callable
@@ -16,11 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from services.tunnel import dialling, handshake, peers
+from services.tunnel.backoff import Backoff
 from services.tunnel.config import HANDSHAKE_TIMEOUT, SESSION_IDLE, Settings
 from services.tunnel.core import paths
 from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED, Link
 from services.tunnel.dialling import CONNECT_TIMEOUT
-from services.tunnel.errors import LinkFailed
+from services.tunnel.errors import LinkFailed, RelayRefused
 from services.tunnel.relays import RelayPool
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ STAGGER_PUBLIC, STAGGER_PRIVATE = 0.25, 0.03
 """Seconds between dials of one peer's addresses (go-libp2p)."""
 RELAY_HEADSTART = 0.05
 """Seconds that direct addresses get before the relays are asked."""
-BACKOFF_FIRST = 0.2
 BACKOFF_URGENT = 1.0
 """Longest pause between attempts while streams wait for a link, seconds."""
 BACKOFF_CALM = 60.0
@@ -43,6 +42,9 @@ POLL = 5.0
 """Seconds between looks at what is missing; changes are told at once."""
 MAX_DIRECT, MAX_RELAYED = 16, 8
 """Addresses of a peer, and relays, that are tried."""
+MAX_DIALS = 32
+"""Addresses dialled at a time, for all peers together, while nobody waits for a path. Those that do not answer take 5 s
+each, and a router remembers the flow for 120 s (Linux): 800 flows at the most, where 5,000 fill it (FAILURES 23)."""
 MAX_BACKOFFS = 64
 ANY, BETTER, STANDBY = "any", "better", "standby"
 
@@ -69,25 +71,14 @@ class Host(Protocol):
 
     settings: Settings
     relays: RelayPool
+    dials: asyncio.Semaphore
+    """Of MAX_DIALS."""
 
     async def resolve(self, peer: str, *, fresh: bool, traceparent: str = "") -> peers.PeerInfo | None: ...
     def punch(self, pairing: "Pairing") -> None: ...
     async def establish(
         self, peer: str, sock: socket.socket, kind: int, relay: str, old: "Pairing | None"
     ) -> "Pairing": ...
-
-
-@dataclass(slots=True)
-class Backoff:
-    failures: int = 0
-    until: float = 0.0
-    why: str = ""
-
-    def fail(self, now: float, why: str, most: float) -> None:
-        delay = min(BACKOFF_FIRST * 2 ** min(self.failures, 12), most)
-        self.failures += 1
-        self.until = now + delay * random.uniform(0.5, 1.5)
-        self.why = why
 
 
 def candidates(host: Host, peer: str, info: peers.PeerInfo | None) -> list[Candidate]:
@@ -367,7 +358,8 @@ class Keeper:
         try:
             if candidate.kind == DIRECT:
                 source = (self.host.settings.listen_address, 0)
-                sock = await dialling.connect(candidate.ip, candidate.port, source=source, timeout=CONNECT_TIMEOUT)
+                async with contextlib.nullcontext() if ANY in gaps else self.host.dials:
+                    sock = await dialling.connect(candidate.ip, candidate.port, source=source, timeout=CONNECT_TIMEOUT)
             else:
                 client = self.host.relays.get(candidate.relay)
                 if client is None:
@@ -379,8 +371,7 @@ class Keeper:
                     sock.close()
                     return
                 pairing = await self.host.establish(self.peer, sock, candidate.kind, candidate.relay, self.pairing)
-                # Not again at once, should the new link be lost before it carried anything.
-                backoff.failures, backoff.why, backoff.until = 0, "", time.monotonic() + BACKOFF_FIRST
+                backoff.succeed(time.monotonic())
                 self.failure = ""
                 if self.pairing is None:
                     self.adopt(pairing)  # else ours has ended, and the new session has a keeper of its own
@@ -399,7 +390,8 @@ class Keeper:
         text = str(error) or repr(error)
         if text != backoff.why:
             log.info("no link", extra={"peer": self.peer, "path": candidate.where, "error": text})
-        backoff.fail(time.monotonic(), text, BACKOFF_URGENT if urgent else BACKOFF_CALM)
+        least = error.retry_after if isinstance(error, RelayRefused) else 0.0
+        backoff.fail(time.monotonic(), text, BACKOFF_URGENT if urgent else BACKOFF_CALM, least)
         self.failure = text
 
 

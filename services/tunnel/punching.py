@@ -66,18 +66,26 @@ class Punching:
         self._join = join
         self._admit = admit
         self._running: dict[Pairing, Attempt] = {}
+        self._under_way: set[Pairing] = set()
+        """Where an attempt has at least been agreed on, perhaps some that are over."""
 
     def consider(self, pairing: Pairing) -> None:
         """A path better than a relayed one is wanted: begins if this side does and it is time."""
-        if len(self._running) < MAX_AT_ONCE and pairing.session.active is not None:
-            self._act(pairing, pairing.punch.begin(self._own(), time.monotonic()))
+        now = time.monotonic()
+        if self._room(now) and pairing.session.active is not None:
+            self._act(pairing, pairing.punch.begin(self._own(), now))
 
     def hear(self, pairing: Pairing, note: bytes) -> None:
         """The peer's tunnel says something."""
-        word, active = Word.decode(note), pairing.session.active
-        if word is None or active is None or (word.kind == OFFER and len(self._running) >= MAX_AT_ONCE):
+        word, active, now = Word.decode(note), pairing.session.active, time.monotonic()
+        if word is None or active is None or (word.kind == OFFER and not self._room(now)):
             return
-        self._act(pairing, pairing.punch.receive(word, self._own(), active.rtt, time.monotonic()))
+        self._act(pairing, pairing.punch.receive(word, self._own(), active.rtt, now))
+
+    def _room(self, now: float) -> bool:
+        """Whether one more attempt may begin. Those count that wait for the peer's word: it may come to all at once."""
+        self._under_way = {pairing for pairing in self._under_way if pairing.punch.busy(now)}
+        return len(self._under_way) < MAX_AT_ONCE
 
     def links_changed(self, pairing: Pairing) -> None:
         """A link of the session has come or gone."""
@@ -134,6 +142,8 @@ class Punching:
         return next(exact, None) or next(same_ip, None)
 
     def _act(self, pairing: Pairing, actions: list[Action]) -> None:
+        if actions:
+            self._under_way.add(pairing)
         for action in actions:
             if isinstance(action, Connect):
                 linked = asyncio.Event()

@@ -13,6 +13,7 @@ from services.runtime.tls import FramedTls, TlsError
 from services.tunnel import dialling, peers
 from services.tunnel.config import HANDSHAKE_TIMEOUT
 from services.tunnel.core.link import RoundTrip
+from services.tunnel.core.punch import usable
 from services.tunnel.dialling import CONNECT_TIMEOUT
 from services.tunnel.errors import LinkFailed, RelayRefused
 from services.tunnel.linkio import ends
@@ -24,7 +25,7 @@ from services.tunnel.peers import (
     Load,
     RejectedBy,
 )
-from services.tunnel.relay_contact import greet
+from services.tunnel.relay_contact import greet, refusal_of
 
 if TYPE_CHECKING:
     from services.tunnel.relays import RelayPool
@@ -76,6 +77,8 @@ class RelayClient:
         self._number = 0
         self._legs: set[asyncio.Task[None]] = set()
         self._failures = 0
+        self._refuses = False
+        """It answers, and grants no reservation."""
         self._complaint = ""
         self._retry = asyncio.Event()
         self.task = asyncio.create_task(self._run(), name=f"relay {name}")
@@ -87,8 +90,8 @@ class RelayClient:
 
     @property
     def failing(self) -> bool:
-        """It did not answer twice in a row."""
-        return self._failures >= 2 and not self.reserved
+        """It did not answer twice in a row, or grants nothing: another one must take its place."""
+        return (self._failures >= 2 or self._refuses) and not self.reserved
 
     @property
     def connected(self) -> bool:
@@ -114,7 +117,7 @@ class RelayClient:
         except TimeoutError:
             raise LinkFailed(f"relay {self.name} did not answer ({self.state})") from None
         if isinstance(answer, Denied):
-            raise RelayRefused(answer.reason, f"relay {self.name}: {answer.message or answer.reason}")
+            raise refusal_of(self.name, answer)
         if not isinstance(answer, LegOffer):
             raise LinkFailed(f"relay {self.name} gave no circuit")
         return await self._open_leg(answer)
@@ -123,9 +126,15 @@ class RelayClient:
 
     async def _run(self) -> None:
         while True:
-            began = time.monotonic()
+            began, wait = time.monotonic(), 0.0
             try:
                 await self._serve()
+            except RelayRefused as refusal:
+                # It spreads those whom it cannot serve over time. Our own jitter would bring all back within 2 s, each
+                # with a handshake, and take down what is left of its capacity.
+                wait = refusal.retry_after
+                self._refuses = True
+                self._complain(str(refusal))
             except (LinkFailed, TlsError, EOFError, OSError, TimeoutError, ValueError) as error:
                 self._complain(str(error) or type(error).__name__)
             except Exception as error:  # what a relay says must not end its client for good
@@ -138,13 +147,13 @@ class RelayClient:
                 return
             if time.monotonic() - began > 10:
                 self._failures = 0
-            delay = min(BACKOFF_FIRST * 2**self._failures, BACKOFF_MOST) * random.uniform(0.5, 1.5)
+            delay = max(min(BACKOFF_FIRST * 2**self._failures, BACKOFF_MOST) * random.uniform(0.5, 1.5), wait)
             self._failures = min(self._failures + 1, 10)
             unused = not self.hold and time.monotonic() - self.used_at > ON_DEMAND_IDLE
             if unused or (self.failing and self._pool.relay_info(self.name) is None):
                 self._pool.forget(self)
                 return
-            if self._failures == 2:
+            if self._failures == 2 or wait:
                 self._pool.changed()
             await self._pause(delay)
 
@@ -168,7 +177,8 @@ class RelayClient:
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                 welcome = await greet(tls, self._pool.identity, self._pool.settings, self.name)
-            self.observed, self.state, self.draining = welcome.observed, "connected", False
+            self.observed = self._credible(welcome.observed)
+            self.state, self.draining = "connected", False
             self.heard = time.monotonic()
             self._tls = tls
             self._up.set()
@@ -186,6 +196,15 @@ class RelayClient:
             raise _first(expected) from None
         finally:
             await asyncio.shield(tls.close())
+
+    def _credible(self, observed: str) -> str:
+        """Where a relay says that it sees us, if that can be so: an address, and not the relay's own. Others will dial
+        it, and one that is none must not spoil the record of this node."""
+        try:
+            known = usable([dialling.split(observed)])
+        except ValueError:
+            known = ()
+        return observed if known and observed != self.address else ""
 
     async def _dial(self) -> socket.socket:
         info = self._pool.relay_info(self.name)
@@ -212,19 +231,26 @@ class RelayClient:
         refresh_at = 0.0
         while True:
             now = loop.time()
+            if self.reserved_until is not None and now >= self.reserved_until:
+                self.reserved_until = None  # it ran out, and was not renewed
+                self._pool.changed()
             if self.hold and not self.draining and now >= refresh_at:
                 answer = await self._ask(peers.encode_reserve)
                 if isinstance(answer, Granted):
                     was = self.reserved
                     self.reserved_until = now + answer.ttl
                     refresh_at = now + answer.ttl / 2
-                    self.state, self._complaint, self._failures = "reserved", "", 0
+                    self.state, self._complaint, self._failures, self._refuses = "reserved", "", 0, False
                     if not was:
                         log.info("relay reserved", extra={"relay": self.name, "observed": self.observed})
                         self._pool.changed()
                 elif isinstance(answer, Denied):
                     self.state = f"refused: {answer.message or answer.reason}"
-                    refresh_at = now + max(answer.retry_after, 1.0)
+                    refusal = refusal_of(self.name, answer)
+                    refresh_at = now + max(refusal.retry_after, 1.0)
+                    if not self._refuses:
+                        self._refuses = True
+                        self._pool.changed()
             began = time.monotonic()
             answer = await self._ask(peers.encode_heartbeat)
             self.rtt.sample(time.monotonic() - began)

@@ -35,10 +35,15 @@ async def greet(tls: FramedTls, identity: Identity, settings: Settings, relay: s
     if isinstance(welcome, RejectedBy):
         raise LinkFailed(f"refused by the relay: {welcome.reason}: {welcome.message}")
     if isinstance(welcome, Denied):
-        raise LinkFailed(f"refused by the relay: {welcome.message or welcome.reason}")
+        raise refusal_of(relay, welcome)
     if not isinstance(welcome, Welcomed):
         raise LinkFailed("the relay did not say welcome")
     return welcome
+
+
+def refusal_of(relay: str, answer: Denied) -> RelayRefused:
+    """A relay's no, as an exception."""
+    return RelayRefused(answer.reason, f"relay {relay}: {answer.message or answer.reason}", answer.retry_after)
 
 
 class RelayContact:

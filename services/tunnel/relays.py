@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from services.runtime.identity import Identity
-from services.tunnel.config import RELAYS_ASKED, RELAYS_HELD, Settings
+from services.tunnel.config import RELAYS_ASKED, RELAYS_COMMON, RELAYS_HELD, Settings
 from services.tunnel.core.lifetime import Lifetimes
 from services.tunnel.peers import PeerInfo, ReservationReport
 from services.tunnel.relay_client import RelayClient
@@ -15,7 +16,8 @@ log = logging.getLogger("causeway.tunnel")
 
 
 class RelayPool:
-    """The relays this node deals with: up to RELAYS_HELD with a reservation, others for single circuits."""
+    """The relays this node deals with: up to RELAYS_HELD with a reservation, up to RELAYS_COMMON more for the sake of
+    peers that hold none of these, others for single circuits."""
 
     def __init__(
         self,
@@ -34,6 +36,8 @@ class RelayPool:
         self.drained = on_drained
         self.clients: dict[str, RelayClient] = {}
         self._known: dict[str, PeerInfo] = {}
+        self._held_by: dict[str, frozenset[str]] = {}
+        """Relays at which each peer can be reached; only of those that hold a reservation."""
         self._leaving: set[asyncio.Task[None]] = set()
 
     def control_source(self) -> tuple[str, int]:
@@ -52,6 +56,10 @@ class RelayPool:
         """A peer appeared or changed."""
         if info.name == self.settings.node_name:
             return
+        if info.reservations:
+            self._held_by[info.name] = frozenset(info.reservations)
+        else:
+            self._held_by.pop(info.name, None)
         if info.relay_addresses:
             news = self._known.get(info.name)
             self._known[info.name] = info
@@ -65,6 +73,7 @@ class RelayPool:
     def remove(self, name: str) -> None:
         """A peer is gone. A control connection that works is kept: the relay knows better."""
         self._known.pop(name, None)
+        self._held_by.pop(name, None)
         client = self.clients.get(name)
         if client is not None and client.reserved_until is None:
             self.forget(client)
@@ -84,17 +93,41 @@ class RelayPool:
             if len(working) >= RELAYS_HELD or len(held) >= RELAYS_ASKED:
                 break
             client = self.clients.get(name)
-            if client is None:
-                client = self.clients[name] = RelayClient(self, name, hold=True)
-            elif client.hold:
-                continue
-            client.hold = True
-            held.append(client)
-            if not client.failing:
-                working.append(client)
+            if client is None or not client.hold:
+                client = self._hold(name)
+                held.append(client)
+                if not client.failing:
+                    working.append(client)
         reserved = sorted((client.name for client in held if client.reserved and client.name in names), key=names.index)
+        common = self._common(names, reserved[:RELAYS_HELD])
+        for name in common:
+            if len(held) < RELAYS_ASKED + RELAYS_COMMON and not ((known := self.clients.get(name)) and known.hold):
+                held.append(self._hold(name))
         for name in reserved[RELAYS_HELD:]:
-            self.clients[name].release()
+            if name not in common:
+                self.clients[name].release()
+
+    def _hold(self, name: str) -> RelayClient:
+        client = self.clients.get(name)
+        if client is None:
+            client = self.clients[name] = RelayClient(self, name, hold=True)
+        client.hold = True
+        return client
+
+    def _common(self, names: list[str], own: list[str]) -> list[str]:
+        """Where those can be met who hold no reservation at any of our `own` relays.
+
+        Perhaps they reach none of ours, and could not call us: only the callee can do something about it. Relays that
+        we hold for this already come first, as each change is news for the whole cluster, then those at which most of
+        them are; one that does not answer us is no place to meet.
+        """
+        if not own or len(names) <= len(own):
+            return []
+        apart = Counter(name for held in self._held_by.values() if held.isdisjoint(own) for name in held)
+        failing = {name for name, client in self.clients.items() if client.failing}
+        held = {name for name, client in self.clients.items() if client.hold}
+        wanted = [name for name in names if name in apart and name not in failing]
+        return sorted(wanted, key=lambda name: (name not in held, -apart[name]))[:RELAYS_COMMON]
 
     def get(self, name: str) -> RelayClient | None:
         """The client of a relay, made on demand; None when no address of it is known."""

@@ -20,7 +20,7 @@ from services.tunnel.door import Door
 from services.tunnel.engine import Engine
 from services.tunnel.errors import IDENTITY, LIMIT, NO_PATH, UNKNOWN_NODE, LinkFailed, Refused
 from services.tunnel.handshake import Greeting, NewSession, PeerRejected, RejectedByPeer, Unacceptable
-from services.tunnel.keeper import Keeper, join, make_link
+from services.tunnel.keeper import MAX_DIALS, Keeper, join, make_link
 from services.tunnel.keys import FIRST_LINK, SESSION_ID_SIZE, SessionKeys, fresh_nonce
 from services.tunnel.linkio import tune
 from services.tunnel.pairing import Pairing
@@ -57,6 +57,7 @@ class Sessions:
         self.relays = relays
         self.streams = streams
         self.lifetimes = lifetimes
+        self.dials = asyncio.Semaphore(MAX_DIALS)
         self.wake = wake
         """A session sent something: its answer may need a tick."""
         self.instance = os.urandom(8).hex()
