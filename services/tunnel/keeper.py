@@ -117,6 +117,7 @@ class Keeper:
         self._joining = asyncio.Lock()
         self._gap_since: dict[str, float] = {}
         self._round: asyncio.Task[float] | None = None
+        self._renewing: asyncio.Task[None] | None = None
         self.task = asyncio.create_task(self._run(), name=f"keeper {peer}")
 
     # ---------------------------------------------------------------- for others
@@ -208,6 +209,9 @@ class Keeper:
                     async with asyncio.timeout(delay):
                         await self._poked.wait()
         finally:
+            if self._renewing is not None:
+                self._renewing.cancel()
+                await asyncio.gather(self._renewing, return_exceptions=True)
             self._on_end(self)
 
     def _over(self) -> bool:
@@ -269,8 +273,11 @@ class Keeper:
         """One round of attempts; returns how long to wait before the next."""
         if BETTER in gaps and self.pairing is not None:
             self.host.punch(self.pairing)
-        fresh, self._fresh_next = self._fresh_next, False
-        info = await self.host.resolve(self.peer, fresh=fresh, traceparent=self.traceparent)
+        info = await self.host.resolve(self.peer, fresh=False, traceparent=self.traceparent)
+        if self._fresh_next and (self._renewing is None or self._renewing.done()):
+            # Beside the attempts: whatever cut us off from the peer may have cut off those whom discovery asks.
+            self._renewing = asyncio.create_task(self._renew())
+        self._fresh_next = False
         self.unknown = info is None
         candidates = self._candidates(info, gaps)
         now = time.monotonic()
@@ -287,6 +294,10 @@ class Keeper:
             return BACKOFF_URGENT if ANY in gaps else POLL
         soonest = min(self._backoff(candidate).until for candidate in candidates)
         return min(max(soonest - time.monotonic(), 0.02), POLL)
+
+    async def _renew(self) -> None:
+        """Others may know the peer better than we do. What is new reaches us like every change, and pokes us."""
+        await self.host.resolve(self.peer, fresh=True)
 
     def _backoff(self, candidate: Candidate) -> Backoff:
         return self._backoffs.setdefault(candidate.where, Backoff())
@@ -324,18 +335,21 @@ class Keeper:
             else:
                 tasks.add(asyncio.create_task(self._attempt(candidate, relay_start, gaps)))
                 relay_start += STAGGER_PRIVATE
+        poked = asyncio.create_task(self._poked.wait())  # once: after that, a look now and then is enough
         try:
             while tasks:
-                done, tasks = await asyncio.wait(tasks, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
+                waiting = tasks if poked.done() else {*tasks, poked}
+                done, _ = await asyncio.wait(waiting, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
+                for task in done & tasks:
                     task.result()
+                tasks -= done
                 still = self._open_gaps()
                 if gaps - still or (ANY in still and ANY not in gaps):
                     return
         finally:
-            for task in tasks:
+            for task in (*tasks, poked):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, poked, return_exceptions=True)
 
     def _open_gaps(self) -> set[str]:
         """As `_gaps`, where a link that was just joined counts although the peer has not confirmed it."""

@@ -347,9 +347,12 @@ class Sessions:
 
     def links_changed(self, pairing: Pairing, *, urgent: bool) -> None:
         self.punching.links_changed(pairing)
+        cut_off = urgent and pairing.session.active is None
+        if cut_off:
+            self.relays.retry_all()  # what took all links may have taken the relays' control connections, too
         keeper = self.keepers.get(pairing)
         if keeper is not None:
-            keeper.poke(forget=urgent and pairing.session.active is None)
+            keeper.poke(forget=cut_off)
 
     def link_lost(self, link: Link) -> None:
         heard = max(link.last_in, link.progress)

@@ -53,7 +53,8 @@ def surplus(links: Sequence[Link], active: Link | None) -> list[Link]:
     if active is None or active.doubted or active.progress <= active.active_since:
         return []
     keep = {active.id}
-    if wants_standby(active) and (second := standby(links, active)) is not None:
+    # A link over a relay that drains is no standby for long, and its relay waits for it.
+    if wants_standby(active) and (second := standby(links, active)) is not None and not second.draining:
         keep.add(second.id)
     return [
         link
