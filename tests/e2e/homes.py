@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.nat import Kind, Nat
-from lab.network import Network
+from lab.network import Lan, Network
 from lab.node import Node, together
 from lab.place import simulated
 from lab.wire import Shape
@@ -60,6 +60,8 @@ class Homes:
 
     def __init__(self, folder: Path, names: set[str] | None = None) -> None:
         self.network = Network()
+        self.routers: dict[str, Lan] = {}
+        """The router at each home, by the node's name."""
         try:
             hosts = self._hosts(names)
             places = [simulated(host) for host in hosts]
@@ -97,14 +99,16 @@ class Homes:
         }
         for name, nat in kinds.items():
             if names is None or name in names:
-                yield network.lan(f"home-{name}", nat, shape=HOME).host(name)
+                self.routers[name] = network.lan(f"home-{name}", nat, shape=HOME)
+                yield self.routers[name].host(name)
         carriers = {"d": (masquerade, ("d1",)), "g": (Nat(hairpin=True), ("g1", "g2")), "h": (masquerade, ("h1", "h2"))}
         for carrier, (nat, customers) in carriers.items():
             if names is None or names & set(customers):
                 above = network.lan(f"carrier-{carrier}", nat, carrier=True, shape=Shape(delay=0.005))
                 for name in customers:
                     shape = Shape(delay=0.005)
-                    yield network.lan(f"home-{name}", masquerade, shape=shape, behind=above).host(name)
+                    self.routers[name] = network.lan(f"home-{name}", masquerade, shape=shape, behind=above)
+                    yield self.routers[name].host(name)
 
     async def start(self) -> None:
         """Starts everything and waits until each home is reachable over both relays."""

@@ -2,7 +2,9 @@
 
 import asyncio
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from protos import tunnel_pb2 as pb
 from tests.e2e.conftest import require_simulation
 from tests.e2e.homes import HOPELESS, PAIRS, Homes
 from tests.e2e.traffic import PATIENCE
+from tests.tunnel.local import Attached, Exit, receive, send
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -62,3 +65,37 @@ async def test_a_pair_that_cannot_be_punched_stays_on_the_relay_after_few_attemp
     assert {it.kind for it in peer.candidates if it.state == "active"} == {pb.PATH_KIND_RELAYED}
     failed = [it for it in peer.candidates if it.state == "failed"]
     assert failed and all(it.why for it in failed), "what was dialled in vain is told with the reason"
+
+
+@pytest.mark.parametrize("pair", ["masquerade + masquerade", "symmetric + masquerade"])
+async def test_a_router_that_reboots_interrupts_no_stream(homes: Homes, pair: str) -> None:
+    """FAILURES 19: it forgets every flow. The symmetric one gives each a new port, and so breaks whatever goes through
+    it, both links and the control connections of both relays; the stream goes on all the same."""
+    one, other = PAIRS[pair]
+    await homes.nodes[one].ping(other, timeout=PATIENCE)
+    (client, accepted), (served, dialled) = socket.socketpair(), socket.socketpair()
+    for end in (client, served):
+        end.setblocking(False)
+    caller = Attached(homes.nodes[one])
+
+    async def decide(_: pb.Offer) -> socket.socket:
+        return dialled
+
+    try:
+        async with Exit(homes.nodes[other], decide):
+            number = caller.open(other, "127.0.0.1:1", accepted)
+            assert not (await caller.result(number)).HasField("refusal")
+            for round_trip in range(30):
+                if round_trip in (10, 20):
+                    homes.routers[one if round_trip == 10 else other].flush()
+                began = time.monotonic()
+                for near, far in ((client, served), (served, client)):
+                    await send(near, b"%08d" % round_trip)
+                    assert await receive(far, 8) == b"%08d" % round_trip
+                stall = time.monotonic() - began
+                assert stall < 20.0
+                if round_trip in (10, 20):
+                    print(f"{pair}: {stall:.3f} s")
+    finally:
+        for end in (client, served, caller):
+            end.close()

@@ -29,6 +29,7 @@ async def test_traffic_goes_through_a_relay(mesh: Mesh) -> None:
 
 
 async def test_relay_killed(mesh: Mesh) -> None:
+    """FAILURES 1: the relay in use dies under live streams."""
     async with Traffic.through(mesh) as traffic:
         await traffic.flows()
         victim = await relay_in_use(mesh)
@@ -73,6 +74,7 @@ async def test_relay_stops_politely(mesh: Mesh) -> None:
 
 @pytest.mark.slow
 async def test_rolling_restart_of_all_relays(mesh: Mesh) -> None:
+    """FAILURES 8, 12: each comes back with its address and identity, and stands by again."""
     async with Traffic.through(mesh) as traffic:
         for node in (mesh.r1, mesh.r2):
             await traffic.flows()
@@ -83,6 +85,7 @@ async def test_rolling_restart_of_all_relays(mesh: Mesh) -> None:
 
 @pytest.mark.slow
 async def test_both_relays_gone_for_a_while(mesh: Mesh) -> None:
+    """FAILURES 14: every relay is gone."""
     async with Traffic.through(mesh) as traffic:
         await traffic.flows()
         await mesh.r1.kill("relay")

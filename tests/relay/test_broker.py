@@ -151,6 +151,7 @@ def test_reservation_expires_unless_refreshed() -> None:
 
 
 def test_newest_holder_is_active_and_the_older_returns_when_it_goes() -> None:
+    """FAILURES 12: the same key returns, and does not fight its former self."""
     broker = make()
     for conn, peer in ((1, "b"), (2, "b"), (3, "a")):
         greet(broker, conn, peer)
@@ -173,6 +174,21 @@ def test_too_many_connections_of_one_name_end_the_oldest() -> None:
     assert isinstance(action, Disconnect)
     assert action.conn == 1
     assert set(broker.connections) == {2, 3}
+
+
+def test_those_without_room_are_spread_by_the_relay() -> None:
+    """FAILURES 10: each is told another time to come back, so that they do not come together."""
+    broker = make()
+    for conn, peer in enumerate("abcd"):
+        greet(broker, conn, peer)
+    for conn in range(3):
+        ask(broker, conn, Reserve())
+    times = []
+    for _ in range(100):
+        answer = ask(broker, 3, Reserve())
+        assert isinstance(answer, Refused)
+        times.append(answer.retry_after)
+    assert max(times) - min(times) > RETRY_AFTER / 2
 
 
 def test_no_room_is_said_with_alternatives_and_when_to_ask_again() -> None:
@@ -202,7 +218,7 @@ def test_draining_grants_nothing_and_tells_all() -> None:
     for action in actions:
         assert isinstance(action, Send)
         assert isinstance(action.message, DrainNotice)
-        assert 0 <= action.message.spread <= action.message.deadline == 9.0
+        assert 0 < action.message.spread <= action.message.deadline == 9.0
     for conn, message in ((1, Connect("b")), (2, Reserve())):
         answer = ask(broker, conn, message)
         assert isinstance(answer, Refused)

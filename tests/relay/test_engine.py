@@ -143,7 +143,7 @@ async def test_reset_goes_through(engine: Engine, side: str) -> None:
 
 
 async def test_reset_is_noticed_while_nothing_is_wanted_of_the_leg(engine: Engine) -> None:
-    """The sender of a stalled flow is not read; its death must end the circuit all the same."""
+    """FAILURES 7: the sender of a stalled flow is not read; its death must end the circuit all the same."""
     circuit = Circuit(engine)
     await fill(circuit)
     circuit.a.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -167,6 +167,7 @@ async def fill(circuit: Circuit) -> int:
 
 
 async def test_a_reader_that_stops_holds_a_bounded_amount_and_loses_nothing(engine: Engine) -> None:
+    """FAILURES 11: the sender is faster than the reader; the relay holds one pipe of it."""
     circuit = Circuit(engine)
     sent = await fill(circuit)
     assert sent < 64 * MEGABYTE

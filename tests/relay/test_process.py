@@ -102,6 +102,7 @@ async def test_a_hundred_megabytes_both_ways_with_half_close(relay: RelayProcess
 
 
 async def test_reset_of_one_leg_resets_the_other(relay: RelayProcess) -> None:
+    """FAILURES 7: the relay's second leg dies."""
     a, b = await pair(relay)
     one, other = await circuit(a, b, "b")
     one[1].get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -115,6 +116,7 @@ async def test_reset_of_one_leg_resets_the_other(relay: RelayProcess) -> None:
 
 
 async def test_circuits_outlive_their_control_connections_but_the_reservation_does_not(relay: RelayProcess) -> None:
+    """FAILURES 13: a control channel that breaks leaves circuits alone."""
     a, b = await pair(relay)
     one, other = await circuit(a, b, "b")
     a.close()
@@ -154,6 +156,7 @@ async def test_bad_calls_are_refused(relay: RelayProcess) -> None:
 
 
 async def test_newer_holder_of_a_name_is_called_and_the_older_takes_over_again(relay: RelayProcess) -> None:
+    """FAILURES 12: the same key returns after a kill, while its former self still is connected."""
     a, old = await pair(relay)
     new = await Client.greet(relay.ip, identity(relay.folder, "b"))
     await new.reserve()

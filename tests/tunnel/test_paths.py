@@ -56,6 +56,7 @@ def active(end: End) -> str:
 
 
 def test_two_paths_within_five_milliseconds_do_not_flap_in_ten_minutes() -> None:
+    """FAILURES 9: two relays of almost equal latency."""
     net = two_relays()
     talk = Chatter(net)
     before = net.a.session.switches, net.b.session.switches
@@ -70,7 +71,7 @@ def test_two_paths_within_five_milliseconds_do_not_flap_in_ten_minutes() -> None
 
 
 def test_bulk_does_not_drive_the_session_from_relay_to_relay() -> None:
-    """Its own queue makes the active path look worse than the idle standby, which is no nearer at all."""
+    """FAILURES 9, 24: its own queue makes the active path look worse than the idle standby, which is no nearer at all."""
     net = two_relays(rate=1_000_000)
     stream = net.a.open()
     net.run(0.3)
@@ -104,6 +105,7 @@ def test_a_much_better_relay_is_taken_once() -> None:
 
 @pytest.mark.parametrize("ways", [(True, True), (True, False), (False, True)])
 def test_a_suspect_link_recovers(ways: tuple[bool, bool]) -> None:
+    """FAILURES 6, 7: one direction is dead, or both, is left, comes back and is used again."""
     net = two_relays()
     talk = Chatter(net)
     talk.talk(1.0)
@@ -142,6 +144,7 @@ def test_the_only_link_is_doubted_and_recovers(ways: tuple[bool, bool]) -> None:
 
 @pytest.mark.parametrize("slow", [0.4, 0.8, 1.4])
 def test_a_link_that_gets_slow_is_suspected_in_error_and_nothing_comes_twice(slow: float) -> None:
+    """FAILURES 24: slow is not dead, doubted in error is not closed."""
     net = two_relays()
     talk = Chatter(net)
     talk.talk(1.0)

@@ -51,6 +51,7 @@ def test_both_connect_to_the_other_at_the_same_moment() -> None:
 
 
 def test_nobody_else_starts() -> None:
+    """FAILURES 20: one side alone starts a punch, so nothing has to be cancelled."""
     assert Punch(starter=False).begin(A, 0.0) == []
 
 
@@ -94,6 +95,7 @@ def test_an_attempt_at_a_time() -> None:
 
 
 def test_fewer_than_ten_attempts_in_the_first_ten_minutes_where_it_is_hopeless() -> None:
+    """FAILURES 23: where it is hopeless, a router sees few flows."""
     starter, answerer = pair()
     attempts, now = 0, 0.0
     while now < 600:
@@ -161,6 +163,7 @@ def test_what_is_no_word_is_none(note: bytes) -> None:
 
 
 def test_addresses_of_a_peer_are_bounded_and_checked() -> None:
+    """FAILURES 22, 23: addresses that are none are not tried, and six at most."""
     said = [
         ["1.2.3.4", 0],
         ["1.2.3.4", 65536],

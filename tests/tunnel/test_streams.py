@@ -270,6 +270,7 @@ async def test_a_flow_without_descriptor_ends_when_its_connection_is_closed(node
 async def test_a_reader_that_stops_costs_bounded_memory_and_stops_nobody_else(
     nodes: Nodes, exit_b: Exit, attached: Attached, backend: Backend
 ) -> None:
+    """FAILURES 11: sixty local readers that stop, while the path goes on."""
     pids = [node.pid("tunnel") for node in (nodes.a, nodes.b)]
     before = [rss(pid) for pid in pids]
     slow = [await connect(attached, backend) for _ in range(60)]
