@@ -1,6 +1,6 @@
 """The network under a node's feet changes: another address, an interface that goes and comes, routes that flap.
 
-The kernel tells no connection that its address is gone (FAILURES 15 to 17: silence for minutes).
+The kernel tells no connection that its address is gone (FAILURES 15, 16, 17: silence for minutes).
 """
 
 import asyncio
