@@ -201,14 +201,13 @@ async def test_a_relay_without_room_keeps_the_crowd_away(here: Inside, monkeypat
     monkeypatch.setattr(relay_client, "BACKOFF_MOST", 0.01)
     monkeypatch.setattr(broker, "RETRY_AFTER", 3.0)
     relay = await here.relay("r1", Limits(max_reservations=1))
-    crowd = [await here.tunnel(f"n{number}") for number in range(6)]
-    refused = relay.status().refused
-    await until(lambda: relay.status().connections == 2, "there is room for two connections")
     began = time.monotonic()
-    await asyncio.sleep(2.5)
-    refused = relay.status().refused["limit"]
+    crowd = [await here.tunnel(f"n{number}") for number in range(6)]
+    # Four find no room for a connection, one has a connection and no reservation.
+    await until(lambda: relay.status().refused.get("limit", 0) >= 5, "there is room for one")
+    await asyncio.sleep(2.0)
     rounds = 1 + int((time.monotonic() - began) / 3.0)
-    assert 5 <= refused <= 5 * (rounds + 1), "four are sent away, and one has a connection without a reservation"
+    assert relay.status().refused["limit"] <= 5 * (rounds + 1)
     assert sum(len(node.reserved()) for node in crowd) == 1
 
 
