@@ -89,7 +89,13 @@ class View:
         info = self.directory.records.get(name)
         return None if info is None else self._seen(info)
 
-    async def report(self, port: int, reservations: list[ReservationReport], observed: list[tuple[str, int]]) -> bool:
+    async def report(
+        self,
+        port: int,
+        reservations: list[ReservationReport],
+        observed: list[tuple[str, int]],
+        mapped: tuple[str, int] | None = None,
+    ) -> bool:
         self.observed = observed
         was = self.directory.records.get(self.name, PeerInfo(self.name))
         info = replace(was, reservations=tuple(it.relay for it in reservations), revision=was.revision + 1)
