@@ -71,6 +71,7 @@ async def _observe(mesh: Mesh, stream: Stream) -> None:
         rotated, "the lifetime is known, and links and relays are rotated", timeout=5 * LIFETIME + PATIENCE
     )
     print(f"known and rotated after {time.monotonic() - began:.1f} s, longest stall {stream.stall:.3f} s")
+    await asyncio.sleep(NOTICED)  # what was cut before is lost only when somebody misses it
     lost = [said(node, "link lost") for node in "ab"]
     failed, rotations, stream.stall = said("a", "relay control failed"), said("a", "rotated"), 0.0
     # Long enough for whatever is alive now to be rotated, or else to be cut and missed.
