@@ -1,6 +1,6 @@
 #!/bin/sh
-# The Debian packages for the simulated networks (nft, ip, conntrack, ping, miniupnpd) and for the bench's peers (haproxy,
-# nebula, ssh, socat). Installs what is missing where that is permitted, else says what to install and goes on:
+# The Debian packages for the simulated networks (nft, ip, conntrack, ping, miniupnpd), for the bench's peers (haproxy,
+# nebula, ssh, socat) and for the pod (podman and what it stands on). Installs what is missing where that is permitted, else says what to install and goes on:
 # what needs a missing tool then skips, or fails, on its own. Says nothing when all is there.
 set -u
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # Debian keeps nft, haproxy and sshd out of a user's PATH
@@ -24,6 +24,10 @@ need nebula nebula
 need sshd openssh-server
 need ssh openssh-client
 need socat socat
+need podman podman
+need runc runc
+need catatonit catatonit
+need debootstrap debootstrap
 [ -z "$missing" ] && exit 0
 
 if ! command -v apt-get >/dev/null 2>&1; then
@@ -36,7 +40,7 @@ else
     root=none
 fi
 if [ "$root" = none ]; then
-    echo "missing for simulated networks and bench: $missing (Debian: apt-get install $missing); going on without"
+    echo "missing for simulated networks, bench and pod: $missing (Debian: apt-get install $missing); going on without"
     exit 0
 fi
 
