@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from services.tunnel import keeper
+from services.tunnel import backoff, keeper
 
 _ask = time.clock_gettime
 
@@ -21,7 +21,7 @@ def shifted(clock: int) -> float:
 
 if __name__ == "__main__":
     FILE = Path(sys.argv[1])
-    keeper.BACKOFF_FIRST = keeper.BACKOFF_URGENT = keeper.BACKOFF_CALM = float(sys.argv[2])
+    backoff.FIRST = keeper.BACKOFF_URGENT = keeper.BACKOFF_CALM = float(sys.argv[2])
     time.clock_gettime = shifted
     sys.argv = sys.argv[3:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
