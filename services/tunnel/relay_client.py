@@ -323,11 +323,9 @@ class RelayClient:
     # ---------------------------------------------------------------- circuits
 
     async def _open_leg(self, offer: LegOffer) -> socket.socket:
-        ip, _, port = self.address.rpartition(":")
+        ip, port = dialling.split(self.address)
         source = (self._pool.settings.listen_address, 0)
-        sock = await dialling.connect(
-            ip.strip("[]"), int(port), source=source, timeout=min(offer.timeout, CONNECT_TIMEOUT)
-        )
+        sock = await dialling.connect(ip, port, source=source, timeout=min(offer.timeout, CONNECT_TIMEOUT))
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(offer.timeout):

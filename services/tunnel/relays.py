@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from services.runtime.identity import Identity
+from services.tunnel import dialling
 from services.tunnel.config import RELAYS_ASKED, RELAYS_COMMON, RELAYS_HELD, Settings
 from services.tunnel.core.lifetime import Lifetimes
 from services.tunnel.peers import PeerInfo, ReservationReport
@@ -169,7 +170,7 @@ class RelayPool:
             return []
         mapped = [client for client in self.clients.values() if client.reserved and client.from_listen_port]
         seen = {client.observed for client in mapped if client.observed}
-        return [(ip.strip("[]"), int(port)) for ip, _, port in (address.rpartition(":") for address in sorted(seen))]
+        return [dialling.split(address) for address in sorted(seen)]
 
     def retry_all(self) -> None:
         """The network changed: forget all backoffs."""

@@ -149,8 +149,8 @@ class Rotation:
             if client is None:
                 raise LinkFailed(f"no address of relay {old.relay} is known")
             return await client.connect(peer)
-        ip, _, port = old.remote.rpartition(":")
-        return await dialling.connect(ip.strip("[]"), int(port), source=(self._sessions.settings.listen_address, 0))
+        ip, port = dialling.split(old.remote)
+        return await dialling.connect(ip, port, source=(self._sessions.settings.listen_address, 0))
 
     # ---------------------------------------------------------------- relays
 
