@@ -300,6 +300,7 @@ class Pairing:
         if self.ended:
             return
         self.ended = reason
+        self.owner.pairing_ended(self, reason)  # first: whoever sees a stream end finds the reason in the log
         if say:
             self.session.end(time.monotonic())
             for link in list(self.session.links):
@@ -316,7 +317,6 @@ class Pairing:
             if not waiter.done():
                 waiter.set_exception(Refused(NO_PATH, f"the session with {self.peer} ended: {reason}"))
         self.session.discard()
-        self.owner.pairing_ended(self, reason)
 
 
 _HANDLERS: dict[int, Callable[..., None]] = {
