@@ -324,27 +324,39 @@ class Keeper:
         return found
 
     async def _race(self, due: list[Candidate], gaps: set[str]) -> None:
-        """Tries all, staggered, until one of the gaps is filled (or all paths are lost meanwhile)."""
-        tasks: set[asyncio.Task[None]] = set()
+        """Tries all, staggered, until one of the gaps is filled (or all paths are lost meanwhile).
+
+        Without any path, whatever failed is tried again after its backoff while the first attempts of the others go
+        on: one that hangs until its timeout must not hold up a relay that is back.
+        """
+        tasks: dict[asyncio.Task[None], Candidate] = {}
         start, relay_start = 0.0, 0.0
         for candidate in due:
             if candidate.kind == DIRECT:
-                tasks.add(asyncio.create_task(self._attempt(candidate, start, gaps)))
+                tasks[asyncio.create_task(self._attempt(candidate, start, gaps))] = candidate
                 start += STAGGER_PRIVATE if dialling.is_private(candidate.ip) else STAGGER_PUBLIC
                 relay_start = RELAY_HEADSTART
             else:
-                tasks.add(asyncio.create_task(self._attempt(candidate, relay_start, gaps)))
+                tasks[asyncio.create_task(self._attempt(candidate, relay_start, gaps))] = candidate
                 relay_start += STAGGER_PRIVATE
+        first = set(tasks)
         poked = asyncio.create_task(self._poked.wait())  # once: after that, a look now and then is enough
         try:
             while tasks:
-                waiting = tasks if poked.done() else {*tasks, poked}
+                waiting = {*tasks} if poked.done() else {*tasks, poked}
                 done, _ = await asyncio.wait(waiting, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
-                for task in done & tasks:
+                ended = {task: tasks.pop(task) for task in done & tasks.keys()}
+                first -= ended.keys()
+                for task in ended:
                     task.result()
-                tasks -= done
                 still = self._open_gaps()
                 if gaps - still or (ANY in still and ANY not in gaps):
+                    return
+                if ANY in gaps and first:
+                    for candidate in ended.values():
+                        wait = self._backoff(candidate).until - time.monotonic()
+                        tasks[asyncio.create_task(self._attempt(candidate, max(wait, 0.0), gaps))] = candidate
+                elif not first:
                     return
         finally:
             for task in (*tasks, poked):

@@ -273,16 +273,16 @@ def honest(puppet: Puppet, message: relay_pb2.ControlMessage, observed: str = ""
 class Gate:
     """A way to a TCP port that can be shut: connections stay, nothing passes any more, nobody is told."""
 
-    def __init__(self, address: str, to: tuple[str, int]) -> None:
+    def __init__(self, address: str, to: tuple[str, int], port: int = 0) -> None:
         self.address = address
-        self.port = 0
+        self.port = port
         self._to = to
         self._passing = asyncio.Event()
         self._passing.set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Gate":
-        self._server = await asyncio.start_server(self._pass, self.address, 0)
+        self._server = await asyncio.start_server(self._pass, self.address, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
