@@ -3,12 +3,12 @@
 #   quick  what runs in under a minute: not slow, not serial, no simulated networks
 #   all    everything, in four passes: beside each other, then one by one (`serial`), each without and with simulated
 #          networks (`lab`)
-# JOBS (default 2) tests run beside each other. NATLAB_REQUIRED=1: where the host forbids simulated networks
+# JOBS (default 4: most of them wait most of the time) tests run beside each other. NATLAB_REQUIRED=1: where the host forbids simulated networks
 # the lab tests fail, instead of being skipped with the reason.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 python=.venv/bin/python
-jobs=${JOBS:-2}
+jobs=${JOBS:-4}
 notes=$(mktemp -d) || exit 2
 trap 'rm -rf "$notes"' EXIT
 trap 'exit 130' INT
