@@ -345,7 +345,7 @@ class Keeper:
             while tasks:
                 waiting = {*tasks} if poked.done() else {*tasks, poked}
                 done, _ = await asyncio.wait(waiting, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
-                ended = {task: tasks.pop(task) for task in done & tasks.keys()}
+                ended = {task: tasks.pop(task) for task in tuple(tasks) if task in done}
                 first -= ended.keys()
                 for task in ended:
                     task.result()

@@ -2,9 +2,10 @@
 
 Each run opens a bulk, a request/response and an idle stream, lets the event happen, and checks that every
 byte came back once and in order and that no stream was reset. EVENT: kill (SIGKILL of the relay in use), silent (it
-is cut off and nobody is told), outage (both relays killed for 10 s, then one back), tunnel (SIGKILL of b's tunnel,
-which starts again). Prints the stalls that the request/response client saw; for `tunnel` the seconds from the
-restart until a new connection has made a round trip.
+is cut off and nobody is told), outage (both relays killed for 10 s, then one back), upgrade (from a relay to the direct
+path that becomes possible; --simulated only), tunnel (SIGKILL of b's tunnel, which starts again). Prints the stalls that
+the request/response client saw, for `upgrade` beyond the longest gap before it; for `tunnel` the seconds from the restart
+until a new connection has made a round trip.
 """
 
 import argparse
@@ -16,17 +17,22 @@ import tempfile
 import time
 from pathlib import Path
 
+from lab.matrix.events import DirectLost
 from lab.mesh import Mesh
 from lab.stalls import percentile
+from protos import tunnel_pb2
 from tests.e2e.traffic import PORT, TARGET_PORT, Stream, Traffic, connect, echo_server, eventually
 
 OUTAGE = 10.0  # seconds
+SETTLED = 2.0  # seconds after a change of path until the bulk stream runs at its pace again
 
 
 async def once(mesh: Mesh, event: str) -> float:
     """One run; seconds, see the module."""
     await mesh.heal()
     await mesh.a.ping("b", timeout=60)
+    if event == "upgrade":
+        return await upgrade(mesh)
     await eventually(mesh.warm, "a link over each relay at both ends")
     if event == "tunnel":
         return await again(mesh)
@@ -46,6 +52,32 @@ async def once(mesh: Mesh, event: str) -> float:
             mesh.r2.start("relay")
         await traffic.flows()
         return traffic.chat.stall
+
+
+async def upgrade(mesh: Mesh) -> float:
+    """Loses the direct path and gets it back under live streams; seconds that the way back cost."""
+    fault = DirectLost(mesh, mesh.r1)
+
+    async def on(*kinds: int) -> bool:
+        link = await mesh.a.active("b")
+        return link is not None and link.kind in kinds
+
+    direct = (tunnel_pb2.PATH_KIND_DIRECT, tunnel_pb2.PATH_KIND_PUNCHED)
+    await eventually(lambda: on(*direct), "a direct path")
+    async with Traffic.through(mesh) as traffic:
+        await traffic.flows()
+        await fault.strike()
+        try:
+            await eventually(lambda: on(tunnel_pb2.PATH_KIND_RELAYED), "a relayed path")
+            await asyncio.sleep(SETTLED)
+            traffic.chat.stall = 0.0
+            await asyncio.sleep(SETTLED)
+            before, traffic.chat.stall = traffic.chat.stall, 0.0
+        finally:
+            await fault.restore()
+        await eventually(lambda: on(*direct), "the direct path again")
+        await asyncio.sleep(SETTLED)
+        return max(traffic.chat.stall - before, 0.0)
 
 
 async def again(mesh: Mesh) -> float:
@@ -69,7 +101,7 @@ async def again(mesh: Mesh) -> float:
 async def soak(event: str, runs: int, simulated: bool) -> int:
     """All runs in one mesh; the number that failed."""
     folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    mesh = Mesh.simulated(folder) if simulated else Mesh.loopback(folder)
+    mesh = Mesh.simulated(folder, b_public=event == "upgrade") if simulated else Mesh.loopback(folder)
     stalls, failed = [], 0
     try:
         mesh.publish("echo", PORT, TARGET_PORT)
@@ -98,10 +130,12 @@ async def soak(event: str, runs: int, simulated: bool) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("event", choices=["kill", "silent", "outage", "tunnel"])
+    parser.add_argument("event", choices=["kill", "silent", "outage", "upgrade", "tunnel"])
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--simulated", action="store_true", help="behind real NATs at 40 ms (inside lab.rootless)")
     options = parser.parse_args()
+    if options.event == "upgrade" and not options.simulated:
+        parser.error("upgrade needs --simulated: a path that can be cut")
     return 1 if asyncio.run(soak(options.event, options.runs, options.simulated)) else 0
 
 

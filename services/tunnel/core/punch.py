@@ -166,9 +166,9 @@ class Punch:
         self._connecting = False
         self.outcome = outcome
 
-    def lost(self, lived: float) -> None:
-        """A punched link that lived so many seconds is gone."""
-        if lived >= PROVEN_AFTER:
+    def lost(self, lived: float, *, left: bool = False) -> None:
+        """A punched link that lived so many seconds is gone. `left`: in order, before its NAT would have cut it."""
+        if left or lived >= PROVEN_AFTER:
             self.forget()
 
     def _expect(self, kind: str, now: float) -> None:
