@@ -101,7 +101,7 @@ def merge(
         },
         "warnings": [
             {"service": name, "message": message}
-            for name, reply in (("discovery", discovery), ("tunnel", tunnel), ("proxy", proxy))
+            for name, reply in (("discovery", discovery), ("tunnel", tunnel), ("relay", relay), ("proxy", proxy))
             if reply is not None
             for message in reply.warnings
         ],

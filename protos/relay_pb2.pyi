@@ -119,6 +119,7 @@ class GetStatusResponse(_message.Message):
     BYTES_TOTAL_FIELD_NUMBER: _builtins.int
     CIRCUITS_TOTAL_FIELD_NUMBER: _builtins.int
     REFUSED_TOTAL_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     node_name: _builtins.str
     active: _builtins.bool
     """True while the public port serves."""
@@ -142,6 +143,10 @@ class GetStatusResponse(_message.Message):
     def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReservationStatus]: ...
     @_builtins.property
     def circuits(self) -> _containers.RepeatedCompositeFieldContainer[Global___CircuitStatus]: ...
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What a person should look at: the configuration file says something that is not in force."""
+
     def __init__(
         self,
         *,
@@ -158,10 +163,11 @@ class GetStatusResponse(_message.Message):
         bytes_total: _builtins.int = ...,
         circuits_total: _builtins.int = ...,
         refused_total: _builtins.int = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "bytes_total", b"bytes_total", "circuits", b"circuits", "circuits_total", b"circuits_total", "conditions", b"conditions", "draining", b"draining", "limits", b"limits", "listen_port", b"listen_port", "load_permille", b"load_permille", "node_name", b"node_name", "reason", b"reason", "refused_total", b"refused_total", "reservations", b"reservations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "bytes_total", b"bytes_total", "circuits", b"circuits", "circuits_total", b"circuits_total", "conditions", b"conditions", "draining", b"draining", "limits", b"limits", "listen_port", b"listen_port", "load_permille", b"load_permille", "node_name", b"node_name", "reason", b"reason", "refused_total", b"refused_total", "reservations", b"reservations", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
+from services.runtime.config import Config
 from services.runtime.process import Service, describe
 from services.runtime.serve import LocalServer
 
@@ -58,6 +60,21 @@ class Driver:
         self._mdns = Mdns(directory, self._client, rng)
         self._services = ServiceFile(directory, settings.services_file) if settings.services_file else None
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        for key in (
+            "modules.edgeTunnel.relayNodes",
+            "modules.edgeTunnel.advertiseAddress",
+            "modules.edgeDiscovery.bootstrap",
+        ):
+            service.reload.on(key, self._reconfigure)
+
+    def _reconfigure(self, config: Config) -> None:
+        """Other relays, addresses or contacts are named now."""
+        new = Settings.of(config)
+        self._directory.settings = replace(
+            self._directory.settings, relays=new.relays, advertise=new.advertise, bootstrap=new.bootstrap
+        )
+        self._static.apply()
+        self._directory.wake()
 
     async def run(self) -> None:
         """Serve first, then learn: no source holds up the local socket."""
@@ -77,7 +94,8 @@ class Driver:
 
             REGISTRY.register(DirectoryCollector(directory))
         server = LocalServer(service)
-        server.add(add_discovery, DiscoveryServicer(directory, self._lookup), DISCOVERY_SERVICE)
+        servicer = DiscoveryServicer(directory, self._lookup, lambda: service.reload.warnings)
+        server.add(add_discovery, servicer, DISCOVERY_SERVICE)
         try:
             await server.start()
             service.log.info("discovery serves", extra={"file": str(server.path)})

@@ -46,9 +46,10 @@ _Response = TypeVar("_Response")
 class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
     """What the components of this node call."""
 
-    def __init__(self, directory: Directory, lookup: Lookup) -> None:
+    def __init__(self, directory: Directory, lookup: Lookup, more_warnings: Callable[[], list[str]]) -> None:
         self._directory = directory
         self._lookup = lookup
+        self._more_warnings = more_warnings
 
     async def WatchPeers(self, request: pb.WatchPeersRequest, context: Context) -> AsyncIterator[pb.WatchPeersResponse]:
         directory = self._directory
@@ -137,7 +138,7 @@ class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
             peers=[_peer(peer) for peer in sorted(directory.peers.values(), key=lambda peer: peer.record.node_name)],
             services=len(directory.services),
             sources=directory.board.sources,
-            warnings=directory.board.warnings,
+            warnings=[*directory.board.warnings, *self._more_warnings()],
         )
 
 

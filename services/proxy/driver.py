@@ -45,6 +45,11 @@ class Proxy:
         self._synced = asyncio.Event()
         self._settling: asyncio.TimerHandle | None = None
         self._metrics = service.config.metrics.base_port != 0
+        self._reload = service.reload
+        self._reload.on(
+            "modules.edgeProxy.allowedTargets",
+            lambda config: self._policy.allow(config.modules.edge_proxy.allowed_targets),
+        )
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -81,9 +86,11 @@ class Proxy:
         )
 
     def _warnings(self) -> list[str]:
+        warnings = self._reload.warnings
         if not self.settings.enable:
-            return [SWITCHED_OFF]
-        warnings = [NO_SOCKS5] if self.settings.socks5 else []
+            return [*warnings, SWITCHED_OFF]
+        if self.settings.socks5:
+            warnings.append(NO_SOCKS5)
         if not self._attach.connected:
             warnings.append("the tunnel is away: clients wait up to 5 s for it, inbound streams cannot arrive")
         if not self._catalog.synced:

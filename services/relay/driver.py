@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import resource
 from time import monotonic
 
 from services.runtime.process import Service
 from services.runtime.serve import LocalServer
 
-from . import config, servicer
+from . import servicer
 from .core.report import Report
 from .peers import Discovery
-from .relay import Relay
+from .post import Post
 
-DRAIN_AT_STOP = 5.0
-"""Seconds for circuits to move away after SIGTERM."""
 REPORT_EVERY = 30.0
 """Seconds after which an unchanged report is sent again: discovery may have lost it."""
 REPORT_GAP = 5.0
@@ -27,51 +24,35 @@ REPORT_RETRY = (0.5, 10.0)
 
 async def main(service: Service) -> None:
     """Run until `service.stopping`; then drain and go."""
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    role = config.decide_role(service.config)
-    limits = config.limits(service.config, descriptors)
-    wanted = service.config.modules.edge_relay.limits.max_circuits
-    if role.active and limits.max_circuits < wanted:
-        service.log.warning(
-            "fewer circuits than configured: raise the limit of open files",
-            extra={"limit": limits.max_circuits, "configured": wanted, "descriptors": descriptors},
-        )
     changed = asyncio.Event()
-    relay = Relay(
-        service.identity,
-        limits,
-        role,
-        alternatives=config.alternatives(service.config),
-        changed=changed.set,
-        log=service.log,
-    )
+    post = Post(service, changed.set)
     port = service.config.modules.edge_relay.listen_port
     server = LocalServer(service)
-    server.add(servicer.add_to_server, servicer.RelayServicer(relay.status, relay.drain), servicer.FULL_NAME)
-    reporter = Reporter(service, relay, port, changed)
+    api = servicer.RelayServicer(lambda: post.relay.status(), post.drain, lambda: service.reload.warnings)
+    server.add(servicer.add_to_server, api, servicer.FULL_NAME)
+    reporter = Reporter(service, post, port, changed)
     stopped = False
     try:
-        if role.active:
-            relay.open(service.config.listen_address, port)
+        post.open()
         if service.config.metrics.base_port:
             from prometheus_client import REGISTRY
 
             from .metrics import RelayCollector
 
-            REGISTRY.register(RelayCollector(relay.status, asyncio.get_running_loop()))
+            REGISTRY.register(RelayCollector(lambda: post.relay.status(), asyncio.get_running_loop()))
         await server.start()
-        service.log.info("relay serves" if role.active else "relay idle", extra={"port": port, "reason": role.reason})
         async with asyncio.TaskGroup() as tasks:
-            reporting = tasks.create_task(reporter.run())
+            beside = [tasks.create_task(reporter.run()), tasks.create_task(post.run())]
             await service.stopping.wait()
-            left = await relay.drain(DRAIN_AT_STOP)
+            left = await post.drain()
             stopped = True
-            reporting.cancel()
+            for task in beside:
+                task.cancel()
         service.log.info("relay stops", extra={"circuits_left": left})
     finally:
-        if stopped and role.active:
+        if stopped and post.relay.role.active:
             await reporter.withdraw()
-        await relay.close()
+        await post.close()
         await server.stop()
         await reporter.close()
 
@@ -80,9 +61,9 @@ class Reporter:
     """Tells discovery the relay's role and load: at once when the role changes, soon when the load does, and now
     and then anyway. Discovery may be absent; nothing waits for it."""
 
-    def __init__(self, service: Service, relay: Relay, port: int, changed: asyncio.Event) -> None:
+    def __init__(self, service: Service, post: Post, port: int, changed: asyncio.Event) -> None:
         self._log: logging.Logger = service.log
-        self._relay = relay
+        self._post = post
         self._port = port
         self._changed = changed
         self._discovery = Discovery(service.config.run_dir)
@@ -96,7 +77,7 @@ class Reporter:
             pause = REPORT_RETRY[0]
             while True:
                 self._lost = False
-                report = self._relay.report()
+                report = self._post.relay.report()
                 if await self._send(report):
                     await self._quiet(report, monotonic())
                     pause = REPORT_RETRY[0]
@@ -127,7 +108,7 @@ class Reporter:
         """Until there is something to tell, the time is over, or discovery went away."""
         while True:
             self._changed.clear()
-            report = self._relay.report()
+            report = self._post.relay.report()
             due = sent_at + (REPORT_GAP if report.worth(last) else REPORT_EVERY)
             wait = due - monotonic()
             if self._lost or report.urgent(last) or wait <= 0:

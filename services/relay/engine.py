@@ -59,6 +59,11 @@ class Engine:
         """Time spent in turns."""
         loop.add_reader(self._epoll.fileno(), self._turn)
 
+    def limit(self, *, idle_timeout: float, bytes_per_second: int) -> None:
+        """Other limits, from now on and for all circuits."""
+        self._idle_timeout = idle_timeout
+        self._accounts.limit(bytes_per_second, monotonic())
+
     def __len__(self) -> int:
         return len(self._circuits)
 

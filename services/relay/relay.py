@@ -94,6 +94,13 @@ class Relay:
             self._loop, listener, self.limits, on_control=self._on_control, on_leg=self._on_leg, log=self._log
         )
 
+    def adjust(self, role: Role, limits: Limits, alternatives: tuple[str, ...]) -> None:
+        """Other limits, and perhaps another reason to be what it is."""
+        self.role, self.limits = role, limits
+        self._broker.adjust(limits, alternatives)
+        if self._engine is not None:
+            self._engine.limit(idle_timeout=limits.idle_timeout, bytes_per_second=limits.max_bytes_per_second_per_peer)
+
     async def drain(self, deadline: float) -> int:
         """Let nothing new in and ask all holders to move within `deadline` seconds. Returns when the circuits are
         gone or the time is over, with the number left. A later call can only shorten the time."""

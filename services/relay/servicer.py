@@ -20,14 +20,21 @@ add_to_server = relay_pb2_grpc.add_RelayServiceServicer_to_server
 class RelayServicer(relay_pb2_grpc.RelayServiceServicer):
     """`drain(deadline)` returns the circuits left."""
 
-    def __init__(self, status: Callable[[], Status], drain: Callable[[float], Awaitable[int]]) -> None:
+    def __init__(
+        self,
+        status: Callable[[], Status],
+        drain: Callable[[float], Awaitable[int]],
+        warnings: Callable[[], list[str]],
+    ) -> None:
         self._status = status
         self._drain = drain
+        self._warnings = warnings
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         status = self._status()
         limits = status.limits
         return pb.GetStatusResponse(
+            warnings=self._warnings(),
             node_name=status.node_name,
             active=status.active,
             reason=status.reason,

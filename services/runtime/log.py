@@ -12,6 +12,7 @@ warning | error. Fields are given by `extra=`, and mean the same everywhere:
     source    where knowledge comes from     revision  of a registry or a record
     count     how many                       seconds   how long
     bytes     how much                       file      a path on disk
+    key       of the configuration
 """
 
 import datetime

@@ -9,13 +9,14 @@ import signal
 import sys
 import warnings
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.runtime import config as configuration
 from services.runtime import log, telemetry
 from services.runtime.config import Config, ConfigError
 from services.runtime.identity import Identity, IdentityError
+from services.runtime.reload import Reload
 
 # Offsets to metrics.basePort.
 METRICS_PORTS = {"discovery": 0, "tunnel": 1, "relay": 2, "proxy": 3}
@@ -30,13 +31,18 @@ _MAX_DESCRIPTORS = 1 << 20
 
 @dataclass
 class Service:
-    """What a service is given. stopping: set by SIGTERM and SIGINT; its main then returns."""
+    """What a service is given. stopping: set by SIGTERM and SIGINT; its main then returns. reload: what it can apply
+    of a changed configuration."""
 
     name: str
     config: Config
     identity: Identity
     log: logging.Logger
     stopping: asyncio.Event
+    reload: Reload = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reload = Reload(self.name, self.config, self.log)
 
 
 Main = Callable[[Service], Awaitable[None]]
@@ -97,12 +103,16 @@ async def _run(service: Service, main: Main) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    refreshing = asyncio.create_task(_refresh(service.identity, service.log), name="refresh")
+    beside = [
+        asyncio.create_task(_refresh(service.identity, service.log), name="refresh"),
+        asyncio.create_task(service.reload.run(), name="reload"),
+    ]
     try:
         await main(service)
     finally:
-        refreshing.cancel()
-        await asyncio.gather(refreshing, return_exceptions=True)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
 
 
 async def _refresh(identity: Identity, logger: logging.Logger) -> None:

@@ -317,7 +317,8 @@ async def main(service: Service) -> None:
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     server = LocalServer(service)
     tunnel = Tunnel(settings, service.identity)
-    server.add(servicer.add_to_server, servicer.TunnelServicer(tunnel, tunnel.streams.offers), servicer.FULL_NAME)
+    api = servicer.TunnelServicer(tunnel, tunnel.streams.offers, lambda: service.reload.warnings)
+    server.add(servicer.add_to_server, api, servicer.FULL_NAME)
     try:
         await server.start()
         await tunnel.run(service.stopping)

@@ -117,9 +117,10 @@ def encode_result(number: int, refusal: Reason | None, path: int) -> bytes:
 class TunnelServicer(tunnel_pb2_grpc.TunnelServiceServicer):
     """gRPC on tunnel.sock."""
 
-    def __init__(self, tunnel: Tunnel, offers: Offers) -> None:
+    def __init__(self, tunnel: Tunnel, offers: Offers, more_warnings: Callable[[], list[str]] = list) -> None:
         self._tunnel = tunnel
         self._offers = offers
+        self._more_warnings = more_warnings
 
     async def Listen(self, request: pb.ListenRequest, context: Any) -> AsyncIterator[pb.ListenResponse]:
         """See protos/tunnel.proto."""
@@ -229,7 +230,7 @@ class TunnelServicer(tunnel_pb2_grpc.TunnelServiceServicer):
             ],
             streams=status.streams,
             streams_total=status.streams_total,
-            warnings=status.warnings,
+            warnings=[*status.warnings, *self._more_warnings()],
         )
 
     async def NetCheck(self, request: pb.NetCheckRequest, context: Any) -> pb.NetCheckResponse:

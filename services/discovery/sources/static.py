@@ -43,9 +43,9 @@ class StaticSource:
         self._directory.board.say("static", f"{len(others)} relay nodes configured")
 
     async def run(self) -> None:
-        """Looks names up for ever; returns at once when there are none."""
-        while names := _names(self._directory.settings):
-            results = await asyncio.gather(*map(self._resolve, names))
+        """Looks names up for ever."""
+        while True:
+            results = await asyncio.gather(*map(self._resolve, _names(self._directory.settings)))
             self.apply()
             if all(results):
                 self._backoff.reset()

@@ -79,8 +79,12 @@ class Policy:
     def __init__(self, node: str, allowed_targets: Iterable[str] = ()) -> None:
         """Raises PolicyError for the first entry that means nothing."""
         self._node = node
-        self._entries = [Entry.parse(text) for text in allowed_targets]
+        self.allow(allowed_targets)
         self._own: dict[tuple[Network, str], Verdict] = {}
+
+    def allow(self, targets: Iterable[str]) -> None:
+        """These are allowed beside the endpoints. Raises PolicyError, and changes nothing then."""
+        self._entries = [Entry.parse(text) for text in targets]
 
     def update(self, services: Iterable[Service]) -> None:
         """These are all the services known now."""

@@ -119,6 +119,12 @@ class Broker:
         self.reservations = Reservations(self.limits.max_reservations, self.limits.reservation_ttl)
         self.circuits = Circuits(self.random, self.limits.pairing_timeout)
 
+    def adjust(self, limits: Limits, alternatives: tuple[str, ...]) -> None:
+        """Other limits, for what comes from now on: nobody who is here has to go. Times stay as they were."""
+        self.limits = limits
+        self.alternatives = alternatives
+        self.reservations.limit = limits.max_reservations
+
     # --- control connections -----------------------------------------------------------------------------------
 
     def greet(

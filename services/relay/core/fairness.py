@@ -30,9 +30,22 @@ class Accounts:
 
     def __init__(self, rate: int = 0) -> None:
         self._rate = rate
-        self._burst = max(rate * 0.25, 256 * 1024)
         self._accounts: dict[str, Account] = {}
         self._level = 0.0
+
+    def limit(self, rate: int, now: float) -> None:
+        """Another limit, bytes a second, also for those who are here; 0: none."""
+        if rate != self._rate:
+            self._rate = rate
+            for account in self._accounts.values():
+                account.bucket = self._bucket(now)
+
+    @property
+    def _burst(self) -> float:
+        return max(self._rate * 0.25, 256 * 1024)
+
+    def _bucket(self, now: float) -> TokenBucket | None:
+        return TokenBucket(self._rate, self._burst, now) if self._rate else None
 
     def __len__(self) -> int:
         return len(self._accounts)
@@ -41,8 +54,7 @@ class Accounts:
         """A circuit of `peer` begins."""
         account = self._accounts.get(peer)
         if account is None:
-            bucket = TokenBucket(self._rate, self._burst, now) if self._rate else None
-            account = self._accounts[peer] = Account(self._level, bucket)
+            account = self._accounts[peer] = Account(self._level, self._bucket(now))
         account.circuits += 1
         return account
 

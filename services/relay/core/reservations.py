@@ -27,7 +27,7 @@ class Reservations:
     """
 
     def __init__(self, limit: int, ttl: float) -> None:
-        self._limit = limit
+        self.limit = limit
         self._ttl = ttl
         # Every reservation lives equally long from its last refresh, so insertion order is expiry order.
         self._by_conn: dict[int, Reservation] = {}
@@ -52,7 +52,7 @@ class Reservations:
     @property
     def full(self) -> bool:
         """No room for another name."""
-        return len(self._by_peer) >= self._limit
+        return len(self._by_peer) >= self.limit
 
     def grant(self, conn: int, peer: str, now: float) -> Reservation:
         """Reserve or refresh. The caller has checked that there is room (`full`, `has`)."""
