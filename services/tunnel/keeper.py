@@ -283,7 +283,8 @@ class Keeper:
         now = time.monotonic()
         due = [candidate for candidate in candidates if self._backoff(candidate).until <= now]
         if due:
-            await self._race(due, gaps)
+            # With no path at all whatever comes due while the others are tried is tried, too: one may hang.
+            await self._race(candidates if ANY in gaps else due, gaps)
         if ANY in gaps and (self.pairing is None or self.pairing.session.active is None):
             self._fresh_next = True  # what we know may be stale
             if not candidates:
@@ -323,22 +324,24 @@ class Keeper:
                 del self._backoffs[where]
         return found
 
-    async def _race(self, due: list[Candidate], gaps: set[str]) -> None:
+    async def _race(self, chosen: list[Candidate], gaps: set[str]) -> None:
         """Tries all, staggered, until one of the gaps is filled (or all paths are lost meanwhile).
 
         Without any path, whatever failed is tried again after its backoff while the first attempts of the others go
         on: one that hangs until its timeout must not hold up a relay that is back.
         """
         tasks: dict[asyncio.Task[None], Candidate] = {}
-        start, relay_start = 0.0, 0.0
-        for candidate in due:
+        start, relay_start, now = 0.0, 0.0, time.monotonic()
+        for candidate in chosen:
             if candidate.kind == DIRECT:
-                tasks[asyncio.create_task(self._attempt(candidate, start, gaps))] = candidate
+                delay = start
                 start += STAGGER_PRIVATE if dialling.is_private(candidate.ip) else STAGGER_PUBLIC
                 relay_start = RELAY_HEADSTART
             else:
-                tasks[asyncio.create_task(self._attempt(candidate, relay_start, gaps))] = candidate
+                delay = relay_start
                 relay_start += STAGGER_PRIVATE
+            delay = max(delay, self._backoff(candidate).until - now)
+            tasks[asyncio.create_task(self._attempt(candidate, delay, gaps))] = candidate
         first = set(tasks)
         poked = asyncio.create_task(self._poked.wait())  # once: after that, a look now and then is enough
         try:
