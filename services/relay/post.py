@@ -10,6 +10,7 @@ from services.runtime.config import Config
 from services.runtime.process import Service, describe
 
 from . import config
+from .core.limits import Limits
 from .core.role import Role
 from .relay import Relay
 
@@ -106,5 +107,5 @@ class Post:
         )
 
 
-def _limits(wanted: Config) -> config.Limits:
+def _limits(wanted: Config) -> Limits:
     return config.limits(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0])

@@ -350,8 +350,8 @@ class Keeper:
                 done, _ = await asyncio.wait(waiting, timeout=0.1, return_when=asyncio.FIRST_COMPLETED)
                 ended = {task: tasks.pop(task) for task in tuple(tasks) if task in done}
                 first -= ended.keys()
-                for task in ended:
-                    task.result()
+                for attempt in ended:
+                    attempt.result()
                 still = self._open_gaps()
                 if gaps - still or (ANY in still and ANY not in gaps):
                     return

@@ -221,7 +221,7 @@ async def test_both_ends_closed_while_bytes_are_held_does_not_spin(engine: Engin
 
 
 async def test_idle_circuits_hold_no_pipe_and_are_closed_in_time() -> None:
-    async with running(idle_timeout=0.5) as engine:
+    async with running(idle_timeout=3.0) as engine:
         before = descriptors()
         circuits = [Circuit(engine, f"a{n}", f"b{n}") for n in range(50)]
         for circuit in circuits:
