@@ -1,10 +1,10 @@
-# make demo | test | quick | check | bench | matrix | pod | protos | setup | clean     (each sets up what it needs)
+# make demo | test | quick | check | bench | matrix | simulate | pod | protos | setup | clean     (each sets up what it needs)
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup system demo test quick check bench matrix pod protos clean
+.PHONY: help setup system demo test quick check bench matrix simulate pod protos clean
 
 help:           ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -38,6 +38,10 @@ bench: setup system  ## side by side with peers, ratios in one run
 
 matrix: setup system ## every fault × every kind of connection: stalls and losses, in under half an hour
 	$(BIN)/python -m lab.matrix
+
+simulate: setup ## the DHT with 10,000 nodes in one process, without and with liars; draws out/simulate*.svg
+	$(BIN)/python -m lab.simulate --picture out/simulate.svg
+	$(BIN)/python -m lab.simulate --malicious 0.2 --picture out/simulate-malicious.svg
 
 pod: setup      ## the four containers under podman, checked and taken down (root)
 	CAUSEWAY_REQUIRE_PODMAN=1 $(BIN)/python -m pytest tests/deploy

@@ -1,0 +1,78 @@
+"""What one node is to the DHT: its routing table, the records it keeps for others, and the relays it has heard of.
+
+Servers are nodes that answered a call of ours; a node behind a NAT never does, so it asks and publishes like any
+other, but stands in nobody's table. Relays need no key of their own, which all nodes would ask the same few holders
+for: every answer to a ping carries a few relays' records. Each node pings one of its table at a steady pace, so
+news of a relay spreads as a rumour does: by the whole mesh in a few rounds, and nobody is asked more than others.
+"""
+
+from __future__ import annotations
+
+import random
+
+from .model import Record, Signed
+from .records import Held, RecordStore
+from .routing import K, Node, Table
+from .search import QUORUM, Search
+
+# Servers at which a node's record is kept. All eight being liars where a fifth of all nodes lie: 3 in a million.
+COPIES = 8
+# Relays remembered, and records of them in an answer.
+MAX_RELAYS, RELAYS_TOLD = 16, 4
+# Seconds between two looks for the nearest servers, and into a far corner (go-libp2p refreshes buckets every 10 min).
+REFRESH = 600.0
+# Seconds between two pings: 10 in a small mesh, growing with it to 60, where table and rumours have more to live on.
+MIN_PACE, MAX_PACE, PACE_PER_SERVER = 10.0, 60.0, 0.05
+
+
+class Overlay:
+    """The DHT of the node with the id `own`."""
+
+    def __init__(self, own: int) -> None:
+        self.own = own
+        self.table = Table(own)
+        self.records = RecordStore(own)
+        self.relays = RecordStore(own, capacity=MAX_RELAYS)
+
+    # As a server
+
+    def named(self, target: int, asker: int) -> list[Node]:
+        """The servers that an asker is told of."""
+        return [node for node in self.table.nearest(target) if node.id != asker]
+
+    def told(self, now: float, rng: random.Random) -> list[Held]:
+        """The relays that an asker is told of."""
+        return self.relays.sample(RELAYS_TOLD, now, rng)
+
+    # As one who asks
+
+    def seek(self, key: int, start: list[Node], now: float, *, alone: bool = False) -> Search[Signed]:
+        """A search for the record under a key, or with `alone` for the servers that should keep it.
+
+        `start` are first contacts; they are asked beside what the table knows.
+        """
+        known = [node for node in self.table.nearest(key) if not self.table.resting(node.id, now)]
+        start = known[: K - len(start)] + start
+        if alone:
+            return Search(key, self.own, start, width=COPIES)
+        return Search(key, self.own, start, quorum=QUORUM)
+
+    def meet_relay(self, key: int, record: Record, signed: Signed, now: float) -> bool:
+        """A verified record that says whether its subject is a relay; True when it is news of one. Raises
+        DiscoveryError for what cannot be kept."""
+        if key == self.own:
+            return False
+        if record.relay is None or record.relay.draining:
+            known = self.relays.get(key, now)
+            if known is not None and known.revision < record.revision:
+                self.relays.discard(key)
+            return False
+        return self.relays.put(key, record, signed, now)
+
+    def corner(self, rng: random.Random) -> int:
+        """A key somewhere else: looking for it fills buckets that nothing else would."""
+        return self.own ^ rng.getrandbits(rng.randint(1, 256))
+
+    def pace(self) -> float:
+        """Seconds until the next ping."""
+        return min(max(self.table.size() * PACE_PER_SERVER, MIN_PACE), MAX_PACE)
