@@ -27,11 +27,13 @@ from services.tunnel.engine import Engine
 from services.tunnel.errors import LIMIT, NO_PATH, UNKNOWN_NODE, Refused
 from services.tunnel.explain import explain
 from services.tunnel.keeper import candidates
+from services.tunnel.meeting import Meeting
 from services.tunnel.netcheck import NetCheck, Report
 from services.tunnel.netwatch import NetWatch
 from services.tunnel.offers import Offers
 from services.tunnel.peers import Discovery, PeerInfo
 from services.tunnel.portmap.mapper import Mapper
+from services.tunnel.probing import Probing
 from services.tunnel.relays import RelayPool
 from services.tunnel.rotation import Rotation
 from services.tunnel.servicer import OpenRequest
@@ -69,6 +71,8 @@ class Tunnel:
             settings, identity, self.engine, self.discovery, self.relays, self.streams, self.lifetimes, self._wake
         )
         self.rotation = Rotation(self.sessions, self.relays, self.lifetimes)
+        self.probing = Probing(settings, identity, self.relays)
+        self.meeting = Meeting(self.sessions, self.relays)
         self.netwatch = NetWatch(self._far_ends, self._moved)
         self.portmap = Mapper(settings.state_dir, settings.listen_address, settings.listen_port, self._changed.set)
         self.netcheck = NetCheck(
@@ -100,6 +104,8 @@ class Tunnel:
     async def close(self) -> None:
         """Ends everything."""
         await self.rotation.close()
+        await self.meeting.close()
+        await self.probing.close()
         self.attach.close()
         for task in self._waiting:
             task.cancel()
@@ -164,6 +170,8 @@ class Tunnel:
             now = time.monotonic()
             self.streams.expire(now)
             self.rotation.tick(now)
+            self.probing.tick(now)
+            self.meeting.tick(now)
             rounds += 1
             if rounds % int(SWEEP):
                 continue
@@ -219,6 +227,8 @@ class Tunnel:
             if not await self.discovery.report(port, reservations, observed, self.portmap.mapping.external):
                 await asyncio.sleep(1.0)
                 self._changed.set()
+            else:
+                self.relays.published(reservations)
 
     # ---------------------------------------------------------------- streams out
 
@@ -280,7 +290,8 @@ class Tunnel:
         if info is None and pairing is None:
             raise Refused(UNKNOWN_NODE, f"nobody knows a node {node}")
         known = candidates(self.sessions, node, info)
-        return explain(pairing, self.sessions.keeper_of(node), known, time.monotonic())
+        decision = self.meeting.why(pairing) if pairing is not None else None
+        return explain(pairing, self.sessions.keeper_of(node), known, decision, time.monotonic())
 
     async def check_network(self) -> Report:
         """What lies between this node and the others."""

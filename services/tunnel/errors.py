@@ -30,9 +30,11 @@ class LinkFailed(Exception):
 
 class RelayRefused(LinkFailed):
     """The relay said no. `reason`: name of a RefusedReason without its prefix, in lower case ("no-reservation");
-    `retry_after`: seconds until it wants to be asked again, 0 where it said nothing of that."""
+    `retry_after`: seconds until it wants to be asked again, 0 where it said nothing of that; `alternatives`: relays
+    that it names in its place."""
 
-    def __init__(self, reason: str, message: str, retry_after: float = 0.0) -> None:
+    def __init__(self, reason: str, message: str, retry_after: float = 0.0, alternatives: tuple[str, ...] = ()) -> None:
         super().__init__(message)
         self.reason = reason
+        self.alternatives = alternatives
         self.retry_after = min(retry_after, MOST_RETRY_AFTER)

@@ -1,18 +1,22 @@
 """Every way to a peer, and why each one is, or is not, the one in use."""
 
 from services.tunnel.backoff import Backoff
+from services.tunnel.core.choice import Decision
 from services.tunnel.core.link import DIRECT, Link
 from services.tunnel.keeper import Candidate, Keeper
 from services.tunnel.pairing import Pairing
 from services.tunnel.status import CandidateStatus, PeerStatus, PunchStatus, by_preference, of_link, state_of
 
 
-def explain(pairing: Pairing | None, keeper: Keeper | None, candidates: list[Candidate], now: float) -> PeerStatus:
-    """`candidates`: all that are known; those that have become links are told of as such."""
+def explain(
+    pairing: Pairing | None, keeper: Keeper | None, candidates: list[Candidate], decision: Decision | None, now: float
+) -> PeerStatus:
+    """`candidates`: all that are known; those that have become links are told of as such. `decision`: about the relay,
+    where it is this side's."""
     links = by_preference(pairing.session) if pairing is not None else []
     active = pairing.session.active if pairing is not None else None
     taken = {link.relay or link.remote for link in links}
-    found = [_of_link(link, active) for link in links]
+    found = [_of_link(link, active, decision) for link in links]
     found += [_without_link(it, keeper, active, now) for it in candidates if it.where not in taken]
     return PeerStatus(
         state=state_of(pairing) if pairing is not None else "",
@@ -21,7 +25,7 @@ def explain(pairing: Pairing | None, keeper: Keeper | None, candidates: list[Can
     )
 
 
-def _of_link(link: Link, active: Link | None) -> CandidateStatus:
+def _of_link(link: Link, active: Link | None, decision: Decision | None) -> CandidateStatus:
     status, rtt = of_link(link, active), link.path_rtt.smoothed
     known = rtt is not None and active is not None and active.path_rtt.smoothed is not None
     return CandidateStatus(
@@ -32,8 +36,14 @@ def _of_link(link: Link, active: Link | None) -> CandidateStatus:
         rtt=rtt,
         behind=link.rtt - active.rtt if known and active is not None and link is not active else None,
         retry_in=None,
-        why=status.why,
+        why=f"{status.why}; relay: {_why_relay(link, decision)}" if link is active and link.relay else status.why,
     )
+
+
+def _why_relay(link: Link, decision: Decision | None) -> str:
+    if decision is not None and decision.relay == link.relay:
+        return decision.why
+    return "the other side's choice" if link.agreed else "the first that answered"
 
 
 def _without_link(candidate: Candidate, keeper: Keeper | None, active: Link | None, now: float) -> CandidateStatus:

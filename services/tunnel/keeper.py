@@ -87,9 +87,7 @@ def candidates(host: Host, peer: str, info: peers.PeerInfo | None) -> list[Candi
     for address in info.addresses[:MAX_DIRECT] if info is not None else ():
         where = dialling.join(address.ip, address.port)
         found.setdefault(where, Candidate(DIRECT, where, address.ip, address.port))
-    names = list(info.reservations) if info is not None else []
-    names += [name for name in host.relays.known() if name not in names]
-    for name in names[:MAX_RELAYED]:
+    for name in host.relays.ranked(peer)[:MAX_RELAYED]:
         client = host.relays.clients.get(name)
         if name not in (peer, host.settings.node_name) and (client is None or not client.draining):
             found.setdefault(name, Candidate(RELAYED, name, relay=name))

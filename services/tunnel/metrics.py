@@ -15,6 +15,10 @@ STREAMS_TOTAL = Counter("causeway_tunnel_streams", "Streams since the start.", [
 REFUSED_TOTAL = Counter("causeway_tunnel_refused", "Streams that were not possible, by reason.", ["reason"])
 BYTES = Counter("causeway_tunnel_bytes", "Plain bytes of streams carried, by direction.", ["direction"])
 SWITCHES = Counter("causeway_tunnel_path_switches", "Changes of the active link.")
+MIGRATIONS = Counter(
+    "causeway_tunnel_relay_migrations", "Sessions of this node's that it moved to another relay, by cause.", ["cause"]
+)
+PROBES = Counter("causeway_tunnel_relay_probes", "Probes of relays, by outcome.", ["outcome"])
 RESENT = Counter("causeway_tunnel_records_resent", "Records sent again on another link.")
 REVALIDATIONS = Counter(
     "causeway_tunnel_revalidations", "Times that all paths were asked and all backoffs forgotten, by cause.", ["cause"]

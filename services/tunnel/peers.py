@@ -16,6 +16,8 @@ log = logging.getLogger("causeway.tunnel")
 
 RESOLVE_TIMEOUT = 6.0
 REPORT_TIMEOUT = 3.0
+MAX_ALTERNATIVES = 8
+"""Relays that a refusal may name; ours names as many at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,12 @@ class PeerInfo:
     relay_rank: int = 0
     """Position in relayNodes, 0: not named there."""
     relay_draining: bool = False
+    relay_load: int = 0
+    """Share of its tightest limit in use, permille; signed, as all of the record."""
     reservations: tuple[str, ...] = ()
     """Relays on which it can be reached, best first."""
+    rtts: tuple[float, ...] = ()
+    """Seconds between the node and each of `reservations`, 0: not known; may be shorter than those."""
     revision: int = 0
 
 
@@ -77,7 +83,9 @@ def _peer(peer: discovery_pb2.Peer) -> PeerInfo:
         else (),
         relay_rank=peer.relay_rank,
         relay_draining=record.relay.draining,
+        relay_load=min(record.relay.load_permille, 1000),
         reservations=tuple(reservation.relay for reservation in record.reservations),
+        rtts=tuple(reservation.rtt.ToNanoseconds() / 1e9 for reservation in record.reservations),
         revision=record.revision,
     )
 
@@ -205,6 +213,7 @@ class Denied:
     reason: str
     message: str
     retry_after: float
+    alternatives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,7 +290,8 @@ def decode_relay(data: bytes) -> tuple[int, RelayMessage]:
         case "refused":
             reason = relay_pb2.RefusedReason.Name(message.refused.reason).removeprefix("REFUSED_REASON_")
             retry = message.refused.retry_after.ToTimedelta().total_seconds()
-            decoded = Denied(reason.lower().replace("_", "-"), message.refused.message, retry)
+            others = tuple(message.refused.alternatives[:MAX_ALTERNATIVES])
+            decoded = Denied(reason.lower().replace("_", "-"), message.refused.message, retry, others)
         case "heartbeat":
             decoded = Load(message.heartbeat.load_permille)
         case "drain":

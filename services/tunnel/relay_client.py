@@ -69,6 +69,9 @@ class RelayClient:
         self.reserved_until: float | None = None
         self.draining = False
         self.load = 0
+        """Permille, as it last said."""
+        self.alternatives: tuple[str, ...] = ()
+        """Relays that it named when it refused."""
         self.used_at = time.monotonic()
         self._pool = pool
         self._tls: FramedTls | None = None
@@ -133,7 +136,7 @@ class RelayClient:
                 # It spreads those whom it cannot serve over time. Our own jitter would bring all back within 2 s, each
                 # with a handshake, and take down what is left of its capacity.
                 wait = refusal.retry_after
-                self._refuses = True
+                self._refuses, self.alternatives = True, refusal.alternatives
                 self._complain(str(refusal))
             except (LinkFailed, TlsError, EOFError, OSError, TimeoutError, ValueError) as error:
                 self._complain(str(error) or type(error).__name__)
@@ -241,6 +244,7 @@ class RelayClient:
                     self.reserved_until = now + answer.ttl
                     refresh_at = now + answer.ttl / 2
                     self.state, self._complaint, self._failures, self._refuses = "reserved", "", 0, False
+                    self.alternatives = ()
                     if not was:
                         log.info("relay reserved", extra={"relay": self.name, "observed": self.observed})
                         self._pool.changed()
@@ -248,6 +252,7 @@ class RelayClient:
                     self.state = f"refused: {answer.message or answer.reason}"
                     refusal = refusal_of(self.name, answer)
                     refresh_at = now + max(refusal.retry_after, 1.0)
+                    self.alternatives = refusal.alternatives
                     if not self._refuses:
                         self._refuses = True
                         self._pool.changed()
@@ -256,6 +261,7 @@ class RelayClient:
             self.rtt.sample(time.monotonic() - began)
             if isinstance(answer, Load):
                 self.load = answer.permille
+            self._pool.measured(self.name, time.monotonic() - began, time.monotonic())
             if not self.hold and time.monotonic() - self.used_at > ON_DEMAND_IDLE:
                 self._pool.forget(self)
                 return

@@ -13,7 +13,7 @@ from services.tunnel.config import Settings
 from services.tunnel.core import natkind
 from services.tunnel.core.natkind import Endpoint, Sighting
 from services.tunnel.errors import LinkFailed, RelayRefused
-from services.tunnel.peers import Denied, DialledBack, RejectedBy, Welcomed
+from services.tunnel.peers import Denied, DialledBack, Load, RejectedBy, Welcomed
 
 FAILURES = (LinkFailed, TlsError, EOFError, OSError, TimeoutError, ValueError)
 """How it may end."""
@@ -43,7 +43,8 @@ async def greet(tls: FramedTls, identity: Identity, settings: Settings, relay: s
 
 def refusal_of(relay: str, answer: Denied) -> RelayRefused:
     """A relay's no, as an exception."""
-    return RelayRefused(answer.reason, f"relay {relay}: {answer.message or answer.reason}", answer.retry_after)
+    text = f"relay {relay}: {answer.message or answer.reason}"
+    return RelayRefused(answer.reason, text, answer.retry_after, answer.alternatives)
 
 
 class RelayContact:
@@ -53,6 +54,8 @@ class RelayContact:
         self.relay = relay
         self.address = address
         self.sighting = Sighting(relay, address[0], local, observed)
+        self.load = 0
+        """Permille, as it last said."""
         self._tls = tls
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[peers.RelayMessage]] = {}
@@ -83,7 +86,9 @@ class RelayContact:
 
     async def _beat(self) -> float:
         began = time.monotonic()
-        await self._ask(peers.encode_heartbeat)
+        answer = await self._ask(peers.encode_heartbeat)
+        if isinstance(answer, Load):
+            self.load = answer.permille
         return time.monotonic() - began
 
     async def dial_back(self, port: int) -> DialledBack:

@@ -3,12 +3,15 @@
 import asyncio
 import logging
 import socket
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from services.runtime.identity import Identity
 from services.tunnel import dialling
 from services.tunnel.config import RELAYS_ASKED, RELAYS_COMMON, RELAYS_HELD, Settings
+from services.tunnel.core import choice
+from services.tunnel.core.choice import Nearness, Option, Relay
 from services.tunnel.core.lifetime import Lifetimes
 from services.tunnel.peers import PeerInfo, ReservationReport
 from services.tunnel.relay_client import RelayClient
@@ -39,6 +42,13 @@ class RelayPool:
         self._known: dict[str, PeerInfo] = {}
         self._held_by: dict[str, frozenset[str]] = {}
         """Relays at which each peer can be reached; only of those that hold a reservation."""
+        self._near: dict[str, Nearness] = {}
+        self._loads: dict[str, int] = {}
+        """As relays themselves said, permille; of all others as their records say."""
+        self._published: dict[str, float] = {}
+        """What this node's record says of its reservations: relay and round trip."""
+        self._peers: dict[str, PeerInfo] = {}
+        """Those that hold a reservation."""
         self._leaving: set[asyncio.Task[None]] = set()
 
     def control_source(self) -> tuple[str, int]:
@@ -49,9 +59,90 @@ class RelayPool:
         return self._known.get(name)
 
     def known(self) -> list[str]:
-        """Relays that may serve circuits, those named in relayNodes first."""
-        usable = [info for info in self._known.values() if not info.relay_draining]
-        return [info.name for info in sorted(usable, key=lambda info: (info.relay_rank or 1 << 30, info.name))]
+        """Relays that may serve circuits, in the order in which reservations are wanted (core/choice.prefer)."""
+        now = time.monotonic()
+        relays = [
+            Relay(
+                info.name,
+                choice.domain(info.relay_addresses[0][0]),
+                info.relay_rank,
+                self.rtt(name, now),
+                self.load(name),
+            )
+            for name, info in self._known.items()
+            if not info.relay_draining
+        ]
+        return choice.prefer(relays, {name for name, client in self.clients.items() if client.hold})
+
+    # ---------------------------------------------------------------- how far, and how full
+
+    def rtt(self, name: str, now: float) -> float | None:
+        """Seconds to a relay; None: not measured lately."""
+        near = self._near.get(name)
+        return near.best(now) if near is not None else None
+
+    def load(self, name: str) -> int:
+        """Permille of a relay's tightest limit: by its own word to us, else by its record."""
+        client, info = self.clients.get(name), self._known.get(name)
+        if client is not None and client.connected:
+            return client.load
+        return self._loads.get(name, info.relay_load if info is not None else 0)
+
+    def draining(self, name: str) -> bool:
+        client, info = self.clients.get(name), self._known.get(name)
+        return (client is not None and client.draining) or (info is not None and info.relay_draining)
+
+    def measured(self, name: str, seconds: float, now: float) -> None:
+        """A round trip to a relay. What would change others' choice goes into the record."""
+        self._near.setdefault(name, Nearness()).sample(seconds, now)
+        published, best = self._published.get(name), self.rtt(name, now)
+        if published is None or best is None:
+            return
+        if not published or choice.worth(published, best) or choice.worth(best, published):
+            self._on_change()
+
+    def probed(self, name: str, seconds: float, load: int, now: float) -> None:
+        """A relay without a control connection was measured."""
+        if name in self._known:
+            self._loads[name] = load
+            self.measured(name, seconds, now)
+            self._choose()
+
+    def unmeasured(self, now: float) -> list[str]:
+        """Relays that nothing else measures, the nearest first."""
+        clients = self.clients
+        names = [name for name in self._known if not ((it := clients.get(name)) and (it.hold or it.connected))]
+        return sorted(names, key=lambda name: self.rtt(name, now) or float("inf"))
+
+    def serving(self) -> list[str]:
+        """Relays that hold a reservation for this node now."""
+        return [name for name, client in self.clients.items() if client.reserved]
+
+    def options(self, peer: str, now: float) -> list[Option]:
+        """Relays at which a peer says it can be reached, as far as they can be used."""
+        info = self._peers.get(peer)
+        found = []
+        for index, name in enumerate(info.reservations if info is not None else ()):
+            client = self.clients.get(name)
+            if name not in self._known or self.draining(name) or (client is not None and client.failing):
+                continue
+            assert info is not None
+            mine, theirs = self.rtt(name, now), info.rtts[index] if index < len(info.rtts) else 0.0
+            found.append(Option(name, mine + theirs if mine is not None and theirs else None, self.load(name)))
+        return found
+
+    def ranked(self, peer: str) -> list[str]:
+        """`options`, the best first, and then all other relays."""
+        options = self.options(peer, time.monotonic())
+        order = [it.relay for it in choice.order(options, frozenset((self.settings.node_name, peer)))]
+        return order + [name for name in self.known() if name not in order]
+
+    def published(self, reservations: list[ReservationReport]) -> None:
+        """This node's record says so now: what it does not name any more may be left."""
+        self._published = {it.relay: it.rtt for it in reservations}
+        self._choose()
+
+    # ---------------------------------------------------------------- which are held
 
     def update(self, info: PeerInfo) -> None:
         """A peer appeared or changed."""
@@ -59,22 +150,32 @@ class RelayPool:
             return
         if info.reservations:
             self._held_by[info.name] = frozenset(info.reservations)
+            self._peers[info.name] = info
         else:
             self._held_by.pop(info.name, None)
+            self._peers.pop(info.name, None)
         if info.relay_addresses:
             news = self._known.get(info.name)
             self._known[info.name] = info
             client = self.clients.get(info.name)
             if client is not None and news is not None and news.relay_addresses != info.relay_addresses:
                 client.retry_now()
+            if news is None or news.relay_load != info.relay_load:
+                self._loads.pop(info.name, None)
         else:
-            self._known.pop(info.name, None)
+            self._forget_relay(info.name)
         self._choose()
+
+    def _forget_relay(self, name: str) -> None:
+        self._known.pop(name, None)
+        self._near.pop(name, None)
+        self._loads.pop(name, None)
 
     def remove(self, name: str) -> None:
         """A peer is gone. A control connection that works is kept: the relay knows better."""
-        self._known.pop(name, None)
+        self._forget_relay(name)
         self._held_by.pop(name, None)
+        self._peers.pop(name, None)
         client = self.clients.get(name)
         if client is not None and client.reserved_until is None:
             self.forget(client)
@@ -86,27 +187,42 @@ class RelayPool:
         self._on_change()
 
     def _choose(self) -> None:
-        """Holds RELAYS_HELD that work: for each that does not answer another one is asked, until it is back."""
-        names = self.known()
+        """Holds the best RELAYS_HELD that work: for each that does not answer another one is asked, until it is back.
+
+        One that a better one replaces is left only when this node's record names all that stay: until then it is where
+        others look for us.
+        """
+        names = self._suggested_first(self.known())
         held = [client for client in self.clients.values() if client.hold]
-        working = [client for client in held if not client.failing]
+        working = 0
         for name in names:
-            if len(working) >= RELAYS_HELD or len(held) >= RELAYS_ASKED:
+            if working >= RELAYS_HELD:
                 break
             client = self.clients.get(name)
             if client is None or not client.hold:
+                if len(held) >= RELAYS_ASKED:
+                    continue
                 client = self._hold(name)
                 held.append(client)
-                if not client.failing:
-                    working.append(client)
+            working += not client.failing
         reserved = sorted((client.name for client in held if client.reserved and client.name in names), key=names.index)
-        common = self._common(names, reserved[:RELAYS_HELD])
+        kept = reserved[:RELAYS_HELD]
+        common = self._common(names, kept)
         for name in common:
             if len(held) < RELAYS_ASKED + RELAYS_COMMON and not ((known := self.clients.get(name)) and known.hold):
                 held.append(self._hold(name))
-        for name in reserved[RELAYS_HELD:]:
-            if name not in common:
-                self.clients[name].release()
+        if self._published.keys() >= set(kept):
+            for name in reserved[RELAYS_HELD:]:
+                if name not in common:
+                    self.clients[name].release()
+                    self._on_change()
+
+    def _suggested_first(self, names: list[str]) -> list[str]:
+        """A relay that refuses names others, and knows why."""
+        refusing = [client for client in self.clients.values() if client.failing and client.alternatives]
+        suggested = {name for client in refusing for name in client.alternatives}
+        held = {name for name, client in self.clients.items() if client.hold}
+        return sorted(names, key=lambda name: name not in held | suggested) if suggested else names
 
     def _hold(self, name: str) -> RelayClient:
         client = self.clients.get(name)
@@ -156,11 +272,12 @@ class RelayPool:
         return True
 
     def reservations(self) -> list[ReservationReport]:
-        """For this node's record, the nearest first."""
+        """For this node's record, the nearest first. One that is about to be left is not named any more."""
+        now = time.monotonic()
         reports = [
-            ReservationReport(client.name, client.rtt.smoothed or 0.0)
+            ReservationReport(client.name, self.rtt(client.name, now) or 0.0)
             for client in self.clients.values()
-            if client.reserved
+            if client.reserved and client.hold
         ]
         return sorted(reports, key=lambda report: report.rtt)
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from services.runtime.identity import Identity
 from services.tunnel import arrivals, dialling, handshake, metrics
 from services.tunnel.config import HANDSHAKE_TIMEOUT, Settings
+from services.tunnel.core import choice
 from services.tunnel.core.budget import Budget
 from services.tunnel.core.lifetime import Lifetimes
 from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED, Link
@@ -365,8 +366,13 @@ class Sessions:
         log.info("streams stood still", extra={"peer": pairing.peer, "reason": cause, "seconds": round(seconds, 4)})
 
     def noted(self, pairing: Pairing, note: bytes) -> None:
-        """The peer's tunnel says something: only punching does."""
-        self.punching.hear(pairing, note)
+        """The peer's tunnel says something: on which relay to be, or of punching."""
+        relay = choice.decode_word(note)
+        if relay is None:
+            self.punching.hear(pairing, note)
+        elif not pairing.keys.initiator:  # who began the session has the say
+            pairing.apply(pairing.session.agree(relay))
+            pairing.mark()
 
     def pairing_ended(self, pairing: Pairing, reason: str) -> None:
         log.info("session ended", extra={"peer": pairing.peer, "reason": reason, "session": session_name(pairing.keys)})

@@ -98,7 +98,8 @@ class View:
     ) -> bool:
         self.observed = observed
         was = self.directory.records.get(self.name, PeerInfo(self.name))
-        info = replace(was, reservations=tuple(it.relay for it in reservations), revision=was.revision + 1)
+        names, rtts = tuple(it.relay for it in reservations), tuple(it.rtt for it in reservations)
+        info = replace(was, reservations=names, rtts=rtts, revision=was.revision + 1)
         self.directory.publish(info)
         return True
 

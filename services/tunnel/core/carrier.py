@@ -54,6 +54,8 @@ class Carrier:
         self._was_blocked = False
         self._surveyed_at = now
         self._lost: deque[int] = deque(maxlen=MAX_LOST)
+        self.agreed = ""
+        """The relay on which the initiator wants both ends to be; empty: none was named."""
 
     @property
     def blocked(self) -> bool:
@@ -81,6 +83,7 @@ class Carrier:
     def link_up(self, link: Link, now: float) -> None:
         """A link was joined; it is used once the peer's first sealed packet came. Asks for that at once."""
         self.now = now
+        link.agreed = bool(link.relay) and link.relay == self.agreed
         self.links.append(link)
         self._ping(link, now)
 
@@ -133,6 +136,15 @@ class Carrier:
             if link.relay == relay:
                 link.draining = True
         self._elect(self.now, "drain", out)
+        return out
+
+    def agree(self, relay: str) -> list[Event]:
+        """The initiator chose a relay: its links come before those over others."""
+        out: list[Event] = []
+        self.agreed = relay
+        for link in self.links:
+            link.agreed = bool(relay) and link.relay == relay
+        self._elect(self.now, "nearer_relay", out)
         return out
 
     def revalidate(self, now: float) -> None:

@@ -68,6 +68,7 @@ class Link:
         "_rate_bytes",
         "_rate_since",
         "active_since",
+        "agreed",
         "backlog",
         "bytes_in",
         "bytes_out",
@@ -163,6 +164,8 @@ class Link:
         self.distrusted = False
         """The peer suspects it."""
         self.draining = False
+        self.agreed = False
+        """It goes over the relay on which both ends have agreed."""
         """Its relay is about to stop: usable, but to be left."""
         self.closing = False
         """GOAWAY was said or heard: no new records."""

@@ -11,9 +11,9 @@ SETTLE_SECONDS = 1.0
 """A link that has just become active is not left for a faster one of its class any sooner."""
 
 
-def rank(link: Link) -> tuple[int, int, float]:
-    """Order of preference: staying, class (direct, punched, relayed), round trip."""
-    return (link.draining, link.kind, link.rtt)
+def rank(link: Link) -> tuple[int, int, bool, float]:
+    """Order of preference: staying, class (direct, punched, relayed), the relay both ends agreed on, round trip."""
+    return (link.draining, link.kind, not link.agreed, link.rtt)
 
 
 def choose(links: Iterable[Link], active: Link | None, now: float) -> Link | None:
@@ -24,7 +24,7 @@ def choose(links: Iterable[Link], active: Link | None, now: float) -> Link | Non
     best = min(usable, key=rank)
     if active is None or active not in usable or best is active:
         return best
-    if rank(best)[:2] < rank(active)[:2]:
+    if rank(best)[:3] < rank(active)[:3]:
         return best
     if best.path_rtt.smoothed is None or now - active.active_since < SETTLE_SECONDS:
         return active
@@ -83,6 +83,8 @@ def _explain(link: Link, active: Link | None) -> str:
         return "lower class of path" if link.kind > active.kind else "about to become active"
     if active is None:
         return "about to become active"
+    if active.agreed and not link.agreed:
+        return "warm standby: both ends have agreed on the other relay"
     gain = active.rtt - link.rtt
     needed = max(GAIN_SECONDS, GAIN_SHARE * active.rtt)
     role = "standby over the same relay" if active.relay and link.relay == active.relay else "warm standby"
