@@ -25,8 +25,9 @@ ANSWER_WITHIN = 3.0
 PAUSES = (2.0, 10.0, 300.0, 600.0, 1200.0)
 """Seconds between attempts; the last one repeats. 97.6 % of the punches that ever succeed do so at the first (arXiv
 2510.27500), so after three the NATs are taken for such that forbid it, and only looked at again now and then."""
-PROVEN_AFTER = 60.0
-"""A punched link that lived so long, seconds, clears the pauses when it is lost; one that did not would flap."""
+PROVEN_AFTER = 10.0
+"""A punched link that lived so long, seconds, clears the pauses when it is lost; one that did not would flap. From this
+age on `core/lifetime.py` learns when NATs cut connections, and they are left before that."""
 MAX_ADDRESSES = 6
 """Addresses tried in one attempt: each is a flow in somebody's router (FAILURES 23)."""
 MIN_BETWEEN = 1.0
