@@ -5,8 +5,8 @@ Make-before-break both: a link gets a new one over the same relay (or to the sam
 when the peer has answered on it; then the old one is left in order, with GOAWAY. A relay gets a second control
 connection, which reserves; the relay tells the newest of callers, so nobody finds the node away.
 
-A direct link is replaced by the side that dialled it. Beside a punched one there is no room for another, its ports are
-its path: it is left for the standby, and a new hole is punched.
+A direct link is replaced by the side that dialled it. A punched one is not: its ports are its path, and the session
+has a standby.
 """
 
 import asyncio
@@ -19,10 +19,8 @@ from weakref import WeakKeyDictionary
 
 from services.tunnel import dialling, handshake, metrics
 from services.tunnel.config import HANDSHAKE_TIMEOUT
-from services.tunnel.core import paths
 from services.tunnel.core.lifetime import Lifetimes
-from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED, Link
-from services.tunnel.core.session import Session
+from services.tunnel.core.link import DIRECT, RELAYED, Link
 from services.tunnel.errors import LinkFailed
 from services.tunnel.keeper import make_link
 from services.tunnel.pairing import Pairing
@@ -55,9 +53,6 @@ class Rotation:
         for pairing in self._sessions.pairings.values():
             for link in pairing.session.links:
                 if self._due_link(pairing, link, now) and self._may(pairing, now):
-                    if link.kind == PUNCHED:
-                        self._leave(pairing, link, now)
-                        break
                     self._spawn(self._rotate_link(pairing, link))
         clients = list(self._relays.clients.values())
         for client in clients:
@@ -75,9 +70,7 @@ class Rotation:
         path = (io.local, io.far)
         if link.confirmed:
             self._lifetimes.lived(path, link.started, max(link.last_in, link.progress))
-        if not link.usable or session.second is not None:
-            return False
-        if link.kind == PUNCHED and not _others(session, link):
+        if not link.usable or session.second is not None or link.kind not in (DIRECT, RELAYED):
             return False
         if link.kind == DIRECT and self._accepted(io.sock):
             return False
@@ -113,16 +106,6 @@ class Rotation:
         task.add_done_callback(self._tasks.discard)
 
     # ---------------------------------------------------------------- links
-
-    def _leave(self, pairing: Pairing, old: Link, now: float) -> None:
-        """The standby takes over from a punched link."""
-        session, limit = pairing.session, self._lifetimes.limit((old.owner.local, old.owner.far)) or 0.0
-        old.note = f"left: it would be cut at {limit:.0f} s"
-        pairing.apply(session.replace(old, min(_others(session, old), key=paths.rank), now))
-        pairing.mark()
-        self._not_before[pairing] = now + AGAIN_AFTER
-        log.info("link left", extra={"peer": pairing.peer, "address": old.remote, "seconds": round(limit, 1)})
-        metrics.ROTATIONS.labels("link").inc()
 
     async def _rotate_link(self, pairing: Pairing, old: Link) -> None:
         limit = self._lifetimes.limit((old.owner.local, old.owner.far)) or 0.0
@@ -185,11 +168,6 @@ class Rotation:
         finally:
             self._not_before[client] = time.monotonic() + AGAIN_AFTER
             await retired.close()
-
-
-def _others(session: Session, link: Link) -> list[Link]:
-    """The links that can take over: the peer answers on them, and nothing is known against them."""
-    return [it for it in session.links if it is not link and it.usable and it.path_rtt.smoothed is not None]
 
 
 async def _until(condition: Callable[[], bool]) -> bool:

@@ -21,12 +21,11 @@ NOTICED = 12.0  # seconds after which a link that was cut counts as lost, and so
 
 @pytest.mark.slow
 @pytest.mark.lab
-@pytest.mark.parametrize("way", ["relayed", "punched"])
-async def test_connections_are_replaced_before_their_nat_cuts_them(way: str) -> None:
+async def test_connections_are_replaced_before_their_nat_cuts_them() -> None:
     """From the third cut on there is none."""
     require_simulation()
     folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    mesh = Mesh.simulated(folder, a_nat=Nat(lifetime=LIFETIME), b_nat=Nat() if way == "punched" else None)
+    mesh = Mesh.simulated(folder, a_nat=Nat(lifetime=LIFETIME))
     try:
         mesh.publish("echo", PORT, TARGET_PORT)
         await mesh.start(lean=True)
@@ -45,7 +44,7 @@ async def test_connections_are_replaced_before_their_nat_cuts_them(way: str) -> 
             async with asyncio.TaskGroup() as group:
                 group.create_task(talk())
                 try:
-                    await _observe(mesh, stream, way)
+                    await _observe(mesh, stream)
                 finally:
                     ending = True
             stream.writer.write_eof()
@@ -59,18 +58,13 @@ async def test_connections_are_replaced_before_their_nat_cuts_them(way: str) -> 
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _observe(mesh: Mesh, stream: Stream, way: str) -> None:
+async def _observe(mesh: Mesh, stream: Stream) -> None:
     def said(node: str, text: str) -> int:
         return mesh.nodes[node].log("tunnel").read_text().count(text)
 
-    links = {
-        "relayed": ("link rotated peer=b relay=r1", "link rotated peer=b relay=r2"),
-        "punched": ("link left peer=b",),
-    }
-    words = (*links[way], "relay control rotated relay=r1", "relay control rotated relay=r2")
-
     async def rotated() -> bool:
-        return all(said("a", text) for text in words)
+        words = ("link rotated peer=b relay=r1", "link rotated peer=b relay=r2")
+        return all(said("a", text) for text in (*words, "relay control rotated relay=r1", "control rotated relay=r2"))
 
     began = time.monotonic()
     await eventually(
@@ -79,16 +73,15 @@ async def _observe(mesh: Mesh, stream: Stream, way: str) -> None:
     print(f"known and rotated after {time.monotonic() - began:.1f} s, longest stall {stream.stall:.3f} s")
     await asyncio.sleep(NOTICED)  # what was cut before is lost only when somebody misses it
     lost = [said(node, "link lost") for node in "ab"]
-    failed, rotations, stream.stall = said("a", "relay control failed"), [said("a", text) for text in words], 0.0
+    failed, rotations, stream.stall = said("a", "relay control failed"), said("a", "rotated"), 0.0
     # Long enough for whatever is alive now to be rotated, or else to be cut and missed.
     await asyncio.sleep(LIFETIME + NOTICED)
     print(f"then, for {LIFETIME + NOTICED:.0f} s, longest stall {stream.stall:.3f} s")
     assert [said(node, "link lost") for node in "ab"] == lost, "no link was cut any more"
     assert said("a", "relay control failed") == failed
-    assert all(said("a", text) > before for text, before in zip(words, rotations, strict=True))
+    assert said("a", "rotated") >= rotations + 4
     # A cut costs 0.35 s where nothing else is to be done; this machine may have.
     assert stream.stall < 5.0
     await eventually(mesh.warm, "there are an active link and a standby")
-    if way == "relayed":
-        assert any("rotated" in link.why for link in await mesh.a.links("b"))
-    assert not said("b", "rotated") and not said("b", "link left"), "b's own NAT cuts nothing, and b does not think so"
+    assert any("rotated" in link.why for link in await mesh.a.links("b"))
+    assert not said("b", "rotated"), "b's own NAT cuts nothing, and b does not think so"

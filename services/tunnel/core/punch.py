@@ -25,9 +25,8 @@ ANSWER_WITHIN = 3.0
 PAUSES = (2.0, 10.0, 300.0, 600.0, 1200.0)
 """Seconds between attempts; the last one repeats. 97.6 % of the punches that ever succeed do so at the first (arXiv
 2510.27500), so after three the NATs are taken for such that forbid it, and only looked at again now and then."""
-PROVEN_AFTER = 10.0
-"""A punched link that lived so long, seconds, clears the pauses when it is lost; one that did not would flap. From this
-age on `core/lifetime.py` learns when NATs cut connections, and they are left before that."""
+PROVEN_AFTER = 60.0
+"""A punched link that lived so long, seconds, clears the pauses when it is lost; one that did not would flap."""
 MAX_ADDRESSES = 6
 """Addresses tried in one attempt: each is a flow in somebody's router (FAILURES 23)."""
 MIN_BETWEEN = 1.0
@@ -167,9 +166,9 @@ class Punch:
         self._connecting = False
         self.outcome = outcome
 
-    def lost(self, lived: float, *, left: bool = False) -> None:
-        """A punched link that lived so many seconds is gone. `left`: in order, before its NAT would have cut it."""
-        if left or lived >= PROVEN_AFTER:
+    def lost(self, lived: float) -> None:
+        """A punched link that lived so many seconds is gone."""
+        if lived >= PROVEN_AFTER:
             self.forget()
 
     def _expect(self, kind: str, now: float) -> None:
