@@ -150,8 +150,16 @@ def test_the_first_change_is_acted_upon_at_once_and_a_storm_ever_more_rarely() -
         acts.append(now)
     assert acts[0] == 1000.0 + SETTLE
     assert len(acts) <= 6 + 600 / PAUSE_MOST
-    now += REST + 1
+    now += REST * PAUSE_MOST + 1
     assert pace.wait(now) == SETTLE
+
+
+def test_a_host_that_roams_every_few_seconds_is_no_storm() -> None:
+    pace = Pace()
+    for number in range(20):
+        now = 8.0 * number
+        assert pace.wait(now) == SETTLE
+        pace.acted(now + SETTLE)
 
 
 def test_looks_that_show_nothing_cost_no_pause() -> None:

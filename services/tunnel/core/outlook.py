@@ -14,8 +14,9 @@ SETTLE = 0.1
 PAUSE_FIRST, PAUSE_MOST = 1.0, 10.0
 """Seconds between two changes that are acted upon, doubling while there is no rest. Each asks every link and dials
 every relay that is away, so a route that flaps must not make us do it at its own pace."""
-REST = 20.0
-"""Seconds without a change after which the next is acted upon at once again."""
+REST = 2.0
+"""Without a change for so many times the last pause, the next is acted upon at once again: who roams from one network to
+another every few seconds is no storm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Pace:
 
     def wait(self, now: float) -> float:
         """Seconds from the word to the look."""
-        if now - self._acted_at > REST:
+        if now - self._acted_at > REST * self._pause:
             self._pause = 0.0
         return max(SETTLE, self._acted_at + self._pause - now)
 
