@@ -303,6 +303,8 @@ class RelayClient:
             # Alive on paper only: a zombie connection must not pass for a reservation (iroh #4476).
             tls.abort()
             raise LinkFailed(f"relay {self.name} did not answer within {HEARTBEAT_TIMEOUT:g} s") from None
+        except TlsError as error:  # it was closed while this request waited for its turn
+            raise LinkFailed(f"relay {self.name}: {error}") from None
         except asyncio.CancelledError:
             if waiting.cancelled():
                 raise LinkFailed(f"the connection to relay {self.name} broke") from None
