@@ -98,27 +98,12 @@ def parse() -> argparse.Namespace:
         metavar="A,B",
         help="only idle, request, bulk",
     )
-    parser.add_argument(
-        "--json",
-        type=Path,
-        default=Path("out/matrix.json"),
-        metavar="FILE",
-        help="every stall (default out/matrix.json)",
-    )
-    parser.add_argument(
-        "--picture",
-        type=Path,
-        default=Path("out/matrix.png"),
-        metavar="FILE",
-        help="heat map, .png or .svg (default out/matrix.png)",
-    )
-    parser.add_argument(
-        "--logs",
-        type=Path,
-        default=Path("out/matrix-logs"),
-        metavar="DIR",
-        help="where the nodes' logs of runs that did not go well are kept (default out/matrix-logs)",
-    )
+    for name, default, kind, what in (
+        ("--json", "out/matrix.json", "FILE", "every stall"),
+        ("--picture", "out/matrix.png", "FILE", "heat map, .png or .svg"),
+        ("--logs", "out/matrix-logs", "DIR", "where the nodes' logs of runs that did not go well are kept"),
+    ):
+        parser.add_argument(name, type=Path, default=Path(default), metavar=kind, help=f"{what} (default {default})")
     parser.add_argument(
         "--slow",
         type=float,

@@ -40,8 +40,6 @@ class RelayPool:
         self.drained = on_drained
         self.clients: dict[str, RelayClient] = {}
         self._known: dict[str, PeerInfo] = {}
-        self._held_by: dict[str, frozenset[str]] = {}
-        """Relays at which each peer can be reached; only of those that hold a reservation."""
         self._near: dict[str, Nearness] = {}
         self._loads: dict[str, int] = {}
         """As relays themselves said, permille; of all others as their records say."""
@@ -149,10 +147,8 @@ class RelayPool:
         if info.name == self.settings.node_name:
             return
         if info.reservations:
-            self._held_by[info.name] = frozenset(info.reservations)
             self._peers[info.name] = info
         else:
-            self._held_by.pop(info.name, None)
             self._peers.pop(info.name, None)
         if info.relay_addresses:
             news = self._known.get(info.name)
@@ -174,7 +170,6 @@ class RelayPool:
     def remove(self, name: str) -> None:
         """A peer is gone. A control connection that works is kept: the relay knows better."""
         self._forget_relay(name)
-        self._held_by.pop(name, None)
         self._peers.pop(name, None)
         client = self.clients.get(name)
         if client is not None and client.reserved_until is None:
@@ -240,7 +235,9 @@ class RelayPool:
         """
         if not own or len(names) <= len(own):
             return []
-        apart = Counter(name for held in self._held_by.values() if held.isdisjoint(own) for name in held)
+        ours = frozenset(own)
+        elsewhere = (info.reservations for info in self._peers.values() if ours.isdisjoint(info.reservations))
+        apart = Counter(name for relays in elsewhere for name in set(relays))
         failing = {name for name, client in self.clients.items() if client.failing}
         held = {name for name, client in self.clients.items() if client.hold}
         wanted = [name for name in names if name in apart and name not in failing]
