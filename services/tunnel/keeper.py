@@ -388,10 +388,7 @@ class Keeper:
                 async with contextlib.nullcontext() if ANY in gaps else self.host.dials:
                     sock = await dialling.connect(candidate.ip, candidate.port, source=source, timeout=CONNECT_TIMEOUT)
             else:
-                client = self.host.relays.get(candidate.relay)
-                if client is None:
-                    raise LinkFailed(f"no address of relay {candidate.relay} is known")
-                sock = await client.connect(self.peer, self.traceparent)
+                sock = await self.host.relays.circuit(candidate.relay, self.peer, self.traceparent)
             async with self._joining:
                 # A connection that comes second is joined to the session that the first one made.
                 if ANY not in gaps and candidate.fills not in self._open_gaps():

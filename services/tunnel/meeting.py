@@ -99,10 +99,7 @@ class Meeting:
     async def _move(self, pairing: Pairing, decision: Decision) -> None:
         """One more link, over the relay that was chosen; it is agreed on in a later look, when it is usable."""
         try:
-            client = self._relays.get(decision.relay)
-            if client is None:
-                raise LinkFailed(f"no address of relay {decision.relay} is known")
-            sock = await client.connect(pairing.peer)
+            sock = await self._relays.circuit(decision.relay, pairing.peer)
             try:
                 joined = await join(pairing, sock, RELAYED, decision.relay)
             except BaseException:

@@ -13,6 +13,7 @@ from services.tunnel.config import RELAYS_ASKED, RELAYS_COMMON, RELAYS_HELD, Set
 from services.tunnel.core import choice
 from services.tunnel.core.choice import Nearness, Option, Relay
 from services.tunnel.core.lifetime import Lifetimes
+from services.tunnel.errors import LinkFailed
 from services.tunnel.peers import PeerInfo, ReservationReport
 from services.tunnel.relay_client import RelayClient
 
@@ -249,6 +250,13 @@ class RelayPool:
         if client is None and name in self._known and len(self.clients) < 64:
             client = self.clients[name] = RelayClient(self, name, hold=False)
         return client
+
+    async def circuit(self, relay: str, peer: str, traceparent: str = "") -> socket.socket:
+        """A circuit to a peer over a relay, ready for its first byte. LinkFailed or RelayRefused."""
+        client = self.get(relay)
+        if client is None:
+            raise LinkFailed(f"no address of relay {relay} is known")
+        return await client.connect(peer, traceparent)
 
     def forget(self, client: RelayClient) -> None:
         """Closes a client in the background."""

@@ -145,10 +145,7 @@ class Rotation:
 
     async def _dial(self, peer: str, old: Link) -> socket.socket:
         if old.kind == RELAYED:
-            client = self._relays.get(old.relay)
-            if client is None:
-                raise LinkFailed(f"no address of relay {old.relay} is known")
-            return await client.connect(peer)
+            return await self._relays.circuit(old.relay, peer)
         ip, port = dialling.split(old.remote)
         return await dialling.connect(ip, port, source=(self._sessions.settings.listen_address, 0))
 
