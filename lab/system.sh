@@ -2,10 +2,11 @@
 # The Debian packages for the simulated networks (nft, ip, conntrack, ping, miniupnpd), for the bench's peers (haproxy,
 # nebula, ssh, socat) and for the pod (podman and what it stands on). Installs what is missing where that is permitted, else says what to install and goes on:
 # what needs a missing tool then skips, or fails, on its own. Says nothing when all is there.
+# Packages named as arguments are installed too.
 set -u
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # Debian keeps nft, haproxy and sshd out of a user's PATH
 
-missing=
+missing=$*
 # need COMMAND PACKAGE
 need() {
     command -v "$1" >/dev/null 2>&1 && return
