@@ -540,6 +540,7 @@ class Service(_message.Message):
     EXTERNAL_IPS_FIELD_NUMBER: _builtins.int
     TRAFFIC_DISTRIBUTION_FIELD_NUMBER: _builtins.int
     INTERNAL_TRAFFIC_POLICY_FIELD_NUMBER: _builtins.int
+    TRAFFIC_POLICY_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
     session_affinity: _builtins.str
@@ -547,6 +548,8 @@ class Service(_message.Message):
     traffic_distribution: _builtins.str
     """spec.trafficDistribution and spec.internalTrafficPolicy as they are."""
     internal_traffic_policy: _builtins.str
+    traffic_policy: _builtins.str
+    """spec.trafficPolicy of the Istio DestinationRule whose host is this service, as JSON; empty: there is none."""
     @_builtins.property
     def cluster_ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """ClusterIPs (IP literals); empty for a headless service."""
@@ -582,10 +585,11 @@ class Service(_message.Message):
         external_ips: _abc.Iterable[_builtins.str] | None = ...,
         traffic_distribution: _builtins.str = ...,
         internal_traffic_policy: _builtins.str = ...,
+        traffic_policy: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["affinity_timeout", b"affinity_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity_timeout", b"affinity_timeout", "annotations", b"annotations", "cluster_ips", b"cluster_ips", "endpoints", b"endpoints", "external_ips", b"external_ips", "internal_traffic_policy", b"internal_traffic_policy", "labels", b"labels", "name", b"name", "namespace", b"namespace", "ports", b"ports", "session_affinity", b"session_affinity", "traffic_distribution", b"traffic_distribution"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity_timeout", b"affinity_timeout", "annotations", b"annotations", "cluster_ips", b"cluster_ips", "endpoints", b"endpoints", "external_ips", b"external_ips", "internal_traffic_policy", b"internal_traffic_policy", "labels", b"labels", "name", b"name", "namespace", b"namespace", "ports", b"ports", "session_affinity", b"session_affinity", "traffic_distribution", b"traffic_distribution", "traffic_policy", b"traffic_policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -106,6 +106,8 @@ class Listener(_message.Message):
     SERVICE_FIELD_NUMBER: _builtins.int
     ENDPOINTS_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    BALANCING_FIELD_NUMBER: _builtins.int
+    EJECTED_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """"ip:port"."""
     network: _builtins.str
@@ -116,6 +118,12 @@ class Listener(_message.Message):
     """Ready endpoints."""
     error: _builtins.str
     """Empty, or why it does not listen."""
+    balancing: _builtins.str
+    """How clients are spread over the endpoints: "round-robin", "random", "least-latency", "least-connections", "p2c",
+    "source-ip".
+    """
+    ejected: _builtins.int
+    """Endpoints that are left out because they failed."""
     def __init__(
         self,
         *,
@@ -124,10 +132,12 @@ class Listener(_message.Message):
         service: _builtins.str = ...,
         endpoints: _builtins.int = ...,
         error: _builtins.str = ...,
+        balancing: _builtins.str = ...,
+        ejected: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "endpoints", b"endpoints", "error", b"error", "network", b"network", "service", b"service"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "balancing", b"balancing", "ejected", b"ejected", "endpoints", b"endpoints", "error", b"error", "network", b"network", "service", b"service"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -374,6 +374,8 @@ class Outbound(_message.Message):
     DATAGRAMS_FIELD_NUMBER: _builtins.int
     CLIENT_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    WATCH_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Node to reach."""
     traceparent: _builtins.str
@@ -382,6 +384,12 @@ class Outbound(_message.Message):
     """Bytes already read from the client, to be sent first (TCP)."""
     client: _builtins.str
     """"ip:port" of the client."""
+    keep: _builtins.bool
+    """The caller keeps a descriptor of its own, to try elsewhere: when the stream fails before it was accepted, the
+    tunnel closes its descriptor without a reset, and AttachResult has what was read from it (TCP, with an id).
+    """
+    watch: _builtins.bool
+    """A second AttachResult says when an accepted stream has ended (with an id)."""
     @_builtins.property
     def target(self) -> Global___Target: ...
     @_builtins.property
@@ -402,10 +410,12 @@ class Outbound(_message.Message):
         datagrams: _abc.Iterable[_builtins.bytes] | None = ...,
         client: _builtins.str = ...,
         timeout: _duration_pb2.Duration | None = ...,
+        keep: _builtins.bool = ...,
+        watch: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "datagrams", b"datagrams", "head", b"head", "node", b"node", "target", b"target", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "datagrams", b"datagrams", "head", b"head", "keep", b"keep", "node", b"node", "target", b"target", "timeout", b"timeout", "traceparent", b"traceparent", "watch", b"watch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -486,7 +496,7 @@ Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
 class AttachResult(_message.Message):
     """Sent back on the connection to `tunnel.attach` when Attach.id is not 0: once, when the exit node
     accepted the stream or when it failed. On failure the client socket is closed by the tunnel with a
-    reset.
+    reset, unless the caller wanted to `keep` it. With `watch` it is sent once more when the stream has ended.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -494,12 +504,23 @@ class AttachResult(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
+    HEAD_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    RTT_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     path: Global___PathKind.ValueType
     """Path used."""
+    head: _builtins.bytes
+    """What was read from the client and has reached no backend (`keep`): the `head` of the next attempt. At most 48 KiB."""
+    ended: _builtins.bool
+    """The accepted stream has ended (`watch`)."""
     @_builtins.property
     def refusal(self) -> Global___Refusal:
         """Absent: accepted."""
+
+    @_builtins.property
+    def rtt(self) -> _duration_pb2.Duration:
+        """Round trip of the path used; absent while none was measured."""
 
     def __init__(
         self,
@@ -507,10 +528,13 @@ class AttachResult(_message.Message):
         id: _builtins.int = ...,
         refusal: Global___Refusal | None = ...,
         path: Global___PathKind.ValueType = ...,
+        head: _builtins.bytes = ...,
+        ended: _builtins.bool = ...,
+        rtt: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal", "rtt", b"rtt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "path", b"path", "refusal", b"refusal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "head", b"head", "id", b"id", "path", b"path", "refusal", b"refusal", "rtt", b"rtt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

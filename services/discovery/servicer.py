@@ -236,6 +236,7 @@ def _service(service: Service) -> pb.Service:
         session_affinity=service.session_affinity,
         external_ips=service.external_ips,
         traffic_distribution=service.traffic_distribution,
+        traffic_policy=service.traffic_policy,
         internal_traffic_policy=service.internal_traffic_policy,
     )
     if service.affinity_timeout:

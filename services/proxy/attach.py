@@ -20,6 +20,7 @@ MAX_WAIT = 5.0  # s that a client waits for the tunnel
 MAX_MESSAGE = 64 * 1024  # bytes, by the contract in tunnel.proto
 _RETRY_BUSY = 0.1  # s between attempts to connect while clients wait
 _RETRY_IDLE = 2.0  # s between attempts while nobody does, after it doubled from _RETRY_BUSY
+_RESULTS = 64  # results read in a turn of the loop: clients that come have theirs
 _RETRY_FULL = 0.01  # s until descriptors in flight (ETOOMANYREFS) may have been taken
 _FULL = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM}
 _UNSENDABLE = {errno.EMSGSIZE, errno.EBADF}  # this message, never the next
@@ -33,13 +34,23 @@ class _Waiting:
     sock: socket.socket | None
     lost: Callable[[], None] | None  # None: belongs to this very tunnel process, worthless to the next
     deadline: float  # loop time
+    keep: bool = False  # the socket stays its owner's too
 
 
 class AttachSocket:
     """Hands sockets to the tunnel. Owned by the driver: `open`, then `give` at will, then `close`."""
 
-    def __init__(self, path: Path, log: Logger) -> None:
+    def __init__(
+        self,
+        path: Path,
+        log: Logger,
+        on_result: Callable[[bytes], None] = lambda message: None,
+        on_lost: Callable[[set[socket.socket]], None] = lambda waiting: None,
+    ) -> None:
+        """`on_result`: an AttachResult came. `on_lost`: the tunnel is gone; with the sockets it had not taken yet."""
         self._path = str(path)
+        self._on_result = on_result
+        self._on_lost = on_lost
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._peer: socket.socket | None = None
@@ -63,8 +74,16 @@ class AttachSocket:
         """Connects now, or in the background as soon as the tunnel is there."""
         self._connect()
 
-    def give(self, header: bytes, sock: socket.socket | None, lost: Callable[[], None] | None = None) -> None:
-        """Sends `header` (an encoded Attach) with `sock`, then closes our copy of it.
+    def give(
+        self,
+        header: bytes,
+        sock: socket.socket | None,
+        lost: Callable[[], None] | None = None,
+        *,
+        keep: bool = False,
+    ) -> None:
+        """Sends `header` (an encoded Attach) with `sock`, then closes our copy of it, unless the caller wants to `keep`
+        it: then the socket is the caller's whatever happens.
 
         `lost` marks a message that outlives a restart of the tunnel (Outbound); it is called when the message could
         not be handed over within MAX_WAIT, and the socket is then reset. Without it the message is an answer
@@ -75,18 +94,18 @@ class AttachSocket:
             self._connect(at_once=True)
         if self._peer is not None and not self._queue:
             try:
-                _send(self._peer, header, sock)
+                _send(self._peer, header, sock, keep)
                 return
             except OSError as error:
                 if error.errno in _UNSENDABLE:
-                    self._drop(_Waiting(header, sock, lost, 0))
+                    self._drop(_Waiting(header, sock, lost, 0, keep))
                     return
                 if not self._survives(error):
                     self._lose(error)
         if (self._peer is None and lost is None) or len(self._queue) >= MAX_WAITING or self._closed:
-            self._drop(_Waiting(header, sock, lost, 0))
+            self._drop(_Waiting(header, sock, lost, 0, keep))
             return
-        self._queue.append(_Waiting(header, sock, lost, self._loop.time() + MAX_WAIT))
+        self._queue.append(_Waiting(header, sock, lost, self._loop.time() + MAX_WAIT, keep))
         if self._expiry is None:
             self._expiry = self._loop.call_later(MAX_WAIT, self._expire)
         if self._peer is None:
@@ -139,17 +158,21 @@ class AttachSocket:
         self._retry = self._loop.call_later(delay, action)
 
     def _readable(self) -> None:
-        """AttachResults (none is asked for today) and the end of the tunnel."""
-        if self._peer is None:
-            return
-        try:
-            if self._peer.recv(MAX_MESSAGE):
+        """AttachResults, and the end of the tunnel."""
+        for _ in range(_RESULTS):
+            if self._peer is None:
                 return
-            self._lose(None)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self._lose(error)
+            try:
+                message = self._peer.recv(MAX_MESSAGE)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._lose(error)
+                return
+            if not message:
+                self._lose(None)
+                return
+            self._on_result(message)
 
     def _lose(self, error: OSError | None) -> None:
         """The tunnel went away: answers to it are worthless, clients wait for the next."""
@@ -165,6 +188,7 @@ class AttachSocket:
         if self._retry is not None:
             self._retry.cancel()
         self._arm(_RETRY_BUSY, self._reconnect)
+        self._on_lost({item.sock for item in kept if item.sock is not None})
 
     def _disconnect(self) -> None:
         if self._peer is not None:
@@ -197,7 +221,7 @@ class AttachSocket:
         while self._queue and self._peer is not None:
             item = self._queue[0]
             try:
-                _send(self._peer, item.header, item.sock)
+                _send(self._peer, item.header, item.sock, item.keep)
             except OSError as error:
                 if error.errno in _UNSENDABLE:
                     self._drop(self._queue.popleft())
@@ -221,19 +245,21 @@ class AttachSocket:
         self._expiry = self._loop.call_at(self._queue[0].deadline, self._expire) if self._queue else None
 
     def _drop(self, item: _Waiting) -> None:
-        if item.sock is not None:
+        if item.sock is not None and not item.keep:
             reset(item.sock)
         if item.lost is not None:
             item.lost()
 
 
-def _send(peer: socket.socket, header: bytes, sock: socket.socket | None) -> None:
-    """One message, whole; closes `sock` once the kernel holds it. Raises OSError and closes nothing otherwise."""
+def _send(peer: socket.socket, header: bytes, sock: socket.socket | None, keep: bool) -> None:
+    """One message, whole; closes `sock` once the kernel holds it, unless it is to be kept. Raises OSError and closes
+    nothing otherwise."""
     if sock is None:
         peer.send(header)
     else:
         peer.sendmsg((header,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD.pack(sock.fileno())),))
-        sock.close()
+        if not keep:
+            sock.close()
 
 
 def reset(sock: socket.socket) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.proxy.core.traffic import Ring, Traffic, strategy_of
 from services.runtime.config import Config
 
 
@@ -15,6 +16,7 @@ class Settings:
     enable: bool  # False: no listener, and inbound streams are not served
     socks5: bool  # asked for; there is none yet
     allowed_targets: tuple[str, ...]  # beyond the endpoints on this node
+    traffic: Traffic  # of services that do not say otherwise
 
     @classmethod
     def of(cls, config: Config) -> "Settings":
@@ -25,4 +27,15 @@ class Settings:
             enable=proxy.enable,
             socks5=proxy.socks5_proxy.enable,
             allowed_targets=tuple(proxy.allowed_targets),
+            traffic=traffic_of(config),
         )
+
+
+def traffic_of(config: Config) -> Traffic:
+    """How clients are spread where the service does not say."""
+    balancer = config.modules.edge_proxy.load_balancer
+    ring = balancer.consistent_hash
+    return Traffic(
+        strategy=strategy_of(balancer.default_lb_strategy),
+        ring=Ring(ring.partition_count, ring.replication_factor, ring.load),
+    )

@@ -12,4 +12,6 @@ class Counters:
     dialled: Counter[str] = field(default_factory=Counter)  # connections to backends on this node, by service
     refused_inbound: Counter[str] = field(default_factory=Counter)  # streams of other nodes, by reason
     refused_local: Counter[tuple[str, str]] = field(default_factory=Counter)  # clients, by service and reason
+    retried: Counter[str] = field(default_factory=Counter)  # attempts beyond a client's first, by service
+    ejected: Counter[str] = field(default_factory=Counter)  # times a backend was left out, by service
     dropped: Counter[str] = field(default_factory=Counter)  # datagrams, by reason

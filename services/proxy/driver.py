@@ -4,7 +4,8 @@ import asyncio
 
 from services.proxy import peers, servicer
 from services.proxy.attach import AttachSocket
-from services.proxy.config import Settings
+from services.proxy.config import Settings, traffic_of
+from services.proxy.core import plan
 from services.proxy.core.catalog import Catalog
 from services.proxy.core.policy import Policy
 from services.proxy.counters import Counters
@@ -13,6 +14,7 @@ from services.proxy.dialer import Dialer
 from services.proxy.inbound import Inbound
 from services.proxy.listeners import Listeners
 from services.proxy.servicer import Status
+from services.runtime.config import Config
 from services.runtime.process import Service
 from services.runtime.serve import LocalServer
 
@@ -38,18 +40,26 @@ class Proxy:
         self._catalog = Catalog()
         self._policy = Policy(self.settings.node_name, self.settings.allowed_targets)
         self._dialer = Dialer()
-        self._attach = AttachSocket(self.settings.run_dir / ATTACH, service.log)
+        self._attach = AttachSocket(
+            self.settings.run_dir / ATTACH,
+            service.log,
+            self._result,
+            lambda waiting: self._departure.tunnel_lost(waiting),
+        )
         self._departure = Departure(self.settings.node_name, self._attach, self._dialer, self._counters, service.log)
         self._listeners = Listeners(self._departure, self._counters, service.log)
         self._inbound = Inbound(self._policy, self._attach, self._dialer, self._counters, service.log)
         self._synced = asyncio.Event()
         self._settling: asyncio.TimerHandle | None = None
+        self._default = self.settings.traffic
+        self._problems: dict[str, str] = {}
         self._metrics = service.config.metrics.base_port != 0
         self._reload = service.reload
         self._reload.on(
             "modules.edgeProxy.allowedTargets",
             lambda config: self._policy.allow(config.modules.edge_proxy.allowed_targets),
         )
+        self._reload.on("modules.edgeProxy.loadBalancer", self._rebalance)
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -93,6 +103,9 @@ class Proxy:
             warnings.append(NO_SOCKS5)
         if not self._attach.connected:
             warnings.append("the tunnel is away: clients wait up to 5 s for it, inbound streams cannot arrive")
+        warnings += [
+            f"service {key} is spread by {self._default.strategy}: {why}" for key, why in self._problems.items()
+        ]
         if not self._catalog.synced:
             warnings.append("no services yet: discovery has not answered")
         return warnings
@@ -112,8 +125,28 @@ class Proxy:
     def _settle(self) -> None:
         self._settling = None
         self._policy.update(self._catalog)
-        self._listeners.apply(self._catalog)
+        self._spread()
         self._synced.set()
+
+    def _rebalance(self, config: Config) -> None:
+        self._default = traffic_of(config)
+        if self._synced.is_set():
+            self._spread()
+
+    def _spread(self) -> None:
+        traffic, problems = plan.traffic_of(self._catalog, self._default)
+        for key in problems.keys() - self._problems.keys():
+            self._log.warning("load balancing not understood", extra={"target": key, "error": problems[key]})
+        self._problems = problems
+        self._listeners.apply(self._catalog, traffic)
+
+    def _result(self, message: bytes) -> None:
+        try:
+            outcome = peers.outcome(message)
+        except ValueError as error:
+            self._log.warning("the tunnel sent nonsense", extra={"error": str(error)})
+            return
+        self._departure.settle(outcome)
 
     async def _close(self) -> None:
         """Stops accepting, lets the tunnel take what was accepted, ends what only this process carries."""

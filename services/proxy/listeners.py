@@ -2,13 +2,14 @@
 
 import asyncio
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from logging import Logger
 
 from services.proxy.core import plan
 from services.proxy.core.catalog import Port, Service, Spot
 from services.proxy.core.plan import Wanted
+from services.proxy.core.traffic import Traffic
 from services.proxy.counters import Counters
 from services.proxy.departure import Departure, Route
 from services.proxy.tcp import TcpListener
@@ -28,6 +29,8 @@ class Row:
     label: str
     endpoints: int  # ready, on known nodes
     error: str
+    balancing: str = ""
+    ejected: int = 0
 
 
 class Listeners:
@@ -45,9 +48,9 @@ class Listeners:
         self._retry: asyncio.TimerHandle | None = None
         self._delay = RETRY_FIRST
 
-    def apply(self, services: Iterable[Service]) -> None:
-        """These are all the services known now."""
-        spots, self._refused = plan.wanted(services)
+    def apply(self, services: Iterable[Service], traffic: Mapping[str, Traffic] | None = None) -> None:
+        """These are all the services known now, and how their clients are spread, by the service's key."""
+        spots, self._refused = plan.wanted(services, traffic)
         steps = plan.diff(self._open, spots)
         for spot in steps.close:
             self._open.pop(spot).close()
@@ -73,7 +76,10 @@ class Listeners:
         return len(self._open)
 
     def rows(self) -> list[Row]:
-        rows = [Row(spot, one.route.label, len(one.route), "") for spot, one in self._open.items()]
+        rows = [
+            Row(spot, one.route.label, len(one.route), "", one.route.traffic.strategy, one.route.ejected)
+            for spot, one in self._open.items()
+        ]
         rows += [Row(spot, want.label, len(want.backends), error) for spot, (want, error) in self._failed.items()]
         rows += [Row(spot, want.label, len(want.backends), error) for spot, want, error in self._refused]
         return sorted(rows, key=lambda row: (row.label, row.spot))

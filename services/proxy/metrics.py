@@ -38,6 +38,18 @@ class ProxyCollector(Collector):
         for (service, reason), count in counters.refused_local.copy().items():
             refused.add_metric(["outbound", service, reason], count)
         yield refused
+        retried = CounterMetricFamily(
+            "causeway_proxy_retried", "Attempts beyond a client's first, before anything was sent.", labels=["target"]
+        )
+        for service, count in counters.retried.copy().items():
+            retried.add_metric([service], count)
+        yield retried
+        ejected = CounterMetricFamily(
+            "causeway_proxy_ejected", "Times a backend was left out because it failed.", labels=["target"]
+        )
+        for service, count in counters.ejected.copy().items():
+            ejected.add_metric([service], count)
+        yield ejected
         dropped = CounterMetricFamily(
             "causeway_proxy_datagrams_dropped", "First datagrams of flows that were dropped.", labels=["reason"]
         )

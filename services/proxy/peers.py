@@ -4,15 +4,18 @@ import asyncio
 import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from logging import Logger
 from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from protos import discovery_pb2, discovery_pb2_grpc, tunnel_pb2, tunnel_pb2_grpc
 from services.proxy import errors
 from services.proxy.core.catalog import Backend, Catalog, Endpoint, Network, Port, Service
+from services.proxy.core.traffic import ANNOTATION
 from services.runtime import dial
 
 _LISTEN_FIRST = 0.1  # s until Listen is called again after it ended; doubles up to _LISTEN_LAST
@@ -27,6 +30,10 @@ _REFUSALS = {
     errors.CONNECTION_REFUSED: tunnel_pb2.REFUSAL_REASON_CONNECTION_REFUSED,
     errors.LIMIT: tunnel_pb2.REFUSAL_REASON_LIMIT,
 }
+_REFUSED: dict[int, str] = {code: reason for reason, code in _REFUSALS.items()}
+
+# How long a client waits for a path to one node while there are backends on others.
+ALTERNATIVE_TIMEOUT = timedelta(seconds=5)
 
 
 # ── tunnel: headers on tunnel.attach ──
@@ -49,7 +56,7 @@ class Opening:
         self._open = self._attach.open
 
     def encode(self, client: str, traceparent: str = "", datagrams: Sequence[bytes] = ()) -> bytes:
-        """The encoded Attach for a client at "ip:port"."""
+        """The encoded Attach for a client at "ip:port" of which nothing more need be heard."""
         self._open.client = client
         self._open.traceparent = traceparent
         if not datagrams:
@@ -58,6 +65,18 @@ class Opening:
         encoded = self._attach.SerializeToString()
         del self._open.datagrams[:]
         return encoded
+
+    def encode_kept(self, number: int, client: str, traceparent: str, head: bytes, *, watch: bool) -> bytes:
+        """The same for a client that is kept, to try elsewhere; see Outbound.keep and Outbound.watch."""
+        attach = tunnel_pb2.Attach(id=number)
+        attach.open.CopyFrom(self._open)
+        attach.open.client = client
+        attach.open.traceparent = traceparent
+        attach.open.head = head
+        attach.open.keep = True
+        attach.open.watch = watch
+        attach.open.timeout.FromTimedelta(ALTERNATIVE_TIMEOUT)
+        return attach.SerializeToString()
 
 
 def accept(token: bytes) -> bytes:
@@ -69,6 +88,37 @@ def refuse(token: bytes, reason: str, message: str) -> bytes:
     """The header that answers an offer with no; `reason` is one of `errors`."""
     refusal = tunnel_pb2.Refusal(reason=_REFUSALS[reason], message=message)
     return tunnel_pb2.Attach(refuse=tunnel_pb2.Refuse(token=token, refusal=refusal)).SerializeToString()
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a client that is kept."""
+
+    number: int
+    accepted: bool
+    ended: bool  # it was accepted before, and is over
+    reason: str  # why it was not accepted, one of `errors`
+    why: str  # one line
+    head: bytes  # read from the client, for the next attempt
+    rtt: float  # s to the node; 0: not measured
+
+
+def outcome(message: bytes) -> Outcome:
+    """An AttachResult. Raises ValueError when it is none."""
+    try:
+        result = tunnel_pb2.AttachResult.FromString(message)
+    except DecodeError as error:
+        raise ValueError("not an AttachResult") from error
+    refused = result.HasField("refusal")
+    return Outcome(
+        result.id,
+        not refused and not result.ended,
+        result.ended,
+        _REFUSED.get(result.refusal.reason, errors.NO_PATH),
+        result.refusal.message,
+        result.head,
+        result.rtt.ToTimedelta().total_seconds(),
+    )
 
 
 # ── tunnel: offers ──
@@ -183,6 +233,13 @@ def service(message: discovery_pb2.Service) -> Service:
             )
             for endpoint in message.endpoints
         ),
+        sticky=message.affinity_timeout.ToTimedelta().total_seconds()
+        if message.session_affinity == "ClientIP"
+        else 0.0,
+        distribution=message.traffic_distribution,
+        internal_policy=message.internal_traffic_policy,
+        balancing=message.annotations.get(ANNOTATION, ""),
+        traffic_policy=message.traffic_policy,
     )
 
 

@@ -20,16 +20,23 @@ _scratch = memoryview(bytearray(SCRATCH))
 class StreamPump:
     """Both directions of one TCP connection. Half-close travels; a reset on one side becomes one on the other."""
 
-    def __init__(self, one: socket.socket, two: socket.socket, ended: Callable[["StreamPump"], None]) -> None:
-        """Owns two connected non-blocking sockets from now on. `ended` is called once, when both are closed."""
+    def __init__(
+        self, one: socket.socket, two: socket.socket, ended: Callable[["StreamPump"], None], head: bytes = b""
+    ) -> None:
+        """Owns two connected non-blocking sockets from now on. `ended` is called once, when both are closed. `head` was
+        read from `one` before."""
         self._loop = asyncio.get_running_loop()
         self._socks = (one, two)
         self._ended = ended
         self._left: list[bytes] = [b"", b""]  # read from socks[i], not yet taken by the other
         self._done = [False, False]  # direction i has seen its end of data, and passed it on
         self._closed = False
-        for side in (0, 1):
-            self._loop.add_reader(self._socks[side], self._read, side)
+        self._loop.add_reader(two, self._read, 1)
+        if head:
+            self._left[0] = head
+            self._loop.add_writer(two, self._write, 0)
+        else:
+            self._loop.add_reader(one, self._read, 0)
 
     def _read(self, side: int) -> None:
         source, sink = self._socks[side], self._socks[1 - side]

@@ -40,6 +40,8 @@ class ProxyServicer(proxy_pb2_grpc.ProxyServiceServicer):
                     service=row.label,
                     endpoints=row.endpoints,
                     error=row.error,
+                    balancing=row.balancing,
+                    ejected=row.ejected,
                 )
                 for row in status.rows
             ],

@@ -53,7 +53,7 @@ INERT: Tree = {
         },
         "edgeProxy": {
             **_leaves("listenInterface listenPort subNet serviceFilterMode"),
-            "loadBalancer": _LOAD_BALANCER,
+            "loadBalancer": _leaves("caller nodeName supportLBStrategies supportedLBStrategies"),
             "socks5Proxy": _leaves("nodeName namespace"),
         },
         "edgeTunnel": {
@@ -104,7 +104,15 @@ def strip(raw: Tree, inert: Tree = INERT, path: str = "") -> tuple[Tree, list[st
 
 
 # Subtrees that hold both kinds of keys; all other subtrees of INERT have no effect as a whole.
-PARTLY = frozenset({"modules", "modules.edgeProxy", "modules.edgeProxy.socks5Proxy", "modules.edgeTunnel"})
+PARTLY = frozenset(
+    {
+        "modules",
+        "modules.edgeProxy",
+        "modules.edgeProxy.loadBalancer",
+        "modules.edgeProxy.socks5Proxy",
+        "modules.edgeTunnel",
+    }
+)
 
 
 def _strangers(value: Any, tree: Tree | None, path: str) -> list[tuple[str, Tree]]:

@@ -11,12 +11,14 @@ import logging
 import os
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from services.tunnel import servicer
 from services.tunnel.core.frames import UDP, Reason
-from services.tunnel.engine import IN, Engine
+from services.tunnel.engine import IN, OUT, Engine
 from services.tunnel.errors import DENIED
 from services.tunnel.servicer import Answer, OpenRequest
 
@@ -29,6 +31,10 @@ PAUSE = 0.2
 """Seconds without accepting when descriptors or memory have run out."""
 BURST = 32
 """Messages taken from one connection before others get their turn."""
+MAX_RESULTS = 16_384
+"""Results that wait for one client; who lets more gather does not read them, and is cut off."""
+
+GONE = Reason(0, "the client went away")
 
 OnOpen = Callable[[OpenRequest, socket.socket, "Connection"], None]
 OnAnswer = Callable[[Answer, socket.socket | None], None]
@@ -41,23 +47,47 @@ class Connection:
         self.sock = sock
         self._owner = owner
         self._descriptor = sock.fileno()
+        self._results: deque[bytes] = deque()
         owner.engine.add(self._descriptor, IN, self._ready, self.close)
 
-    def answer(self, number: int, refusal: Reason | None, path: int) -> None:
-        """Sends an AttachResult, if one was asked for and the other end listens."""
-        if number and self.sock.fileno() >= 0:
-            with contextlib.suppress(OSError):
-                self.sock.send(servicer.encode_result(number, refusal, path))
+    def answer(self, result: bytes) -> None:
+        """Sends an encoded AttachResult: now, or as soon as the other end has read some."""
+        if self.sock.fileno() < 0:
+            return
+        self._results.append(result)
+        if len(self._results) == 1:
+            self._send()
+        elif len(self._results) > MAX_RESULTS and self in self._owner.connections:
+            log.warning("a client of the attach socket does not read its results")
+            self.close()
+
+    def _send(self) -> None:
+        while self._results:
+            try:
+                self.sock.send(self._results[0])
+            except BlockingIOError:
+                if self in self._owner.connections:
+                    self._owner.engine.change(self._descriptor, IN | OUT)
+                return
+            except OSError:  # the client is gone; its results are nobody's
+                self._results.clear()
+                return
+            self._results.popleft()
+        if self in self._owner.connections:
+            self._owner.engine.change(self._descriptor, IN)
 
     def close(self) -> None:
         self._leave()
         self.sock.close()
 
     def _leave(self) -> None:
+        self._results.clear()
         self._owner.engine.remove(self._descriptor)
         self._owner.connections.discard(self)
 
     def _ready(self, mask: int) -> None:
+        if mask & OUT:
+            self._send()
         for _ in range(BURST):
             try:
                 data, descriptors, flags, _ = socket.recv_fds(self.sock, MESSAGE_SIZE, 4)
@@ -109,7 +139,38 @@ class Connection:
         if isinstance(request, Answer):
             self._owner.on_answer(Answer(request.token, reason), None)
         else:
-            self.answer(request.number, reason, 0)
+            Caller(self, request).refused(reason, request.head)
+
+
+@dataclass(slots=True)
+class Caller:
+    """Who asked for a stream, and what it wants to hear of it."""
+
+    connection: Connection
+    request: OpenRequest
+    accepted: bool = False
+
+    def accept(self, path: int, rtt: float) -> None:
+        """The exit has connected the backend; `rtt` of the path in seconds, 0: not measured."""
+        self.accepted = True
+        self._say(servicer.encode_result(self.request.number, None, path, rtt))
+
+    def refused(self, reason: Reason, head: bytes = b"") -> None:
+        """There will be no stream; `head` was read of the client and reached nobody."""
+        kept = head if self.request.keep else b""
+        self._say(servicer.encode_result(self.request.number, reason, head=kept))
+
+    def closed(self, reason: Reason | None, head: bytes) -> None:
+        """The stream is over; `reason` where the other side says why."""
+        if self.accepted:
+            if self.request.watch:
+                self._say(servicer.encode_result(self.request.number, None, ended=True))
+        elif reason is not None or self.request.keep:
+            self.refused(reason or GONE, head)
+
+    def _say(self, result: bytes) -> None:
+        if self.request.number:
+            self.connection.answer(result)
 
 
 class AttachSocket:

@@ -48,6 +48,8 @@ class OpenRequest:
     head: bytes
     datagrams: tuple[bytes, ...]
     timeout: float
+    keep: bool = False
+    watch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,16 @@ def _decode_attach(message: pb.Attach) -> OpenRequest | Answer:
             request.client,
         )
         timeout = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else 0.0
-        return OpenRequest(message.id, request.node, opening, request.head, tuple(request.datagrams), timeout)
+        return OpenRequest(
+            message.id,
+            request.node,
+            opening,
+            request.head,
+            tuple(request.datagrams),
+            timeout,
+            keep=request.keep and message.id != 0 and opening.network == frames.TCP,
+            watch=request.watch and message.id != 0,
+        )
     if role == "accept":
         return Answer(message.accept.token, None)
     if role == "refuse":
@@ -105,9 +116,13 @@ def _decode_attach(message: pb.Attach) -> OpenRequest | Answer:
     raise ValueError("an Attach message without open, accept or refuse")
 
 
-def encode_result(number: int, refusal: Reason | None, path: int) -> bytes:
-    """AttachResult."""
-    result = pb.AttachResult(id=number, path=path)  # type: ignore[arg-type]
+def encode_result(
+    number: int, refusal: Reason | None, path: int = 0, rtt: float = 0.0, head: bytes = b"", ended: bool = False
+) -> bytes:
+    """AttachResult; `rtt` in seconds, 0: not measured."""
+    result = pb.AttachResult(id=number, path=path, head=head, ended=ended)  # type: ignore[arg-type]
+    if rtt:
+        result.rtt.FromTimedelta(timedelta(seconds=rtt))
     if refusal is not None:
         result.refusal.reason = refusal.code  # type: ignore[assignment]
         result.refusal.message = refusal.message

@@ -16,7 +16,7 @@ from services.tunnel.engine import BROKEN, HANGUP, IN, OUT, Engine
 
 if TYPE_CHECKING:
     from services.runtime.telemetry import Span
-    from services.tunnel.attach import Connection
+    from services.tunnel.attach import Caller
     from services.tunnel.pairing import Pairing
 
 COMPACT = 1024 * 1024
@@ -25,6 +25,8 @@ SEQPACKET_CHUNK = 60 * 1024
 """Largest chunk for an attached connection that is itself the stream: one message must fit its send buffer."""
 MESSAGE_SIZE = 256 * 1024
 """Above the largest message of SOCK_SEQPACKET, which must fit the default send buffer of 208 KiB."""
+EARLY = 48 * 1024
+"""Bytes read of a client that its proxy may yet send elsewhere; with the message around them they fit in 64 KiB."""
 DATAGRAM_SIZE = 65_535
 FLOW_BACKLOG = 64
 """Datagrams of a flow that wait for its socket; then the oldest are dropped."""
@@ -44,10 +46,11 @@ class StreamIO:
         "_messages",
         "_out",
         "_out_start",
+        "caller",
+        "early",
         "eof",
         "finished",
         "pairing",
-        "result",
         "sock",
         "span",
         "stream",
@@ -60,8 +63,10 @@ class StreamIO:
         """The application sends no more."""
         self.finished = False
         """The peer sends no more; becomes a shutdown once all has been written."""
-        self.result: tuple[Connection, int] | None = None
-        """Where, and under which number, the outcome of an Attach is awaited."""
+        self.caller: Caller | None = None
+        """Who awaits the outcome of an Attach."""
+        self.early: bytearray | None = None
+        """What was read of a client that its proxy keeps until the exit has accepted; None: it does not, or has."""
         self.span: Span | None = None
         self._engine = engine
         self.pairing = pairing
@@ -115,6 +120,9 @@ class StreamIO:
             self._listen(self._mask & ~IN)
             self.pairing.blocked[self] = None
             return
+        if self.early is not None:
+            self._read_early(self.early)
+            return
         try:
             size = self._read_message(sock) if self._messages else sock.recv_into(session.slot(stream))
         except BlockingIOError:
@@ -131,6 +139,36 @@ class StreamIO:
         session.finish(stream)
         self._listen(self._mask & ~IN)
         self._maybe_close()
+
+    def _read_early(self, early: bytearray) -> None:
+        """As _read, with a copy of what was read; not more than the copy may hold."""
+        sock, stream, session = self.sock, self.stream, self.pairing.session
+        room = EARLY - len(early)
+        if sock is None or room <= 0:
+            self._listen(self._mask & ~IN)  # `settle` resumes
+            return
+        slot = session.slot(stream)[:room]
+        try:
+            size = sock.recv_into(slot)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._fail()
+            return
+        self.pairing.mark()
+        if size:
+            early += slot[:size]
+            session.commit(stream, size)
+            return
+        self.eof = True
+        session.finish(stream)
+        self._listen(self._mask & ~IN)
+
+    def settle(self) -> None:
+        """The exit has accepted: what is read now goes nowhere else."""
+        if self.early is not None:
+            self.early = None
+            self.resume()
 
     def _read_message(self, sock: socket.socket) -> int:
         data = sock.recv(MESSAGE_SIZE)
@@ -246,7 +284,7 @@ class StreamIO:
             if self._mask != -1:
                 self._engine.remove(self._descriptor)
             with contextlib.suppress(OSError):
-                if reset:
+                if reset and self.early is None:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             sock.close()
         self._out = bytearray()
@@ -264,10 +302,10 @@ class FlowIO:
         "_descriptor",
         "_engine",
         "_waiting",
+        "caller",
         "eof",
         "finished",
         "pairing",
-        "result",
         "sock",
         "span",
         "stream",
@@ -278,8 +316,8 @@ class FlowIO:
         self.stream = stream
         self.sock: socket.socket | None = None
         self.eof = self.finished = False
-        self.result: tuple[Connection, int] | None = None
-        """Where, and under which number, the outcome of an Attach is awaited."""
+        self.caller: Caller | None = None
+        """Who awaits the outcome of an Attach."""
         self.span: Span | None = None
         self.used_at = engine.now
         self._engine = engine

@@ -10,7 +10,7 @@ import time
 
 from services.runtime import telemetry
 from services.tunnel import attach, metrics
-from services.tunnel.attach import Connection
+from services.tunnel.attach import Caller, Connection
 from services.tunnel.config import OPEN_TIMEOUT
 from services.tunnel.core.frames import UDP, Opening, Reason
 from services.tunnel.errors import LIMIT, NO_PATH
@@ -44,11 +44,14 @@ class Streams:
             return
         self.total += 1
         metrics.STREAMS_TOTAL.labels("out", "udp" if opening.network == UDP else "tcp").inc()
-        io.result = (connection, request.number)
+        io.caller = Caller(connection, request) if request.number else None
         io.span = span
         self._opening[io] = time.monotonic() + (request.timeout or OPEN_TIMEOUT)
-        if request.head and isinstance(io, StreamIO):
-            pairing.session.send(io.stream, request.head)
+        if isinstance(io, StreamIO):
+            if request.head:
+                pairing.session.send(io.stream, request.head)
+            if request.keep:
+                io.early = bytearray(request.head)
         for datagram in request.datagrams:
             pairing.session.send_datagram(io.stream, datagram)
         io.attach(sock)
@@ -61,9 +64,12 @@ class Streams:
         log.info(
             "stream refused", extra={"peer": request.node, "target": request.opening.address, "error": reason.message}
         )
-        connection.answer(request.number, reason, 0)
+        Caller(connection, request).refused(reason, request.head)
         span.end(reason.message)
-        attach.reset(sock)
+        if request.keep:
+            sock.close()
+        else:
+            attach.reset(sock)
 
     def opened(self, pairing: Pairing, io: StreamIO | FlowIO, opening: Opening) -> None:
         """The peer asks for a stream."""
@@ -74,12 +80,14 @@ class Streams:
     def accepted(self, io: StreamIO | FlowIO) -> None:
         """The exit has connected the backend."""
         self._opening.pop(io, None)
-        if io.result is not None:
-            connection, number = io.result
-            if number:
-                active = io.pairing.session.active
-                connection.answer(number, None, active.kind if active is not None else 0)
-            io.result = None
+        if io.caller is not None:
+            active = io.pairing.session.active
+            if active is None:
+                io.caller.accept(0, 0.0)
+            else:
+                io.caller.accept(active.kind, active.path_rtt.smoothed or 0.0)
+        if isinstance(io, StreamIO):
+            io.settle()
         if io.span is not None:
             io.span.end()
             io.span = None
@@ -87,12 +95,12 @@ class Streams:
     def closed(self, io: StreamIO | FlowIO, reason: Reason | None) -> None:
         """The stream is over; `reason` where the other side says why."""
         self._opening.pop(io, None)
-        if io.result is not None and reason is not None:
-            connection, number = io.result
-            if reason.code:
-                metrics.REFUSED_TOTAL.labels(str(reason.code)).inc()
-            connection.answer(number, reason, 0)
-        io.result = None
+        caller, io.caller = io.caller, None
+        if reason is not None and reason.code and (caller is None or not caller.accepted):
+            metrics.REFUSED_TOTAL.labels(str(reason.code)).inc()
+        if caller is not None:
+            early = io.early if isinstance(io, StreamIO) else None
+            caller.closed(reason, bytes(early or b""))
         if io.span is not None:
             io.span.end(reason.message if reason is not None else "")
             io.span = None

@@ -1,13 +1,11 @@
 """The proxy's pure decisions: balancing, policy, catalog, plan."""
 
-from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from services.proxy.core import plan
-from services.proxy.core.balancer import RoundRobin
 from services.proxy.core.catalog import Backend, Catalog, Endpoint, Network, Port, Service, Spot
 from services.proxy.core.policy import Policy, PolicyError
 
@@ -22,51 +20,6 @@ def endpoint(ip: str, node: str = "b", port: int = 8080, *, ready: bool = True, 
 
 def service(key: str, ips: tuple[str, ...], *endpoints: Endpoint, ports: tuple[Port, ...] = (HTTP,)) -> Service:
     return Service(key, ips, ports, tuple(endpoints))
-
-
-# ── balancer ──
-
-
-def backends(count: int) -> list[Backend]:
-    return [Backend(f"n{i}", "127.0.0.1", 1000 + i) for i in range(count)]
-
-
-@given(st.integers(1, 9), st.integers(0, 200))
-def test_round_robin_is_exact(count: int, picks: int) -> None:
-    balancer = RoundRobin(backends(count))
-    seen = Counter(balancer.pick() for _ in range(picks))
-    shares = [seen[backend] for backend in backends(count)]
-    assert sum(shares) == picks
-    assert max(shares) - min(shares) <= 1
-
-
-def test_round_robin_without_backends() -> None:
-    balancer = RoundRobin()
-    assert balancer.pick() is None
-    balancer.replace(backends(1))
-    assert balancer.pick() == backends(1)[0]
-    balancer.replace(())
-    assert balancer.pick() is None
-
-
-def test_a_change_of_backends_keeps_the_turn() -> None:
-    a, b, c, d = backends(4)
-    balancer = RoundRobin([a, b, c])
-    assert balancer.pick() == a
-    balancer.replace([d, c, b])  # a is gone, d is new: b is still next
-    assert [balancer.pick() for _ in range(3)] == [b, d, c]
-    balancer.replace([a])
-    assert balancer.pick() == a
-
-
-@given(st.lists(st.lists(st.integers(0, 5), unique=True), min_size=1, max_size=6))
-def test_round_robin_survives_any_changes(sets: list[list[int]]) -> None:
-    every = backends(6)
-    balancer = RoundRobin()
-    for members in sets:
-        chosen = [every[i] for i in members]
-        balancer.replace(chosen)
-        assert Counter(balancer.pick() for _ in chosen) == Counter(chosen)
 
 
 # ── which endpoints a port has ──

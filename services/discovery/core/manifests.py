@@ -1,4 +1,4 @@
-"""Service, EndpointSlice and Endpoints documents → services.
+"""Service, EndpointSlice, Endpoints and DestinationRule documents → services.
 
 The documents are what a YAML or JSON parser yields. All errors are found in one pass; with any, the caller
 keeps what it had. Warnings do not refuse anything: they name what will not work as the author may expect.
@@ -7,6 +7,7 @@ keeps what it had. Warnings do not refuse anything: they name what will not work
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,11 +20,12 @@ AFFINITY_TIMEOUT = 10_800.0
 # The label by which a slice names its service (EndpointSlice documentation).
 SERVICE_LABEL = "kubernetes.io/service-name"
 
-_KINDS = ("Service", "EndpointSlice", "Endpoints", "List")
+_KINDS = ("Service", "EndpointSlice", "Endpoints", "DestinationRule", "List")
 _VERSIONS = {
     "Service": ("v1",),
     "Endpoints": ("v1",),
     "EndpointSlice": ("discovery.k8s.io/v1", "discovery.k8s.io/v1beta1"),
+    "DestinationRule": ("networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3"),
 }
 _LISTS = {"List": "", "ServiceList": "Service", "EndpointSliceList": "EndpointSlice", "EndpointsList": "Endpoints"}
 
@@ -49,10 +51,11 @@ def parse(documents: Iterable[object]) -> Parsed:
     """All services of some documents; empty documents and other kinds (Deployment, …) are passed over."""
     parsed = Parsed()
     backends: dict[str, _Backends] = {}
+    rules: dict[str, str] = {}
     for index, document in enumerate(documents, start=1):
         for where, item in _items(document, f"document {index}", parsed):
             try:
-                _take(where, item, parsed, backends)
+                _take(where, item, parsed, backends, rules)
             except FieldError as error:
                 parsed.errors.append(f"{where}: {error}")
     for key, found in backends.items():
@@ -64,6 +67,12 @@ def parse(documents: Iterable[object]) -> Parsed:
         endpoints = _merge(found.slices if found.has_slices else found.legacy)
         parsed.services[key] = replace(service, endpoints=endpoints)
         parsed.warnings += _unserved(service, endpoints)
+    for key, policy in rules.items():
+        service = parsed.services.get(key)
+        if service is None:
+            parsed.warnings.append(f"DestinationRule for {key}: there is no such Service in this file")
+        else:
+            parsed.services[key] = replace(service, traffic_policy=policy)
     return parsed
 
 
@@ -94,7 +103,7 @@ def _label(where: str, document: dict[Any, Any]) -> str:
     return f"{where} ({document.get('kind') or 'no kind'} {name or 'without a name'})"
 
 
-def _take(where: str, item: Fields, parsed: Parsed, backends: dict[str, _Backends]) -> None:
+def _take(where: str, item: Fields, parsed: Parsed, backends: dict[str, _Backends], rules: dict[str, str]) -> None:
     kind = item.text("kind", required=True)
     if kind not in _VERSIONS:
         meant = difflib.get_close_matches(kind, _KINDS, n=1, cutoff=0.8)
@@ -114,6 +123,13 @@ def _take(where: str, item: Fields, parsed: Parsed, backends: dict[str, _Backend
                 raise FieldError(f"Service {service.key} is defined twice")
             parsed.services[service.key] = service
         return
+    if kind == "DestinationRule":
+        spec = item.section("spec", required=True)
+        key = _host(spec.text("host", required=True), namespace)
+        if key in rules:
+            raise FieldError(f"a second DestinationRule for {key}")
+        rules[key] = json.dumps(spec.section("trafficPolicy").values, default=str)
+        return
     if kind == "EndpointSlice":
         owner = metadata.texts("labels").get(SERVICE_LABEL, "")
         if not owner:
@@ -126,6 +142,12 @@ def _take(where: str, item: Fields, parsed: Parsed, backends: dict[str, _Backend
         found.slices += _slice(item, where, parsed)
     else:
         found.legacy += _endpoints(item)
+
+
+def _host(host: str, namespace: str) -> str:
+    """ "namespace/name" of a DestinationRule's host: short, or "name.namespace[.svc[.cluster.local]]"."""
+    name, _, rest = host.partition(".")
+    return f"{rest.partition('.')[0] or namespace}/{name}"
 
 
 def _service(namespace: str, name: str, metadata: Fields, spec: Fields, where: str, parsed: Parsed) -> Service | None:

@@ -47,7 +47,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A Service with the endpoints of all its slices. `cluster_ips` empty: headless. `affinity_timeout` in seconds."""
+    """A Service with the endpoints of all its slices. `cluster_ips` empty: headless. `affinity_timeout` in seconds.
+    `traffic_policy`: spec.trafficPolicy of its DestinationRule, as JSON."""
 
     namespace: str
     name: str
@@ -61,6 +62,7 @@ class Service:
     external_ips: tuple[str, ...] = ()
     traffic_distribution: str = ""
     internal_traffic_policy: str = ""
+    traffic_policy: str = ""
 
     @property
     def key(self) -> str:

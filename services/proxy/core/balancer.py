@@ -1,38 +1,191 @@
 """Which backend the next client of a service port gets."""
 
-from collections.abc import Sequence
+import random
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from services.proxy.core.catalog import Backend
+from services.proxy.core.health import Health
+from services.proxy.core.ring import HashRing
+from services.proxy.core.traffic import Traffic
+
+# Clients with a backend of their own (sessionAffinity) that are remembered; then the longest unseen is forgotten.
+MAX_STICKY = 65_536
+# Paths within this of the best are equally near (DESIGN.md §5): the larger of a time in seconds and a share.
+NEAR, NEAR_SHARE = 0.010, 0.2
+
+Backends = Sequence[Backend]
+
+
+class Strategy(Protocol):
+    """Chooses one of at least one."""
+
+    def choose(self, candidates: Backends, client: str) -> Backend: ...
+
+
+class Balancer:
+    """Spreads the clients of one service port. `rtts`: seconds to a node, kept by the owner."""
+
+    def __init__(self, node: str, traffic: Traffic, rtts: Mapping[str, float], rng: random.Random) -> None:
+        self._node = node
+        self._rtts = rtts
+        self._rng = rng
+        self._traffic = traffic
+        self._backends: tuple[Backend, ...] = ()
+        self._eligible: tuple[Backend, ...] = ()
+        self._here: tuple[Backend, ...] = ()
+        self._sticky: OrderedDict[str, tuple[Backend, float]] = OrderedDict()
+        self.health = Health()
+        self.active: Counter[Backend] = Counter()  # connections that live; only kept where `counts`
+        self._strategy: Strategy = RoundRobin()
+
+    @property
+    def counts(self) -> bool:
+        """Whether the number of living connections matters."""
+        return self._traffic.strategy in ("least-connections", "p2c")
+
+    def update(self, backends: tuple[Backend, ...], traffic: Traffic) -> None:
+        """From now on these. A change of the backends keeps the turn, the connections counted and the clients' own."""
+        fresh = traffic != self._traffic or not self._backends
+        self._traffic, self._backends = traffic, backends
+        self._here = tuple(backend for backend in backends if backend.node == self._node)
+        self._eligible = self._here if traffic.local else backends
+        self.health.keep(backends)
+        for backend in self.active.keys() - set(backends):
+            del self.active[backend]
+        if traffic.strategy == "source-ip":
+            ring = traffic.ring
+            self._strategy = SourceIp(HashRing(self._eligible, ring.partitions, ring.replicas, ring.load))
+        elif fresh:
+            self._strategy = self._made()
+
+    def pick(self, client: str, now: float, tried: Backends = ()) -> Backend | None:
+        """A backend for a client (its IP without port) that `tried` some in vain. None: there is none left."""
+        candidates: Backends = self._eligible
+        if tried:
+            candidates = [backend for backend in candidates if backend not in tried]
+        if self.health:
+            out = self.health.ejected(now)
+            candidates = [backend for backend in candidates if backend not in out] or candidates
+        if not candidates:
+            return None
+        if self._traffic.near and self._here:
+            candidates = [backend for backend in candidates if backend.node == self._node] or candidates
+        backend = self._own(client, candidates, now) if self._traffic.sticky else None
+        if backend is None:
+            backend = self._strategy.choose(candidates, client) if len(candidates) > 1 else candidates[0]
+            if self._traffic.sticky:
+                self._remember(client, backend, now)
+        if self.health:
+            self.health.picked(backend, now)
+        return backend
+
+    def _made(self) -> Strategy:
+        match self._traffic.strategy:
+            case "random":
+                return Random(self._rng)
+            case "least-latency":
+                return LeastLatency(self._rtts, self._node, self._rng)
+            case "least-connections":
+                return LeastConnections(self.active, self._rng)
+            case "p2c":
+                return TwoChoices(self.active, self._rng)
+        return RoundRobin()
+
+    def _own(self, client: str, candidates: Backends, now: float) -> Backend | None:
+        known = self._sticky.get(client)
+        if known is None or known[1] <= now or known[0] not in candidates:
+            return None
+        self._remember(client, known[0], now)
+        return known[0]
+
+    def _remember(self, client: str, backend: Backend, now: float) -> None:
+        self._sticky[client] = backend, now + self._traffic.sticky
+        self._sticky.move_to_end(client)
+        if len(self._sticky) > MAX_STICKY:
+            self._sticky.popitem(last=False)
 
 
 class RoundRobin:
-    """Each backend in turn: over any run of picks without a change, counts differ by at most one.
+    """Each in turn: over any run of choices without a change, counts differ by at most one.
 
-    A change of the backends keeps the turn: the one whose turn it was stays next while it is still there.
+    When the candidates change, the turn goes on behind the one that was chosen last.
     """
 
-    def __init__(self, backends: Sequence[Backend] = ()) -> None:
-        self._backends = tuple(backends)
+    def __init__(self) -> None:
+        self._order: Backends = ()
         self._next = 0
 
-    def __len__(self) -> int:
-        return len(self._backends)
-
-    def pick(self) -> Backend | None:
-        """The next backend; None when there is none."""
-        if not self._backends:
-            return None
-        backend = self._backends[self._next]
-        self._next = (self._next + 1) % len(self._backends)
+    def choose(self, candidates: Backends, client: str) -> Backend:
+        if candidates is not self._order and tuple(candidates) != tuple(self._order):
+            self._change(candidates)
+        backend = self._order[self._next]
+        self._next = (self._next + 1) % len(self._order)
         return backend
 
-    def replace(self, backends: Sequence[Backend]) -> None:
-        """Other backends from now on."""
-        old, self._backends = self._backends, tuple(backends)
-        places = {backend: place for place, backend in enumerate(self._backends)}
-        for step in range(len(old)):
-            place = places.get(old[(self._next + step) % len(old)])
-            if place is not None:
-                self._next = place
-                return
-        self._next = 0
+    def _change(self, candidates: Backends) -> None:
+        """The one whose turn it was stays next while it is still there, else the first behind it that is."""
+        old, self._order = self._order, tuple(candidates)
+        places = {backend: place for place, backend in enumerate(self._order)}
+        waiting = (old[(self._next + step) % len(old)] for step in range(len(old)))
+        self._next = next((places[backend] for backend in waiting if backend in places), 0)
+
+
+class Random:
+    """Any, each as likely."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def choose(self, candidates: Backends, client: str) -> Backend:
+        return self._rng.choice(candidates)
+
+
+class LeastConnections:
+    """One of those with the fewest living connections."""
+
+    def __init__(self, active: Mapping[Backend, int], rng: random.Random) -> None:
+        self._active = active
+        self._rng = rng
+
+    def choose(self, candidates: Backends, client: str) -> Backend:
+        fewest = min(self._active[backend] for backend in candidates)
+        return self._rng.choice([backend for backend in candidates if self._active[backend] == fewest])
+
+
+class TwoChoices:
+    """Of two drawn the one with fewer living connections (Mitzenmacher, 2001): no crowd runs to one backend."""
+
+    def __init__(self, active: Mapping[Backend, int], rng: random.Random) -> None:
+        self._active = active
+        self._rng = rng
+
+    def choose(self, candidates: Backends, client: str) -> Backend:
+        one, other = self._rng.sample(candidates, 2)
+        return one if self._active[one] <= self._active[other] else other
+
+
+class LeastLatency:
+    """One of those about as near as the nearest; a node whose path was never measured is tried first."""
+
+    def __init__(self, rtts: Mapping[str, float], node: str, rng: random.Random) -> None:
+        self._rtts = rtts
+        self._node = node
+        self._rng = rng
+
+    def choose(self, candidates: Backends, client: str) -> Backend:
+        rtts = [0.0 if it.node == self._node else self._rtts.get(it.node, 0.0) for it in candidates]
+        best = min(rtts)
+        most = best + max(NEAR, NEAR_SHARE * best)
+        return self._rng.choice([backend for backend, rtt in zip(candidates, rtts, strict=True) if rtt <= most])
+
+
+class SourceIp:
+    """The same backend for a client's address while it is there, whatever the client's port (FAILURES 33)."""
+
+    def __init__(self, ring: HashRing[Backend]) -> None:
+        self._ring = ring
+
+    def choose(self, candidates: Backends, client: str) -> Backend:
+        return self._ring.pick(client, candidates) or candidates[0]

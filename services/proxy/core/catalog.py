@@ -60,6 +60,11 @@ class Service:
     cluster_ips: tuple[str, ...]  # empty: headless
     ports: tuple[Port, ...]
     endpoints: tuple[Endpoint, ...]
+    sticky: float = 0.0  # s of spec.sessionAffinity ClientIP; 0: None
+    distribution: str = ""  # spec.trafficDistribution
+    internal_policy: str = ""  # spec.internalTrafficPolicy
+    balancing: str = ""  # the annotation, see core/traffic.py
+    traffic_policy: str = ""  # of its DestinationRule, JSON
 
     def backends(self, port: Port) -> tuple[Backend, ...]:
         """Endpoints that can serve `port` now: ready, and on a known node. In the order of the endpoints."""

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from services.proxy.core.catalog import Backend, Port, Service, Spot
+from services.proxy.core.traffic import ROUND_ROBIN, Traffic, TrafficError, parse
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +14,7 @@ class Wanted:
     service: str  # "namespace/name"
     port: Port  # the service's port; listeners of one service port share one balancer
     backends: tuple[Backend, ...]
+    traffic: Traffic = ROUND_ROBIN
 
     @property
     def label(self) -> str:
@@ -29,7 +31,22 @@ class Plan:
     keep: dict[Spot, Wanted] = field(default_factory=dict)
 
 
-def wanted(services: Iterable[Service]) -> tuple[dict[Spot, Wanted], list[tuple[Spot, Wanted, str]]]:
+def traffic_of(services: Iterable[Service], default: Traffic) -> tuple[dict[str, Traffic], dict[str, str]]:
+    """How each service's clients are spread, by its key, and what is wrong with what it asks for: such a service is
+    served as if it had not asked."""
+    traffic, problems = {}, {}
+    for service in services:
+        try:
+            traffic[service.key] = parse(service, default)
+        except TrafficError as error:
+            traffic[service.key] = default
+            problems[service.key] = str(error)
+    return traffic, problems
+
+
+def wanted(
+    services: Iterable[Service], traffic: Mapping[str, Traffic] | None = None
+) -> tuple[dict[Spot, Wanted], list[tuple[Spot, Wanted, str]]]:
     """Every cluster IP × port of every service, and those that cannot be had, each with the reason.
 
     Two services that claim one spot: the first by name has it, so that all nodes agree.
@@ -38,7 +55,7 @@ def wanted(services: Iterable[Service]) -> tuple[dict[Spot, Wanted], list[tuple[
     refused: list[tuple[Spot, Wanted, str]] = []
     for service in sorted(services, key=lambda service: service.key):
         for port in service.ports:
-            want = Wanted(service.key, port, service.backends(port))
+            want = Wanted(service.key, port, service.backends(port), (traffic or {}).get(service.key, ROUND_ROBIN))
             for ip in service.cluster_ips:
                 spot = Spot(port.network, ip, port.number)
                 holder = spots.setdefault(spot, want)

@@ -1,0 +1,311 @@
+"""Which backend a client gets: the strategies, what a service may ask for, dead backends, retries. All with fake time."""
+
+import json
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.proxy.core.balancer import Balancer
+from services.proxy.core.catalog import Backend, Endpoint, Port, Service
+from services.proxy.core.health import EJECT_AFTER, EJECT_FIRST, EJECT_LAST, RETRY_MOST, TRIAL, Health, RetryBudget
+from services.proxy.core.plan import traffic_of
+from services.proxy.core.ring import HashRing
+from services.proxy.core.traffic import ROUND_ROBIN, Strategy, Traffic, TrafficError, parse
+
+HTTP = Port("http", "tcp", 80)
+REQUESTS = 10_000
+
+
+def backends(count: int, node: str = "b") -> tuple[Backend, ...]:
+    return tuple(Backend(node, f"10.0.0.{i + 1}", 8080) for i in range(count))
+
+
+def balancer(
+    members: tuple[Backend, ...],
+    strategy: Strategy = "round-robin",
+    *,
+    node: str = "a",
+    rtts: dict[str, float] | None = None,
+    sticky: float = 0.0,
+    near: bool = False,
+    local: bool = False,
+) -> Balancer:
+    traffic = Traffic(strategy, sticky, near, local)
+    made = Balancer(node, traffic, rtts or {}, random.Random(5))
+    made.update(members, traffic)
+    return made
+
+
+def spread(made: Balancer, requests: int = REQUESTS, now: float = 0.0) -> "Counter[Backend | None]":
+    return Counter(made.pick(f"10.1.{i // 250}.{i % 250}", now) for i in range(requests))
+
+
+def asking(**fields: object) -> Service:
+    return Service("default/web", ("127.1.0.1",), (HTTP,), (Endpoint(("10.0.0.1",), (HTTP,), "b", True),), **fields)  # type: ignore[arg-type]
+
+
+# ── strategies ──
+
+
+@given(st.integers(1, 9), st.integers(0, 200))
+def test_round_robin_is_exact(count: int, picks: int) -> None:
+    made = balancer(backends(count))
+    seen = spread(made, picks)
+    shares = [seen[backend] for backend in backends(count)]
+    assert sum(shares) == picks
+    assert max(shares) - min(shares) <= 1
+
+
+def test_a_change_of_backends_keeps_the_turn() -> None:
+    a, b, c, d = backends(4)
+    made = balancer((a, b, c))
+    assert made.pick("x", 0.0) == a
+    made.update((d, c, b), ROUND_ROBIN)  # a is gone, d is new: b is still next
+    assert [made.pick("x", 0.0) for _ in range(3)] == [b, d, c]
+    made.update((), ROUND_ROBIN)
+    assert made.pick("x", 0.0) is None
+    made.update((a,), ROUND_ROBIN)
+    assert made.pick("x", 0.0) == a
+
+
+@given(st.lists(st.lists(st.integers(0, 5), unique=True), min_size=1, max_size=6))
+def test_round_robin_survives_any_changes(sets: list[list[int]]) -> None:
+    every = backends(6)
+    made = balancer(())
+    for members in sets:
+        chosen = tuple(every[i] for i in members)
+        made.update(chosen, ROUND_ROBIN)
+        assert Counter(made.pick("x", 0.0) for _ in chosen) == Counter(chosen)
+
+
+@pytest.mark.parametrize("strategy", ["random", "p2c"])
+def test_10_000_requests_over_5_backends_are_even_within_3_sigma(strategy: Strategy) -> None:
+    seen = spread(balancer(backends(5), strategy))
+    sigma = (REQUESTS * 0.2 * 0.8) ** 0.5
+    assert all(abs(seen[backend] - REQUESTS / 5) < 3 * sigma for backend in backends(5))
+
+
+def test_two_choices_and_least_connections_avoid_who_is_busy() -> None:
+    a, b, c = backends(3)
+    for strategy, most in (("p2c", 0), ("least-connections", 0)):
+        made = balancer((a, b, c), strategy)  # type: ignore[arg-type]
+        assert made.counts
+        made.active[a] = 50
+        assert spread(made, 300)[a] <= most
+
+
+def test_least_connections_evens_out_what_lives_long() -> None:
+    made = balancer(backends(4), "least-connections")
+    for _ in range(400):
+        backend = made.pick("x", 0.0)
+        assert backend is not None
+        made.active[backend] += 1
+    assert set(made.active.values()) == {100}
+
+
+def test_least_latency_tries_what_it_does_not_know_and_then_stays_near() -> None:
+    near, far, same = (Backend(node, "10.0.0.1", 80) for node in ("near", "far", "same"))
+    rtts: dict[str, float] = {"near": 0.020}
+    made = balancer((near, far, same), "least-latency", rtts=rtts)
+    assert set(spread(made, 100)) == {far, same}
+    rtts.update(far=0.120, same=0.028)
+    assert set(spread(made, 100)) == {near, same}  # within 10 ms of each other
+    here = balancer((near, Backend("a", "10.0.0.9", 80)), "least-latency", rtts=rtts)
+    assert set(spread(here, 100)) == {Backend("a", "10.0.0.9", 80)}
+
+
+def test_f33_source_ip_sticks_whatever_the_port_and_keeps_most_keys_when_one_of_five_goes() -> None:
+    five = backends(5)
+    made = balancer(five, "source-ip")
+    clients = [f"10.1.{i // 250}.{i % 250}" for i in range(REQUESTS)]
+    before = {client: made.pick(client, 0.0) for client in clients}
+    assert all(made.pick(client, 0.0) == backend for client, backend in before.items())
+    shares = Counter(before.values())
+    assert max(shares.values()) < REQUESTS / 5 * 1.4  # the ring's bound is 1.25 of the partitions
+    for gone in five:
+        made.update(tuple(backend for backend in five if backend != gone), Traffic("source-ip"))
+        stayed = [client for client, backend in before.items() if backend != gone]
+        assert sum(made.pick(client, 0.0) == before[client] for client in stayed) >= 0.8 * len(stayed)
+        made.update(five, Traffic("source-ip"))
+    assert all(made.pick(client, 0.0) == backend for client, backend in before.items())
+
+
+def test_the_ring_is_the_same_everywhere_and_never_empty_handed() -> None:
+    one, other = (HashRing(backends(7), 100, 10, 1.25) for _ in range(2))
+    for key in map(str, range(500)):
+        owner = one.pick(key, backends(7))
+        assert owner == other.pick(key, backends(7))
+        rest = [backend for backend in backends(7) if backend != owner]
+        assert one.pick(key, rest) in rest
+        assert one.pick(key, ()) is None
+    assert HashRing[Backend]((), 100, 10, 1.25).pick("x", ()) is None
+
+
+# ── what a service may ask for ──
+
+
+def test_client_ip_affinity_lasts_for_its_timeout_and_moves_when_the_backend_goes() -> None:
+    made = balancer(backends(3), sticky=60.0)
+    first = made.pick("1.1.1.1", 0.0)
+    assert first is not None
+    assert {made.pick("1.1.1.1", now) for now in (1.0, 50.0, 100.0, 155.0)} == {first}  # each visit renews it
+    made.pick("2.2.2.2", 155.0)
+    later = [made.pick("1.1.1.1", now) for now in (300.0, 400.0, 500.0)]
+    assert len(set(later)) > 1
+    last = made.pick("1.1.1.1", 501.0)
+    rest = tuple(backend for backend in backends(3) if backend != last)
+    made.update(rest, Traffic(sticky=60.0))
+    assert made.pick("1.1.1.1", 502.0) in rest
+
+
+def test_prefer_close_stays_on_the_node_while_somebody_there_is_well() -> None:
+    here, there = Backend("a", "10.0.0.1", 80), Backend("b", "10.0.0.2", 80)
+    made = balancer((there, here), near=True)
+    assert set(spread(made, 50)) == {here}
+    assert made.pick("x", 0.0, (here,)) == there
+    for _ in range(EJECT_AFTER):
+        made.health.failed(here, 0.0)
+    assert set(spread(made, 50)) == {there}
+
+
+def test_local_only_goes_nowhere_else() -> None:
+    here, there = Backend("a", "10.0.0.1", 80), Backend("b", "10.0.0.2", 80)
+    made = balancer((there, here), local=True)
+    assert set(spread(made, 50)) == {here}
+    made.update((there,), Traffic(local=True))
+    assert made.pick("x", 0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, ROUND_ROBIN),
+        ({"balancing": "p2c"}, Traffic("p2c")),
+        ({"balancing": "Least Connections"}, Traffic("least-connections")),
+        ({"traffic_policy": json.dumps({"loadBalancer": {"simple": "RANDOM"}})}, Traffic("random")),
+        ({"traffic_policy": json.dumps({"loadBalancer": {"simple": "LEAST_REQUEST"}})}, Traffic("least-connections")),
+        (
+            {
+                "balancing": "p2c",
+                "traffic_policy": json.dumps({"loadBalancer": {"consistentHash": {"useSourceIp": True}}}),
+            },
+            Traffic("source-ip"),
+        ),
+        ({"traffic_policy": json.dumps({"connectionPool": {}})}, ROUND_ROBIN),
+        (
+            {"sticky": 30.0, "distribution": "PreferClose", "internal_policy": "Local"},
+            Traffic(sticky=30.0, near=True, local=True),
+        ),
+    ],
+)
+def test_what_a_service_asks_for(fields: dict[str, object], expected: Traffic) -> None:
+    assert parse(asking(**fields), ROUND_ROBIN) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "part"),
+    [
+        ({"balancing": "leest-latency"}, "did you mean least-latency?"),
+        ({"balancing": "magic"}, "expected round-robin, random"),
+        ({"traffic_policy": json.dumps({"loadBalancer": {"simple": "MAGLEV"}})}, "MAGLEV"),
+        ({"traffic_policy": json.dumps({"loadBalancer": {"consistentHash": {"useSourceIp": 1}}})}, "useSourceIp: true"),
+        ({"traffic_policy": json.dumps({"loadBalancer": ["x"]})}, "not an object"),
+    ],
+)
+def test_f33_an_unknown_policy_is_an_error_on_that_service_and_no_crash(fields: dict[str, object], part: str) -> None:
+    bad, good = asking(**fields), Service("default/other", ("127.1.0.2",), (HTTP,), (), balancing="random")
+    with pytest.raises(TrafficError, match=part.replace("?", r"\?")):
+        parse(bad, ROUND_ROBIN)
+    traffic, problems = traffic_of([bad, good], Traffic("p2c"))
+    assert traffic == {"default/web": Traffic("p2c"), "default/other": Traffic("random")}
+    assert list(problems) == ["default/web"]
+
+
+# ── dead backends and retries ──
+
+
+def test_a_backend_that_keeps_failing_is_left_out_and_found_again_when_it_returns() -> None:
+    dead, *well = backends(3)
+    made = balancer(backends(3))
+    for _ in range(EJECT_AFTER - 1):
+        assert not made.health.failed(dead, 0.0)
+    assert made.health.failed(dead, 0.0)
+    assert set(spread(made, 90, now=EJECT_FIRST / 2)) == set(well)
+
+    now, pause = 0.0, EJECT_FIRST
+    for _ in range(4):  # each trial costs one client one retry, and the pauses grow to a bound
+        now += pause
+        assert spread(made, 90, now)[dead] == 1
+        assert made.health.failed(dead, now)
+        pause = min(pause * 2, EJECT_LAST)
+    now += pause
+    assert pause == EJECT_LAST
+    assert spread(made, 90, now)[dead] == 1
+    made.health.worked(dead)
+    assert spread(made, 90, now)[dead] == 30
+
+
+def test_a_trial_without_an_answer_is_repeated() -> None:
+    dead, other = backends(2)
+    made = balancer((dead, other))
+    for _ in range(EJECT_AFTER):
+        made.health.failed(dead, 0.0)
+    assert spread(made, 40, EJECT_FIRST)[dead] == 1
+    assert spread(made, 40, EJECT_FIRST + TRIAL / 2)[dead] == 0
+    assert spread(made, 40, EJECT_FIRST + TRIAL)[dead] == 1
+
+
+def test_clients_on_their_way_when_a_backend_is_ejected_do_not_lengthen_its_pause() -> None:
+    (dead,) = backends(1)
+    health = Health()
+    for _ in range(EJECT_AFTER):
+        health.failed(dead, 0.0)
+    health.failed(dead, 0.0 + TRIAL)
+    for _ in range(20):
+        health.failed(dead, TRIAL + 0.1)
+    assert health.ejected(TRIAL + EJECT_FIRST * 2 - 0.1) == [dead]
+    assert health.ejected(TRIAL + EJECT_FIRST * 2 + 0.1) == []
+
+
+def test_when_all_are_dead_all_are_tried_and_one_success_in_between_clears_a_name() -> None:
+    made = balancer(backends(2))
+    for backend in backends(2):
+        for _ in range(EJECT_AFTER):
+            made.health.failed(backend, 0.0)
+    assert set(spread(made, 10)) == set(backends(2))
+    health = Health()
+    for _ in range(10):
+        health.failed(backends(1)[0], 0.0)
+        health.worked(backends(1)[0])
+    assert not health
+
+
+def test_retries_are_a_share_of_the_clients() -> None:
+    budget = RetryBudget(0.0)
+    assert sum(budget.take(0.0) for _ in range(1000)) == RETRY_MOST
+    for _ in range(100):
+        budget.client()
+    assert sum(budget.take(0.0) for _ in range(1000)) == pytest.approx(20, abs=1)
+    assert sum(budget.take(2.0) for _ in range(1000)) == pytest.approx(20, abs=1)  # 10 a second
+
+
+@given(st.lists(st.tuples(st.sampled_from("fwpn"), st.integers(0, 3)), max_size=80))
+def test_health_never_loses_a_client_and_stays_small(steps: list[tuple[str, int]]) -> None:
+    members = backends(4)
+    made, now = balancer(members), 0.0
+    for step, index in steps:
+        match step:
+            case "f":
+                made.health.failed(members[index], now)
+            case "w":
+                made.health.worked(members[index])
+            case "p":
+                assert made.pick("x", now, members[:index]) in members[index:]
+            case "n":
+                now += index / 2
+    assert len(made.health.ejected(now)) <= 4
+    made.update(members[:1], ROUND_ROBIN)
+    assert made.health.ejected(now) in ([], [members[0]])
