@@ -241,3 +241,26 @@ def test_a_port_that_no_endpoint_serves_is_a_warning() -> None:
         "Service default/web: port 'dns' UDP has no endpoint port of that name; "
         "its endpoints have 'dms' UDP, 'http' TCP"
     )
+
+
+def test_a_destination_rule_belongs_to_the_service_that_is_its_host() -> None:
+    rule = {
+        "apiVersion": "networking.istio.io/v1beta1",
+        "kind": "DestinationRule",
+        "metadata": {"name": "web"},
+        "spec": {"host": "web", "trafficPolicy": {"loadBalancer": {"simple": "RANDOM"}}},
+    }
+    web = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "web"},
+        "spec": {"clusterIP": "127.1.0.1", "ports": [{"port": 80}]},
+    }
+    for host in ("web", "web.default", "web.default.svc.cluster.local"):
+        parsed = parse([rule | {"spec": {**rule["spec"], "host": host}}, web])  # type: ignore[dict-item]
+        assert parsed.errors == []
+        assert json.loads(parsed.services["default/web"].traffic_policy) == {"loadBalancer": {"simple": "RANDOM"}}
+    stranger = parse([rule | {"spec": {"host": "other"}}, web])
+    assert stranger.services["default/web"].traffic_policy == ""
+    assert any("default/other" in warning for warning in stranger.warnings)
+    assert any("second DestinationRule" in error for error in parse([rule, rule, web]).errors)

@@ -1,6 +1,5 @@
 """The proxy's pure decisions: balancing, policy, catalog, plan."""
 
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
