@@ -8,11 +8,9 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
-from services.tunnel import metrics
 from services.tunnel.core import choice
 from services.tunnel.core.choice import Decision, Nearness, Option, Pace
 from services.tunnel.core.link import RELAYED
@@ -38,7 +36,8 @@ class Meeting:
     def __init__(self, sessions: Sessions, relays: RelayPool) -> None:
         self._sessions = sessions
         self._relays = relays
-        self._pace = Pace(random.Random())
+        self._rng = random.Random()
+        self._pace = Pace(self._rng)
         self._decisions: WeakKeyDictionary[Pairing, Decision] = WeakKeyDictionary()
         self._said: WeakKeyDictionary[Pairing, tuple[str, float]] = WeakKeyDictionary()
         self._not_before: WeakKeyDictionary[Pairing, float] = WeakKeyDictionary()
@@ -68,7 +67,8 @@ class Meeting:
         active = pairing.session.active
         assert active is not None
         options = self._options(pairing, now)
-        decision = choice.decide(options, "" if active.draining else active.relay, self._pair(pairing))
+        current = "" if active.draining else active.relay
+        decision = choice.decide(options, current, self._pair(pairing), self._rng.random())
         if decision is None:
             return
         self._decisions[pairing] = decision
@@ -90,10 +90,9 @@ class Meeting:
         if said != decision.relay or now - when >= REPEAT_EVERY:
             self._said[pairing] = (decision.relay, now)
             pairing.session.note(choice.encode_word(decision.relay))
-        pairing.apply(pairing.session.agree(decision.relay))
+        pairing.apply(pairing.session.agree(decision.relay, decision.cause))
         pairing.mark()
         if moves:
-            metrics.MIGRATIONS.labels("nearer_relay").inc()
             log.info("relay changed", extra={"peer": pairing.peer, "relay": decision.relay, "reason": decision.why})
 
     async def _move(self, pairing: Pairing, decision: Decision) -> None:
@@ -120,12 +119,12 @@ class Meeting:
 
     def _options(self, pairing: Pairing, now: float) -> list[Option]:
         """Relays at which the peer says that it can be reached, and those over which it is."""
-        measured, used = self._measure(pairing, now), self._used()
+        measured, used = self._measure(pairing, now), self._sessions.use(None).sessions
         found = {it.relay: it for it in self._relays.options(pairing.peer, now)}
         for link in pairing.session.links:
             if link.usable and link.relay and not link.draining:
                 found.setdefault(link.relay, Option(link.relay, None, self._relays.load(link.relay)))
-        return [replace(it, rtt=measured.get(name, it.rtt), used=used[name]) for name, it in found.items()]
+        return [replace(it, rtt=measured.get(name, it.rtt), used=used.get(name, 0)) for name, it in found.items()]
 
     def _measure(self, pairing: Pairing, now: float) -> dict[str, float]:
         """Round trips between both nodes through relays that have or had links lately."""
@@ -137,11 +136,6 @@ class Meeting:
         for name in [name for name, rtt in best.items() if rtt is None]:
             del seen[name]
         return {name: rtt for name, rtt in best.items() if rtt is not None}
-
-    def _used(self) -> Counter[str]:
-        """Sessions of this node by relay."""
-        actives = (pairing.session.active for pairing in self._sessions.pairings.values())
-        return Counter(link.relay for link in actives if link is not None and link.relay)
 
 
 def _is_relayed(pairing: Pairing) -> bool:

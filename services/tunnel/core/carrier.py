@@ -138,13 +138,13 @@ class Carrier:
         self._elect(self.now, "drain", out)
         return out
 
-    def agree(self, relay: str) -> list[Event]:
+    def agree(self, relay: str, cause: str = "nearer_relay") -> list[Event]:
         """The initiator chose a relay: its links come before those over others."""
         out: list[Event] = []
         self.agreed = relay
         for link in self.links:
             link.agreed = bool(relay) and link.relay == relay
-        self._elect(self.now, "nearer_relay", out)
+        self._elect(self.now, cause, out)
         return out
 
     def revalidate(self, now: float) -> None:
