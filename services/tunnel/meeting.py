@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from services.tunnel.core import choice
 from services.tunnel.core.choice import Decision, Nearness, Option, Pace
-from services.tunnel.core.link import RELAYED
+from services.tunnel.core.link import RELAYED, Link
 from services.tunnel.errors import LinkFailed
 from services.tunnel.keeper import join
 from services.tunnel.pairing import Pairing
@@ -28,6 +28,9 @@ REPEAT_EVERY = 30.0
 """Seconds after which the word is said again: a note that is lost with its link is not repeated by the session."""
 AGAIN_AFTER = 30.0
 """Seconds after a circuit that was not to be had."""
+
+CONFIRMED_WITHIN = 1.0
+"""Seconds after which a link that was joined is usable; a link is not retired as surplus before (core/carrier)."""
 
 
 class Meeting:
@@ -78,11 +81,29 @@ class Meeting:
             moves = decision.relay != active.relay
             if not moves or self._pace.may(decision.relay, now):
                 self._agree(pairing, decision, now, moves=moves)
+            if not moves:
+                self._spread(pairing, active.relay, options, now)
         elif self._pace.may(decision.relay, now):
-            self._not_before[pairing] = now + AGAIN_AFTER
-            task = asyncio.create_task(self._move(pairing, decision), name=f"move {pairing.peer}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(pairing, decision.relay, None, now)
+
+    def _spread(self, pairing: Pairing, active: str, options: list[Option], now: float) -> None:
+        """Moves the standby to a relay that would carry less if the active one died. When a relay died all standbys
+        went to the others; without this they would stay there, and the next to die would send everybody to one."""
+        links = [link for link in pairing.session.links if link.usable and link.relay and not link.draining]
+        if len(links) != 2 or len({link.relay for link in links}) != 2:
+            return
+        old = next(link for link in links if link.relay != active)
+        used = self._sessions.use(pairing).sessions
+        options = [replace(it, used=used.get(it.relay, 0)) for it in options]
+        chosen = choice.standby_of(options, active, old.relay, self._pair(pairing))
+        if chosen not in ("", old.relay) and self._pace.may(chosen, now):
+            self._begin(pairing, chosen, old, now)
+
+    def _begin(self, pairing: Pairing, relay: str, old: Link | None, now: float) -> None:
+        self._not_before[pairing] = now + AGAIN_AFTER
+        task = asyncio.create_task(self._move(pairing, relay, old), name=f"move {pairing.peer}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _agree(self, pairing: Pairing, decision: Decision, now: float, *, moves: bool) -> None:
         """Tells the other side, and does it here."""
@@ -95,12 +116,13 @@ class Meeting:
         if moves:
             log.info("relay changed", extra={"peer": pairing.peer, "relay": decision.relay, "reason": decision.why})
 
-    async def _move(self, pairing: Pairing, decision: Decision) -> None:
-        """One more link, over the relay that was chosen; it is agreed on in a later look, when it is usable."""
+    async def _move(self, pairing: Pairing, relay: str, old: Link | None) -> None:
+        """One more link, over the relay that was chosen. With `old`, a standby, it takes that one's place; else it is
+        agreed on in a later look, when it is usable."""
         try:
-            sock = await self._relays.circuit(decision.relay, pairing.peer)
+            sock = await self._relays.circuit(relay, pairing.peer)
             try:
-                joined = await join(pairing, sock, RELAYED, decision.relay)
+                joined = await join(pairing, sock, RELAYED, relay)
             except BaseException:
                 sock.close()
                 raise
@@ -108,9 +130,17 @@ class Meeting:
                 sock.close()
                 raise LinkFailed("the session is not known there")
         except (LinkFailed, OSError, TimeoutError, EOFError) as error:
-            log.info("relay not changed", extra={"peer": pairing.peer, "relay": decision.relay, "error": str(error)})
-        else:
-            self._not_before[pairing] = time.monotonic() + 0.5
+            log.info("relay not changed", extra={"peer": pairing.peer, "relay": relay, "error": str(error)})
+            return
+        if old is not None:
+            await asyncio.sleep(CONFIRMED_WITHIN)
+            session = pairing.session
+            usable = any(link.relay == relay and link.usable for link in session.links)
+            if usable and old in session.links and old is not session.active:
+                session.retire(old)
+                pairing.mark()
+                log.info("standby changed", extra={"peer": pairing.peer, "relay": relay, "before": old.relay})
+        self._not_before[pairing] = time.monotonic() + 0.5
 
     # ---------------------------------------------------------------- what there is to choose from
 

@@ -200,6 +200,19 @@ def standbys(options: Iterable[Option], active: str, pair: frozenset[str]) -> li
     return alike + [it for it in ranked if it not in alike]
 
 
+def standby_of(options: Iterable[Option], active: str, current: str, pair: frozenset[str]) -> str:
+    """Where that standby should be which is at `current` now: there, unless another place is better by two sessions
+    (moved for one, it would move back for the next), or `current` will not do. Empty: nowhere."""
+    ranked = standbys(options, active, pair)
+    if not ranked:
+        return ""
+    best, now = ranked[0], next((it for it in ranked if it.relay == current), None)
+    if now is None or best.load >= LOAD_LIMIT:
+        return current
+    even = now.load < LOAD_LIMIT and not worth(now.cost, best.cost) and now.used - best.used < 2
+    return current if even else best.relay
+
+
 def decide(options: Sequence[Option], current: str, pair: frozenset[str], luck: float = 1.0) -> Decision | None:
     """Where the pair should meet, which is at `current` ("": nowhere yet) unless a move pays. None: nowhere.
 
