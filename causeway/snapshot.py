@@ -94,6 +94,7 @@ def merge(
         "known_services": discovery.services if discovery else 0,
         "sources": dict(sorted(discovery.sources.items())) if discovery else {},
         "streams": {"open": tunnel.streams if tunnel else 0, "total": tunnel.streams_total if tunnel else 0},
+        "migrations": dict(tunnel.migrations) if tunnel else {},
         "connections": {
             "accepted_total": proxy.accepted_total if proxy else 0,
             "dialled_total": proxy.dialled_total if proxy else 0,

@@ -49,6 +49,7 @@ def status(output: str, watch: float | None, config: Path | None, run_dir: Path 
       relays[]         {relay, address, state, rtt_ms, observed, expires_in}
       listeners[]      {address, network, service, endpoints, error}
       known_services, sources {name: state}
+      migrations {reason: n}
       streams {open, total}, connections {accepted_total, dialled_total, refused {reason: n}}
       warnings[]       {service, message}
     """

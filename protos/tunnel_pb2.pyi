@@ -754,6 +754,26 @@ Global___GetStatusRequest: _TypeAlias = GetStatusRequest  # noqa: Y015
 class GetStatusResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MigrationsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NODE_NAME_FIELD_NUMBER: _builtins.int
     LISTEN_PORT_FIELD_NUMBER: _builtins.int
     SESSIONS_FIELD_NUMBER: _builtins.int
@@ -761,6 +781,7 @@ class GetStatusResponse(_message.Message):
     STREAMS_FIELD_NUMBER: _builtins.int
     STREAMS_TOTAL_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    MIGRATIONS_FIELD_NUMBER: _builtins.int
     node_name: _builtins.str
     listen_port: _builtins.int
     """Public TCP port; 0: does not listen."""
@@ -773,6 +794,12 @@ class GetStatusResponse(_message.Message):
     def relays(self) -> _containers.RepeatedCompositeFieldContainer[Global___RelayControl]: ...
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def migrations(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Sessions begun by this node that went from one relay to another since the start, by reason: "better" (nearer),
+        "load" (away from one over its limit), "drain", "failover", "return" (to the one that it had to leave).
+        """
+
     def __init__(
         self,
         *,
@@ -783,10 +810,11 @@ class GetStatusResponse(_message.Message):
         streams: _builtins.int = ...,
         streams_total: _builtins.int = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        migrations: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["listen_port", b"listen_port", "node_name", b"node_name", "relays", b"relays", "sessions", b"sessions", "streams", b"streams", "streams_total", b"streams_total", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["listen_port", b"listen_port", "migrations", b"migrations", "node_name", b"node_name", "relays", b"relays", "sessions", b"sessions", "streams", b"streams", "streams_total", b"streams_total", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

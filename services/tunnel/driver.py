@@ -19,6 +19,7 @@ from services.runtime.process import Service
 from services.runtime.serve import LocalServer
 from services.tunnel import attach, metrics, servicer, status
 from services.tunnel.attach import AttachSocket, Connection
+from services.tunnel.candidates import find
 from services.tunnel.config import MAX_WAITING, OPEN_TIMEOUT, Settings
 from services.tunnel.core.frames import Opening, Reason
 from services.tunnel.core.lifetime import Lifetimes
@@ -26,7 +27,6 @@ from services.tunnel.core.link import PATH_NAMES
 from services.tunnel.engine import Engine
 from services.tunnel.errors import LIMIT, NO_PATH, UNKNOWN_NODE, Refused
 from services.tunnel.explain import explain
-from services.tunnel.keeper import candidates
 from services.tunnel.meeting import Meeting
 from services.tunnel.netcheck import NetCheck, Report
 from services.tunnel.netwatch import NetWatch
@@ -289,7 +289,7 @@ class Tunnel:
         pairing = self.sessions.preferred.get(node)
         if info is None and pairing is None:
             raise Refused(UNKNOWN_NODE, f"nobody knows a node {node}")
-        known = candidates(self.sessions, node, info)
+        known = find(self.relays, node, info, self.sessions.use(pairing))
         decision = self.meeting.why(pairing) if pairing is not None else None
         return explain(pairing, self.sessions.keeper_of(node), known, decision, time.monotonic())
 
@@ -307,6 +307,7 @@ class Tunnel:
             relays=[status.of_relay(client, time.monotonic()) for client in self.relays.clients.values()],
             streams=sum(len(pairing.session.streams) for pairing in pairings),
             streams_total=self.streams.total,
+            migrations=dict(self.sessions.migrations.total),
             warnings=list(self.sessions.warnings),
         )
 

@@ -11,6 +11,9 @@ LIMIT = 6
 NO_LISTENER = 7
 IDENTITY = 8
 
+FULL = "limit"
+"""Reason of a relay that has no room (RefusedReason, as in RelayRefused)."""
+
 
 MOST_RETRY_AFTER = 60.0
 """Seconds that a relay may keep us away at a time; ours asks for 5 to 10."""

@@ -1,9 +1,10 @@
 """Every way to a peer, and why each one is, or is not, the one in use."""
 
 from services.tunnel.backoff import Backoff
+from services.tunnel.candidates import Candidate
 from services.tunnel.core.choice import Decision
 from services.tunnel.core.link import DIRECT, Link
-from services.tunnel.keeper import Candidate, Keeper
+from services.tunnel.keeper import Keeper
 from services.tunnel.pairing import Pairing
 from services.tunnel.status import CandidateStatus, PeerStatus, PunchStatus, by_preference, of_link, state_of
 

@@ -8,17 +8,20 @@ its own; the first that succeeds closes it.
 import asyncio
 import contextlib
 import logging
+import random
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from services.tunnel import dialling, handshake, peers
 from services.tunnel.backoff import Backoff
+from services.tunnel.candidates import Candidate, find
 from services.tunnel.config import HANDSHAKE_TIMEOUT, SESSION_IDLE, Settings
-from services.tunnel.core import paths
-from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED, Link
+from services.tunnel.core import gaps as missing
+from services.tunnel.core.choice import Use
+from services.tunnel.core.gaps import ANY, BETTER, STANDBY
+from services.tunnel.core.link import DIRECT, Link
 from services.tunnel.dialling import CONNECT_TIMEOUT
 from services.tunnel.errors import LinkFailed, RelayRefused
 from services.tunnel.relays import RelayPool
@@ -36,34 +39,21 @@ BACKOFF_URGENT = 1.0
 """Longest pause between attempts while streams wait for a link, seconds."""
 BACKOFF_CALM = 60.0
 """… while there is a link and only a better one is looked for (Tailscale upgrades every 60 s)."""
-RESPONDER_PATIENCE = 1.0
-"""Seconds the side that did not initiate waits before it dials: usually the other one is at it."""
+RESPONDER_PATIENCE = {ANY: 1.0, STANDBY: 3.0}
+"""Seconds the side that did not initiate waits before it dials: usually the other one is at it. Longer where nobody
+waits for the path: the initiator chooses the relay, see core/choice."""
+STANDBY_STAGGER = 1.0
+"""Seconds between the relays that are asked for a standby: it shall be over the one that was chosen, not over the one
+that answers first."""
+STANDBY_SMEAR = 0.5
+"""Seconds within which a lost standby is looked for, at random: a relay that dies costs many sessions theirs, whose
+handshakes come just when all their streams are sent again."""
 POLL = 5.0
 """Seconds between looks at what is missing; changes are told at once."""
-MAX_DIRECT, MAX_RELAYED = 16, 8
-"""Addresses of a peer, and relays, that are tried."""
 MAX_DIALS = 32
 """Addresses dialled at a time, for all peers together, while nobody waits for a path. Those that do not answer take 5 s
 each, and a router remembers the flow for 120 s (Linux): 800 flows at the most, where 5,000 fill it (FAILURES 23)."""
 MAX_BACKOFFS = 64
-ANY, BETTER, STANDBY = "any", "better", "standby"
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One way to the peer."""
-
-    kind: int
-    where: str
-    """ "ip:port", or the relay's name."""
-    ip: str = ""
-    port: int = 0
-    relay: str = ""
-
-    @property
-    def fills(self) -> str:
-        """The gap that it closes in a session that has a link already."""
-        return BETTER if self.kind == DIRECT else STANDBY
 
 
 class Host(Protocol):
@@ -75,23 +65,11 @@ class Host(Protocol):
     """Of MAX_DIALS."""
 
     async def resolve(self, peer: str, *, fresh: bool, traceparent: str = "") -> peers.PeerInfo | None: ...
+    def use(self, pairing: "Pairing | None") -> Use: ...
     def punch(self, pairing: "Pairing") -> None: ...
     async def establish(
         self, peer: str, sock: socket.socket, kind: int, relay: str, old: "Pairing | None"
     ) -> "Pairing": ...
-
-
-def candidates(host: Host, peer: str, info: peers.PeerInfo | None) -> list[Candidate]:
-    """All ways to a peer that we know of, best first."""
-    found: dict[str, Candidate] = {}
-    for address in info.addresses[:MAX_DIRECT] if info is not None else ():
-        where = dialling.join(address.ip, address.port)
-        found.setdefault(where, Candidate(DIRECT, where, address.ip, address.port))
-    for name in host.relays.ranked(peer)[:MAX_RELAYED]:
-        client = host.relays.clients.get(name)
-        if name not in (peer, host.settings.node_name) and (client is None or not client.draining):
-            found.setdefault(name, Candidate(RELAYED, name, relay=name))
-    return list(found.values())
 
 
 class Keeper:
@@ -112,6 +90,8 @@ class Keeper:
         self._poked = asyncio.Event()
         self._backoffs: dict[str, Backoff] = {}
         self._fresh_next = False
+        self._suggested: tuple[str, ...] = ()
+        """Relays that the last one to refuse a circuit named in its place."""
         self._joining = asyncio.Lock()
         self._gap_since: dict[str, float] = {}
         self._round: asyncio.Task[float] | None = None
@@ -143,7 +123,7 @@ class Keeper:
     def hurry(self) -> None:
         """This host's network changed, and only this side knows: no patience. What is being tried may come from an
         address that is gone: begin anew."""
-        self._gap_since = dict.fromkeys((ANY, STANDBY), float("-inf"))
+        self._gap_since = dict.fromkeys(RESPONDER_PATIENCE, float("-inf"))
         if self._round is not None:
             self._round.cancel()
         self.poke(forget=True)
@@ -234,16 +214,7 @@ class Keeper:
         pairing = self.pairing
         if pairing is None or pairing.ended:
             return {ANY}
-        links = [link for link in pairing.session.links if link.usable and not link.draining]
-        if not links:
-            return {ANY}
-        gaps = set()
-        if paths.wants_standby(pairing.session.active):
-            if not any(link.kind in (DIRECT, PUNCHED) for link in links):
-                gaps.add(BETTER)
-            if len({link.relay for link in links}) < 2:
-                gaps.add(STANDBY)
-        return gaps
+        return missing.among(pairing.session.links, pairing.session.active)
 
     def _due_gaps(self) -> set[str]:
         """What is missing, and this side's to do something about now."""
@@ -251,9 +222,10 @@ class Keeper:
         self._gap_since = {gap: self._gap_since.get(gap, now) for gap in gaps}
         if self.pairing is None or self.pairing.keys.initiator:
             return gaps
-        early = {gap for gap in gaps - {BETTER} if now - self._gap_since[gap] < RESPONDER_PATIENCE}
+        due = {gap: self._gap_since[gap] + patience for gap, patience in RESPONDER_PATIENCE.items() if gap in gaps}
+        early = {gap for gap, when in due.items() if now < when}
         if early:
-            soonest = min(self._gap_since[gap] for gap in early) + RESPONDER_PATIENCE
+            soonest = min(due[gap] for gap in early)
             asyncio.get_running_loop().call_later(soonest - now + 0.01, self._poked.set)
         return gaps - early
 
@@ -297,6 +269,11 @@ class Keeper:
     async def _renew(self) -> None:
         """Others may know the peer better than we do. What is new reaches us like every change, and pokes us."""
         await self.host.resolve(self.peer, fresh=True)
+        for name in filter(self._is_stranger, self._suggested):
+            await self.host.resolve(name, fresh=False)
+
+    def _is_stranger(self, relay: str) -> bool:
+        return self.host.relays.relay_info(relay) is None
 
     def _backoff(self, candidate: Candidate) -> Backoff:
         return self._backoffs.setdefault(candidate.where, Backoff())
@@ -314,7 +291,7 @@ class Keeper:
             }
         found = [
             candidate
-            for candidate in candidates(self.host, self.peer, info)
+            for candidate in find(self.host.relays, self.peer, info, self.host.use(pairing), self._suggested)
             if gaps & {ANY, candidate.fills} and not (candidate.relay and candidate.relay in in_use)
         ]
         if len(self._backoffs) > MAX_BACKOFFS:
@@ -329,15 +306,16 @@ class Keeper:
         on: one that hangs until its timeout must not hold up a relay that is back.
         """
         tasks: dict[asyncio.Task[None], Candidate] = {}
-        start, relay_start, now = 0.0, 0.0, time.monotonic()
+        start, now = 0.0, time.monotonic()
+        relay_start = 0.0 if ANY in gaps else random.uniform(0.0, STANDBY_SMEAR)
         for candidate in chosen:
             if candidate.kind == DIRECT:
                 delay = start
                 start += STAGGER_PRIVATE if dialling.is_private(candidate.ip) else STAGGER_PUBLIC
-                relay_start = RELAY_HEADSTART
+                relay_start = max(relay_start, RELAY_HEADSTART)
             else:
                 delay = relay_start
-                relay_start += STAGGER_PRIVATE
+                relay_start += STAGGER_PRIVATE if ANY in gaps else STANDBY_STAGGER
             delay = max(delay, self._backoff(candidate).until - now)
             tasks[asyncio.create_task(self._attempt(candidate, delay, gaps))] = candidate
         first = set(tasks)
@@ -365,18 +343,11 @@ class Keeper:
             await asyncio.gather(*tasks, poked, return_exceptions=True)
 
     def _open_gaps(self) -> set[str]:
-        """As `_gaps`, where a link that was just joined counts although the peer has not confirmed it."""
+        """As `_gaps`, while attempts go on."""
         pairing = self.pairing
         if pairing is None:
             return {ANY, BETTER, STANDBY}
-        if pairing.ended:
-            return set()
-        links = [link for link in pairing.session.links if not link.closing and link.suspect_since is None]
-        kinds = {link.kind for link in links}
-        if DIRECT in kinds:
-            return set()
-        gaps = set() if PUNCHED in kinds else {BETTER} if links else {ANY, BETTER}
-        return gaps if len({link.relay for link in links}) > 1 else gaps | {STANDBY}
+        return set() if pairing.ended else missing.left(pairing.session.links)
 
     async def _attempt(self, candidate: Candidate, delay: float, gaps: set[str]) -> None:
         await asyncio.sleep(delay)
@@ -414,7 +385,11 @@ class Keeper:
         text = str(error) or repr(error)
         if text != backoff.why:
             log.info("no link", extra={"peer": self.peer, "path": candidate.where, "error": text})
-        least = error.retry_after if isinstance(error, RelayRefused) else 0.0
+        least = 0.0
+        if isinstance(error, RelayRefused):
+            least = error.retry_after
+            self._suggested = error.alternatives
+            self._fresh_next = self._fresh_next or any(map(self._is_stranger, self._suggested))
         backoff.fail(time.monotonic(), text, BACKOFF_URGENT if urgent else BACKOFF_CALM, least)
         self.failure = text
 

@@ -8,14 +8,12 @@ import asyncio
 import logging
 import random
 import time
-from collections import Counter
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
-from services.tunnel import metrics
 from services.tunnel.core import choice
 from services.tunnel.core.choice import Decision, Nearness, Option, Pace
-from services.tunnel.core.link import RELAYED
+from services.tunnel.core.link import RELAYED, Link
 from services.tunnel.errors import LinkFailed
 from services.tunnel.keeper import join
 from services.tunnel.pairing import Pairing
@@ -31,6 +29,9 @@ REPEAT_EVERY = 30.0
 AGAIN_AFTER = 30.0
 """Seconds after a circuit that was not to be had."""
 
+CONFIRMED_WITHIN = 1.0
+"""Seconds after which a link that was joined is usable; a link is not retired as surplus before (core/carrier)."""
+
 
 class Meeting:
     """`tick` every second."""
@@ -38,7 +39,8 @@ class Meeting:
     def __init__(self, sessions: Sessions, relays: RelayPool) -> None:
         self._sessions = sessions
         self._relays = relays
-        self._pace = Pace(random.Random())
+        self._rng = random.Random()
+        self._pace = Pace(self._rng)
         self._decisions: WeakKeyDictionary[Pairing, Decision] = WeakKeyDictionary()
         self._said: WeakKeyDictionary[Pairing, tuple[str, float]] = WeakKeyDictionary()
         self._not_before: WeakKeyDictionary[Pairing, float] = WeakKeyDictionary()
@@ -68,7 +70,8 @@ class Meeting:
         active = pairing.session.active
         assert active is not None
         options = self._options(pairing, now)
-        decision = choice.decide(options, "" if active.draining else active.relay, self._pair(pairing))
+        current = "" if active.draining else active.relay
+        decision = choice.decide(options, current, self._pair(pairing), self._rng.random())
         if decision is None:
             return
         self._decisions[pairing] = decision
@@ -78,11 +81,29 @@ class Meeting:
             moves = decision.relay != active.relay
             if not moves or self._pace.may(decision.relay, now):
                 self._agree(pairing, decision, now, moves=moves)
+            if not moves:
+                self._spread(pairing, active.relay, options, now)
         elif self._pace.may(decision.relay, now):
-            self._not_before[pairing] = now + AGAIN_AFTER
-            task = asyncio.create_task(self._move(pairing, decision), name=f"move {pairing.peer}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(pairing, decision.relay, None, now)
+
+    def _spread(self, pairing: Pairing, active: str, options: list[Option], now: float) -> None:
+        """Moves the standby to a relay that would carry less if the active one died. When a relay died all standbys
+        went to the others; without this they would stay there, and the next to die would send everybody to one."""
+        links = [link for link in pairing.session.links if link.usable and link.relay and not link.draining]
+        if len(links) != 2 or len({link.relay for link in links}) != 2:
+            return
+        old = next(link for link in links if link.relay != active)
+        used = self._sessions.use(pairing).sessions
+        options = [replace(it, used=used.get(it.relay, 0)) for it in options]
+        chosen = choice.standby_of(options, active, old.relay, self._pair(pairing))
+        if chosen not in ("", old.relay) and self._pace.may(chosen, now):
+            self._begin(pairing, chosen, old, now)
+
+    def _begin(self, pairing: Pairing, relay: str, old: Link | None, now: float) -> None:
+        self._not_before[pairing] = now + AGAIN_AFTER
+        task = asyncio.create_task(self._move(pairing, relay, old), name=f"move {pairing.peer}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _agree(self, pairing: Pairing, decision: Decision, now: float, *, moves: bool) -> None:
         """Tells the other side, and does it here."""
@@ -90,18 +111,18 @@ class Meeting:
         if said != decision.relay or now - when >= REPEAT_EVERY:
             self._said[pairing] = (decision.relay, now)
             pairing.session.note(choice.encode_word(decision.relay))
-        pairing.apply(pairing.session.agree(decision.relay))
+        pairing.apply(pairing.session.agree(decision.relay, decision.cause))
         pairing.mark()
         if moves:
-            metrics.MIGRATIONS.labels("nearer_relay").inc()
             log.info("relay changed", extra={"peer": pairing.peer, "relay": decision.relay, "reason": decision.why})
 
-    async def _move(self, pairing: Pairing, decision: Decision) -> None:
-        """One more link, over the relay that was chosen; it is agreed on in a later look, when it is usable."""
+    async def _move(self, pairing: Pairing, relay: str, old: Link | None) -> None:
+        """One more link, over the relay that was chosen. With `old`, a standby, it takes that one's place; else it is
+        agreed on in a later look, when it is usable."""
         try:
-            sock = await self._relays.circuit(decision.relay, pairing.peer)
+            sock = await self._relays.circuit(relay, pairing.peer)
             try:
-                joined = await join(pairing, sock, RELAYED, decision.relay)
+                joined = await join(pairing, sock, RELAYED, relay)
             except BaseException:
                 sock.close()
                 raise
@@ -109,9 +130,17 @@ class Meeting:
                 sock.close()
                 raise LinkFailed("the session is not known there")
         except (LinkFailed, OSError, TimeoutError, EOFError) as error:
-            log.info("relay not changed", extra={"peer": pairing.peer, "relay": decision.relay, "error": str(error)})
-        else:
-            self._not_before[pairing] = time.monotonic() + 0.5
+            log.info("relay not changed", extra={"peer": pairing.peer, "relay": relay, "error": str(error)})
+            return
+        if old is not None:
+            await asyncio.sleep(CONFIRMED_WITHIN)
+            session = pairing.session
+            usable = any(link.relay == relay and link.usable for link in session.links)
+            if usable and old in session.links and old is not session.active:
+                session.retire(old)
+                pairing.mark()
+                log.info("standby changed", extra={"peer": pairing.peer, "relay": relay, "before": old.relay})
+        self._not_before[pairing] = time.monotonic() + 0.5
 
     # ---------------------------------------------------------------- what there is to choose from
 
@@ -120,12 +149,12 @@ class Meeting:
 
     def _options(self, pairing: Pairing, now: float) -> list[Option]:
         """Relays at which the peer says that it can be reached, and those over which it is."""
-        measured, used = self._measure(pairing, now), self._used()
+        measured, used = self._measure(pairing, now), self._sessions.use(None).sessions
         found = {it.relay: it for it in self._relays.options(pairing.peer, now)}
         for link in pairing.session.links:
             if link.usable and link.relay and not link.draining:
                 found.setdefault(link.relay, Option(link.relay, None, self._relays.load(link.relay)))
-        return [replace(it, rtt=measured.get(name, it.rtt), used=used[name]) for name, it in found.items()]
+        return [replace(it, rtt=measured.get(name, it.rtt), used=used.get(name, 0)) for name, it in found.items()]
 
     def _measure(self, pairing: Pairing, now: float) -> dict[str, float]:
         """Round trips between both nodes through relays that have or had links lately."""
@@ -137,11 +166,6 @@ class Meeting:
         for name in [name for name, rtt in best.items() if rtt is None]:
             del seen[name]
         return {name: rtt for name, rtt in best.items() if rtt is not None}
-
-    def _used(self) -> Counter[str]:
-        """Sessions of this node by relay."""
-        actives = (pairing.session.active for pairing in self._sessions.pairings.values())
-        return Counter(link.relay for link in actives if link is not None and link.relay)
 
 
 def _is_relayed(pairing: Pairing) -> bool:

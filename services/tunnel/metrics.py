@@ -16,7 +16,9 @@ REFUSED_TOTAL = Counter("causeway_tunnel_refused", "Streams that were not possib
 BYTES = Counter("causeway_tunnel_bytes", "Plain bytes of streams carried, by direction.", ["direction"])
 SWITCHES = Counter("causeway_tunnel_path_switches", "Changes of the active link.")
 MIGRATIONS = Counter(
-    "causeway_tunnel_relay_migrations", "Sessions of this node's that it moved to another relay, by cause.", ["cause"]
+    "causeway_tunnel_relay_migrations",
+    "Sessions that this node began and that went to another relay: better, load, drain, failover, return.",
+    ["reason"],
 )
 PROBES = Counter("causeway_tunnel_relay_probes", "Probes of relays, by outcome.", ["outcome"])
 RESENT = Counter("causeway_tunnel_records_resent", "Records sent again on another link.")

@@ -35,6 +35,7 @@ class Owner(Protocol):
 
     def failure(self, pairing: "Pairing") -> str: ...
     def links_changed(self, pairing: "Pairing", *, urgent: bool) -> None: ...
+    def switched(self, pairing: "Pairing", before: str, after: str, why: str, *, lost: bool) -> None: ...
     def link_lost(self, link: Link) -> None: ...
     def stalled(self, pairing: "Pairing", cause: str, seconds: float) -> None: ...
     def noted(self, pairing: "Pairing", note: bytes) -> None: ...
@@ -72,6 +73,10 @@ class Pairing:
     _marked: bool = False
     _pings: list[asyncio.Future[float]] = field(default_factory=list)
     _counted: tuple[int, int, int, int] = (0, 0, 0, 0)
+    _relay: str = ""
+    """Of the link that is active, or was it last."""
+    _lost: bool = False
+    """There has been none since."""
 
     def __post_init__(self) -> None:
         self.punch = Punch(starter=not self.keys.initiator)
@@ -252,7 +257,11 @@ class Pairing:
 
     def _switched(self, link: Link | None, cause: str) -> None:
         self.mark()
-        if link is not None:
+        if link is None:
+            self._lost = True
+        else:
+            self.owner.switched(self, self._relay, link.relay, cause, lost=self._lost)
+            self._relay, self._lost = link.relay, False
             log.info(
                 "path switched", extra={"peer": self.peer, "relay": link.relay, "address": link.remote, "reason": cause}
             )

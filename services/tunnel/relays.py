@@ -5,15 +5,16 @@ import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
 
 from services.runtime.identity import Identity
 from services.tunnel import dialling
 from services.tunnel.config import RELAYS_ASKED, RELAYS_COMMON, RELAYS_HELD, Settings
 from services.tunnel.core import choice
-from services.tunnel.core.choice import Nearness, Option, Relay
+from services.tunnel.core.choice import Nearness, Option, Relay, Use
 from services.tunnel.core.lifetime import Lifetimes
-from services.tunnel.errors import LinkFailed
+from services.tunnel.errors import FULL, LinkFailed, RelayRefused
 from services.tunnel.peers import PeerInfo, ReservationReport
 from services.tunnel.relay_client import RelayClient
 
@@ -130,11 +131,14 @@ class RelayPool:
             found.append(Option(name, mine + theirs if mine is not None and theirs else None, self.load(name)))
         return found
 
-    def ranked(self, peer: str) -> list[str]:
-        """`options`, the best first, and then all other relays."""
-        options = self.options(peer, time.monotonic())
-        order = [it.relay for it in choice.order(options, frozenset((self.settings.node_name, peer)))]
-        return order + [name for name in self.known() if name not in order]
+    def ranked(self, peer: str, use: Use, suggested: Collection[str] = ()) -> list[str]:
+        """`options`, the best first, and then all other relays, those first that others named when they refused."""
+        options = [replace(it, used=use.sessions.get(it.relay, 0)) for it in self.options(peer, time.monotonic())]
+        pair = frozenset((self.settings.node_name, peer))
+        best = choice.standbys(options, use.without, pair) if use.without else choice.order(options, pair)
+        order = [it.relay for it in best]
+        others = [name for name in self.known() if name not in order]
+        return order + sorted(others, key=lambda name: name not in suggested)
 
     def published(self, reservations: list[ReservationReport]) -> None:
         """This node's record says so now: what it does not name any more may be left."""
@@ -256,7 +260,12 @@ class RelayPool:
         client = self.get(relay)
         if client is None:
             raise LinkFailed(f"no address of relay {relay} is known")
-        return await client.connect(peer, traceparent)
+        try:
+            return await client.connect(peer, traceparent)
+        except RelayRefused as refusal:
+            if refusal.reason == FULL:
+                client.load = 1000  # until it says otherwise: others are asked first meanwhile
+            raise
 
     def forget(self, client: RelayClient) -> None:
         """Closes a client in the background."""

@@ -245,6 +245,7 @@ class TunnelServicer(tunnel_pb2_grpc.TunnelServiceServicer):
             ],
             streams=status.streams,
             streams_total=status.streams_total,
+            migrations=status.migrations,
             warnings=[*status.warnings, *self._more_warnings()],
         )
 

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable
 
 from services.runtime.identity import Identity
-from services.tunnel import arrivals, dialling, handshake, metrics
+from services.tunnel import arrivals, dialling, handshake, metrics, usage
 from services.tunnel.config import HANDSHAKE_TIMEOUT, Settings
 from services.tunnel.core import choice
 from services.tunnel.core.budget import Budget
+from services.tunnel.core.choice import Use
 from services.tunnel.core.lifetime import Lifetimes
 from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED, Link
 from services.tunnel.core.session import Session
@@ -24,6 +25,7 @@ from services.tunnel.handshake import Greeting, NewSession, PeerRejected, Reject
 from services.tunnel.keeper import MAX_DIALS, Keeper, join, make_link
 from services.tunnel.keys import FIRST_LINK, SESSION_ID_SIZE, SessionKeys, fresh_nonce
 from services.tunnel.linkio import tune
+from services.tunnel.migrations import Migrations
 from services.tunnel.pairing import Pairing
 from services.tunnel.peers import Discovery, PeerInfo
 from services.tunnel.punching import Punching
@@ -70,6 +72,7 @@ class Sessions:
         """The session for new streams, by peer."""
         self.keepers: dict[Pairing | str, Keeper] = {}
         """By session, or by peer while there is none."""
+        self.migrations = Migrations()
         self.warnings: collections.deque[str] = collections.deque(maxlen=20)
         self.door = Door(self._welcome)
         self.punching = Punching(settings, relays.observed, join, self.door.admit)
@@ -99,6 +102,10 @@ class Sessions:
         """Who looks for paths to a peer, if somebody does."""
         pairing = self.preferred.get(peer)
         return self.keepers.get(pairing if pairing is not None else peer)
+
+    def use(self, pairing: Pairing | None) -> Use:
+        """What this node's sessions make of the relays, for the choice of one for `pairing`."""
+        return usage.of(self.pairings.values(), pairing)
 
     def failure(self, pairing: Pairing) -> str:
         """Why the last search for a path of this session found none."""
@@ -250,10 +257,7 @@ class Sessions:
     async def _again(self, peer: str, sock: socket.socket, kind: int, relay: str) -> socket.socket:
         """A second connection the same way."""
         if relay:
-            client = self.relays.get(relay)
-            if client is None:
-                raise LinkFailed(f"relay {relay} is gone")
-            return await client.connect(peer)
+            return await self.relays.circuit(relay, peer)
         info = await self.resolve(peer, fresh=False)
         for address in info.addresses if info is not None else ():
             with contextlib.suppress(LinkFailed):
@@ -354,6 +358,10 @@ class Sessions:
         keeper = self.keepers.get(pairing)
         if keeper is not None:
             keeper.poke(forget=cut_off)
+
+    def switched(self, pairing: Pairing, before: str, after: str, why: str, *, lost: bool) -> None:
+        """See Migrations.note."""
+        self.migrations.note(pairing, before, after, why, lost=lost)
 
     def link_lost(self, link: Link) -> None:
         heard = max(link.last_in, link.progress)

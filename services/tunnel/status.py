@@ -86,6 +86,7 @@ class TunnelStatus:
     relays: list[RelayStatus]
     streams: int
     streams_total: int
+    migrations: dict[str, int]
     warnings: list[str] = field(default_factory=list)
 
 

@@ -94,8 +94,9 @@ def test_shanghai_meets_in_shanghai_though_beijing_is_listed_first() -> None:
 
 def test_an_overloaded_relay_gets_no_new_pairs_and_has_them_back_later() -> None:
     assert meet(SHANGHAI, SHANGHAI, s=LOAD_LIMIT) == "b"
-    assert meet(SHANGHAI, SHANGHAI, "s", s=LOAD_LIMIT) in ("s", "b")
-    assert meet(SHANGHAI, SHANGHAI, "b") == "s"
+    assert meet(SHANGHAI, SHANGHAI, "s", s=LOAD_LIMIT) == "s", "those that are there stay"
+    assert meet(SHANGHAI, SHANGHAI, "b", s=LOAD_LIMIT - 1) == "b", "nobody comes back to fill it again"
+    assert meet(SHANGHAI, SHANGHAI, "b", s=choice.LOAD_BACK - 1) == "s"
     assert choice.order([Option("only", 0.01, 1000)], PAIR)[0].relay == "only", "better a full one than none"
 
 
@@ -103,14 +104,47 @@ def test_load_makes_a_relay_farther() -> None:
     assert choice.decide([Option("near", 0.040, 700), Option("far", 0.080, 0)], "", PAIR).relay == "far"
 
 
-def test_no_flapping_between_relays_that_are_about_equal() -> None:
+def test_f09_two_relays_of_almost_equal_latency_for_ten_minutes() -> None:
+    """FAILURES 9: round trips that vary, measured every 5 s, looked at every 2 s; and now the one is nearer, now the
+    other."""
     rng, current, moves = random.Random(5), "", 0
-    for _ in range(2000):
-        found = options(r1=rng.uniform(0.040, 0.055), r2=rng.uniform(0.040, 0.055))
-        decision = choice.decide(found, current, PAIR)
-        moves += bool(current) and decision.relay != current
-        current = decision.relay
+    near = {"r1": Nearness(), "r2": Nearness()}
+    for now in range(600):
+        if now % 5 == 0:
+            for number, nearness in enumerate(near.values()):
+                drift = 0.006 * ((now // 60 + number) % 2)
+                nearness.sample(0.040 + drift + rng.expovariate(200.0), float(now))
+        if now % 2 == 0:
+            found = options(**{name: nearness.best(float(now)) for name, nearness in near.items()})
+            decision = choice.decide(found, current, PAIR, rng.random())
+            moves += bool(current) and decision.relay != current
+            current = decision.relay
     assert moves == 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_f09_load_that_follows_the_pairs_does_not_drive_them_to_and_fro(seed: int) -> None:
+    """FAILURES 9, 10: 100 pairs, a near relay with room for 60 and a farther one for all; everybody sees loads that are
+    5 s old. For ten minutes."""
+    rng = random.Random(seed)
+    rtts, room = {"near": 0.020, "far": 0.060}, {"near": 60, "far": 1000}
+    pairs = [frozenset((f"a{number}", f"b{number}")) for number in range(100)]
+    at = dict.fromkeys(pairs, "near")
+    seen, moves = dict.fromkeys(rtts, 0), []
+    for now in range(0, 600, 2):
+        if now % 5 == 0:
+            counts = Counter(at.values())
+            seen = {name: min(1000, 1000 * counts[name] // room[name]) for name in rtts}
+        for pair in rng.sample(pairs, len(pairs)):
+            found = [Option(name, rtt, seen[name]) for name, rtt in rtts.items()]
+            decision = choice.decide(found, at[pair], pair, rng.random())
+            if decision.relay != at[pair]:
+                moves.append((now, decision.cause))
+                at[pair] = decision.relay
+    load = 1000 * Counter(at.values())["near"] // room["near"]
+    assert 500 <= load <= LOAD_LIMIT, "no more leave than must"
+    assert {cause for _, cause in moves} == {choice.LOAD} and len(moves) < 100, "nobody goes twice"
+    assert max(Counter(now for now, _ in moves).values()) < 20, "and not all at once"
 
 
 def test_both_ends_would_decide_alike() -> None:
@@ -135,48 +169,81 @@ class Crowd:
     def __init__(self, relays: set[str], seed: int) -> None:
         self.relays = set(relays)
         self.at: dict[tuple[str, str], str] = {}
+        self.standby: dict[tuple[str, str], str] = {}
         self.rng = random.Random(seed)
-        self.paces = {node: Pace(random.Random(self.rng.random())) for node in NODES}
 
-    def look(self, pair: tuple[str, str]) -> str:
-        used = Counter(relay for other, relay in self.at.items() if pair[0] in other)
-        found = [Option(name, self.rng.uniform(0.010, 0.014), used=used[name]) for name in sorted(self.relays)]
-        decision = choice.decide(found, self.at.get(pair, ""), frozenset(pair))
-        assert decision is not None
-        return decision.relay
+    def options(self, pair: tuple[str, str], without: str) -> list[Option]:
+        """As the deciding node sees them; its sessions counted as they were if relay `without` died."""
+        own = [other for other in self.at if pair[0] in other and other != pair]
+        used = Counter(self.standby.get(it, "") if self.at[it] == without else self.at[it] for it in own)
+        return [Option(name, self.rng.uniform(0.010, 0.014), used=used[name]) for name in sorted(self.relays)]
+
+    def shuffled(self) -> list[tuple[str, str]]:
+        pairs = list(itertools.combinations(NODES, 2))
+        self.rng.shuffle(pairs)
+        return pairs
 
     def settle(self) -> int:
         """Everybody looks; returns how many moved."""
-        pairs = list(itertools.combinations(NODES, 2))
-        self.rng.shuffle(pairs)
         moved = 0
-        for pair in pairs:
-            relay = self.look(pair)
-            moved += self.at.get(pair, relay) != relay
-            self.at[pair] = relay
+        for pair in self.shuffled():
+            decision = choice.decide(self.options(pair, ""), self.at.get(pair, ""), frozenset(pair))
+            moved += self.at.get(pair, decision.relay) != decision.relay
+            self.at[pair] = decision.relay
         return moved
+
+    def stand_by(self) -> None:
+        """Everybody looks after the standbys."""
+        for pair in self.shuffled():
+            active, current = self.at[pair], self.standby.get(pair, "")
+            options = self.options(pair, active)
+            if current in ("", active):
+                found = choice.standbys(options, active, frozenset(pair))
+                self.standby[pair] = found[0].relay if found else ""
+            else:
+                self.standby[pair] = choice.standby_of(options, active, current, frozenset(pair))
+
+    def lose(self, relay: str) -> None:
+        """It dies: its pairs are where their standbys were."""
+        self.relays.remove(relay)
+        for pair, active in self.at.items():
+            if active == relay:
+                self.at[pair] = self.standby[pair]
+            if relay in (active, self.standby[pair]):
+                del self.standby[pair]
+
+    @property
+    def fullest(self) -> tuple[str, float]:
+        """The relay with most pairs, and its share."""
+        name, most = Counter(self.at.values()).most_common(1)[0]
+        return name, most / len(self.at)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_twelve_nodes_lose_their_fullest_relay_and_get_it_back(seed: int) -> None:
+def test_f10_twelve_nodes_lose_their_fullest_relay_and_get_it_back(seed: int) -> None:
+    """FAILURES 10: its pairs divide over the others, nobody else moves, and its return moves nobody. Then the next one
+    dies: the standbys have spread again meanwhile."""
     crowd = Crowd({"r1", "r2", "r3"}, seed)
     crowd.settle()
-    fullest, most = Counter(crowd.at.values()).most_common(1)[0]
-    assert most <= 0.5 * len(crowd.at), "three share it"
-    crowd.relays.remove(fullest)
-    stayed = {pair: relay for pair, relay in crowd.at.items() if relay != fullest}
-    crowd.settle()
-    assert all(crowd.at[pair] == relay for pair, relay in stayed.items()), "nobody else is moved"
-    counts = Counter(crowd.at.values())
-    assert len(counts) == 2 and max(counts.values()) <= 0.6 * len(crowd.at)
-    crowd.relays.add(fullest)
-    assert crowd.settle() == 0, "its return moves nobody who is as well off"
+    for _ in range(3):
+        for _ in range(5):
+            crowd.stand_by()
+        lost, _ = crowd.fullest
+        stayed = {pair: relay for pair, relay in crowd.at.items() if relay != lost}
+        crowd.lose(lost)
+        crowd.stand_by()
+        assert crowd.settle() == 0, "where the standby was is as good a place"
+        assert all(crowd.at[pair] == relay for pair, relay in stayed.items()), "nobody else is moved"
+        assert crowd.fullest[1] <= 0.6
+        crowd.relays.add(lost)
+        assert crowd.settle() == 0, "its return moves nobody who is as well off"
 
 
-def test_the_return_of_a_nearer_relay_is_no_herd() -> None:
+def test_f10_the_return_of_a_nearer_relay_is_no_herd() -> None:
+    """FAILURES 10: 100 nodes with ten sessions each have reason to move to it."""
     rng = random.Random(3)
     moves: list[float] = []
-    for _ in range(100):  # nodes, with ten sessions each
+    for _ in range(100):
         pace = Pace(rng)
         pace.see(["old"], -100.0)
         left, now = 10, 0.0
@@ -189,6 +256,24 @@ def test_the_return_of_a_nearer_relay_is_no_herd() -> None:
     by_second = Counter(int(when) for when in moves)
     assert len(moves) == 1000 and max(by_second.values()) <= 100, "a tenth of a herd that comes within a second"
     assert max(moves) < 30.0, "and all are there soon"
+
+
+def test_a_standby_is_where_it_would_be_as_good_and_is_not_moved_for_one_session() -> None:
+    def best(*found: Option) -> str:
+        return choice.standbys(found, "r1", PAIR)[0].relay
+
+    here = Option("r1", 0.010)
+    assert best(here, Option("r2", 0.020, used=3), Option("r3", 0.028, used=2)) == "r3", "a pair would stay there"
+    assert best(here, Option("r2", 0.020, used=3), Option("r3", 0.040, used=0)) == "r2", "one would leave that"
+    assert best(here, Option("r2", 0.020, used=3, load=LOAD_LIMIT), Option("r3", 0.028, used=9)) == "r3"
+    assert choice.standbys([here], "r1", PAIR) == []
+
+    def stays(used: int, **more: int) -> bool:
+        found = [here, Option("r2", 0.020, used=used, **more), Option("r3", 0.020, used=0)]
+        return choice.standby_of(found, "r1", "r2", PAIR) == "r2"
+
+    assert stays(0) and stays(1) and not stays(2) and not stays(0, load=LOAD_LIMIT)
+    assert choice.standby_of([here, Option("r2", 0.02, load=1000)], "r1", "r3", PAIR) == "r3", "better than a full one"
 
 
 # ---------------------------------------------------------------- the word between both ends

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from services.tunnel import dialling
+from services.tunnel.candidates import Candidate
 from services.tunnel.core.link import DIRECT
-from services.tunnel.keeper import Candidate
 from services.tunnel.peers import PeerAddress, PeerInfo
 from tests.tunnel.inside import Gate, inside
 from tests.tunnel.local import PATIENCE, until

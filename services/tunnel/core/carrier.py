@@ -138,14 +138,17 @@ class Carrier:
         self._elect(self.now, "drain", out)
         return out
 
-    def agree(self, relay: str) -> list[Event]:
+    def agree(self, relay: str, cause: str = "nearer_relay") -> list[Event]:
         """The initiator chose a relay: its links come before those over others."""
         out: list[Event] = []
+        self._agree_on(relay)
+        self._elect(self.now, cause, out)
+        return out
+
+    def _agree_on(self, relay: str) -> None:
         self.agreed = relay
         for link in self.links:
             link.agreed = bool(relay) and link.relay == relay
-        self._elect(self.now, "nearer_relay", out)
-        return out
 
     def revalidate(self, now: float) -> None:
         """The clock jumped or the network changed: ask every link at once."""
@@ -215,6 +218,10 @@ class Carrier:
         if link is not None:
             link.active_since = now
             self.linkless_since = None
+            if link.relay and self.agreed != link.relay:
+                # The relay agreed on is lost, for now. When it answers again it is not better for that: a host that is
+                # too busy to answer in time would go back and forth, and be busier.
+                self._agree_on("")
             self._tell_lost(link)
             for doubted in self.links:
                 if doubted.doubted:

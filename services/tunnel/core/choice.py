@@ -2,7 +2,11 @@
 
 A pair is decided by one side, the session's initiator; its word goes to the other, so both end on the same relay. Among
 relays that are about equally near the pair's names decide by hash, and the one of two that carries less: the crowd
-spreads without a word between nodes, and a relay that returns moves nobody who is as well off where he is.
+spreads without a word between nodes, and a relay that returns moves nobody who is as well off where he is. The warm
+standbys spread as well: the pairs of a relay that dies divide over those that remain.
+
+Load moves new pairs, old ones only away from a relay over its limit, and of those no more than make it fit: everybody
+sees the load that everybody's moves make, some seconds late, and would run from one relay to the other and back.
 """
 
 import hashlib
@@ -10,7 +14,7 @@ import ipaddress
 import json
 import random
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 REMEMBERED = 300.0
@@ -27,8 +31,12 @@ BAND_SECONDS, BAND_SHARE = 0.010, 0.2
 """What costs at most max(10 ms, 20 %) more than the best is as good (DESIGN §5)."""
 GAIN_SECONDS, GAIN_SHARE = 0.010, 1 / 3
 """A move must gain both: 10 ms and a third (Tailscale: stays when old - best < 10 ms or best > 2/3 old)."""
-LOAD_LIMIT = 800
-"""Permille from which a relay gets no new pairs while others serve; the rest is room for those that it has."""
+LOAD_LIMIT, LOAD_BACK = 800, 600
+"""Permille from which a relay gets no new pairs while others serve, the rest being room for those that it has; and below
+which pairs that run elsewhere may move to it: what comes back must not be what fills it again."""
+LEAVE_SHARE = 0.2
+"""Share of the pairs too many that leave a relay over its limit at each look (every 2 s): all of them in about 10 s, two
+of its heartbeats, so that the moves are seen in its load before they have gone too far."""
 LOAD_STEP = 100
 """Permille by which loads must differ to count in a choice of two: twice what is worth a new record (relay/core/report)."""
 MOVE_EVERY = 0.5
@@ -145,12 +153,27 @@ class Option:
         return cost(self.rtt, self.load) if self.rtt is not None else float("inf")
 
 
+BETTER, LOAD, DRAIN, FAILOVER, RETURN = "better", "load", "drain", "failover", "return"
+"""Why a session moves to another relay: one that is nearer; away from one over its limit, one that stops, one that is
+lost; back to the one that it had to leave."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`why`: one line for a person."""
+    """`why`: one line for a person; `cause` of a move: BETTER or LOAD."""
 
     relay: str
     why: str
+    cause: str = BETTER
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """A node's sessions by relay. `without`: the relay that a pair runs through now and needs a standby for; sessions
+    that run there, too, count where their standbys are, as they will if it dies. Empty: it has none."""
+
+    without: str
+    sessions: Mapping[str, int]
 
 
 def order(options: Iterable[Option], pair: frozenset[str]) -> list[Option]:
@@ -165,8 +188,36 @@ def order(options: Iterable[Option], pair: frozenset[str]) -> list[Option]:
     return band + [it for it in everything if it not in band]
 
 
-def decide(options: Sequence[Option], current: str, pair: frozenset[str]) -> Decision | None:
-    """Where the pair should meet, which is at `current` ("": nowhere yet) unless a move pays. None: nowhere."""
+def standbys(options: Iterable[Option], active: str, pair: frozenset[str]) -> list[Option]:
+    """Where a pair that meets at `active` should have its warm standby, the best first. Relays that the pair would not
+    leave for the best of them are as good: of these the one that would carry least if `active` died (`used`)."""
+    ranked = order((it for it in options if it.relay != active), pair)
+    if not ranked:
+        return []
+    best = ranked[0]
+    alike = [it for it in ranked if it.load < LOAD_LIMIT and not worth(it.cost, best.cost)]
+    alike.sort(key=lambda it: (it.load // LOAD_STEP, it.used, _lot(pair, it.relay)))
+    return alike + [it for it in ranked if it not in alike]
+
+
+def standby_of(options: Iterable[Option], active: str, current: str, pair: frozenset[str]) -> str:
+    """Where that standby should be which is at `current` now: there, unless another place is better by two sessions
+    (moved for one, it would move back for the next), or `current` will not do. Empty: nowhere."""
+    ranked = standbys(options, active, pair)
+    if not ranked:
+        return ""
+    best, now = ranked[0], next((it for it in ranked if it.relay == current), None)
+    if now is None or best.load >= LOAD_LIMIT:
+        return current
+    even = now.load < LOAD_LIMIT and not worth(now.cost, best.cost) and now.used - best.used < 2
+    return current if even else best.relay
+
+
+def decide(options: Sequence[Option], current: str, pair: frozenset[str], luck: float = 1.0) -> Decision | None:
+    """Where the pair should meet, which is at `current` ("": nowhere yet) unless a move pays. None: nowhere.
+
+    `luck`, at random in [0, 1): whether this pair is of those that leave a relay over its limit (LEAVE_SHARE).
+    """
     ranked = order(options, pair)
     if not ranked:
         return None
@@ -178,8 +229,14 @@ def decide(options: Sequence[Option], current: str, pair: frozenset[str]) -> Dec
         return Decision(current, f"the best of {len(ranked)}: {_of(now)}")
     if now.rtt is None or best.rtt is None:
         return Decision(current, f"not both are measured: {_of(now)}, {_of(best)}")
-    if worth(now.cost, best.cost):
+    if best.load >= LOAD_BACK:
+        return Decision(current, f"a move would fill the other: {_of(now)}, {_of(best)}")
+    if worth(now.rtt, best.rtt) and worth(now.cost, best.cost):
         return Decision(best.relay, f"{_of(best)} instead of {_of(now)}")
+    if now.load >= LOAD_LIMIT and worth(now.cost, best.cost):
+        if luck < LEAVE_SHARE * (1 - LOAD_LIMIT / now.load):
+            return Decision(best.relay, f"{_of(best)} instead of {_of(now)}, which is over its limit", LOAD)
+        return Decision(current, f"over its limit, others leave first: {_of(now)}, {_of(best)}")
     return Decision(current, f"a move would gain too little: {_of(now)}, {_of(best)}")
 
 
