@@ -61,18 +61,20 @@ class Mesh:
         relays: tuple[Shape, Shape] = RELAY_SHAPES,
         a_home: Shape | None = None,
         a_nat: Nat | None = None,
+        b_nat: Nat | None = None,
         b_public: bool = False,
     ) -> Mesh:
         """In a simulated network. home: the links of the two LANs; relays: those of r1 and r2.
 
-        a_home: the link of a's LAN when it differs. a_nat: of a's router, masquerading by default. b_public: b has a
+        a_home: the link of a's LAN when it differs. a_nat: of a's router, masquerading by default. b_nat: of b's, symmetric by
+        default. b_public: b has a
         public address, at which a reaches it without a relay.
         """
         network = Network()
         try:
             lans = {"a": network.lan("home-a", a_nat, shape=a_home or home)}
             if not b_public:
-                lans["b"] = network.lan("home-b", Nat(Kind.SYMMETRIC), shape=home)
+                lans["b"] = network.lan("home-b", b_nat or Nat(Kind.SYMMETRIC), shape=home)
             places = [simulated(lan.host(name), lan.wire) for name, lan in lans.items()]
             publics = {**({"b": home} if b_public else {}), **{f"r{1 + i}": shape for i, shape in enumerate(relays)}}
             places += [simulated(network.public(name, shape=shape)) for name, shape in publics.items()]

@@ -41,14 +41,14 @@ class Door:
                 f"cannot listen on {dialling.join(ip or '*', port)}: {error.strerror}; "
                 "is another tunnel running? Set modules.edgeTunnel.listenPort or listenAddress",
             ) from error
-        self._accepting = asyncio.create_task(self._accept(), name="door")
+        self._accepting = asyncio.create_task(self.accept(self._sock), name="door")
 
-    async def _accept(self) -> None:
+    async def accept(self, listener: socket.socket) -> None:
+        """Admits whoever connects there, until it is cancelled."""
         loop = asyncio.get_running_loop()
-        assert self._sock is not None
         while True:
             try:
-                sock, _ = await loop.sock_accept(self._sock)
+                sock, _ = await loop.sock_accept(listener)
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                     log.warning("cannot accept", extra={"error": error.strerror})

@@ -153,8 +153,8 @@ class Pairing:
 
     def _take_down(self, link: Link, cause: str) -> None:
         now = time.monotonic()
-        if link.kind == PUNCHED:
-            self.punch.lost(now - link.started)
+        if link.kind == PUNCHED and link.confirmed:
+            self.punch.lost(max(link.last_in, link.progress) - link.started)
         if cause != "retired" and link.confirmed and not self.ended:
             self.owner.link_lost(link)
         self.apply(self.session.link_down(link, now, cause))

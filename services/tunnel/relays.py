@@ -303,6 +303,13 @@ class RelayPool:
         seen = {client.observed for client in mapped if client.observed}
         return [dialling.split(address) for address in sorted(seen)]
 
+    def addresses_in_use(self) -> list[tuple[str, tuple[str, int]]]:
+        """Relays that hold a reservation for this node, the nearest first, and where they are reached."""
+        now = time.monotonic()
+        serving = [client for client in self.clients.values() if client.reserved and client.address]
+        serving.sort(key=lambda client: self.rtt(client.name, now) or float("inf"))
+        return [(client.name, dialling.split(client.address)) for client in serving]
+
     def retry_all(self) -> None:
         """The network changed: forget all backoffs."""
         for client in self.clients.values():

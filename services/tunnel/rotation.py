@@ -5,8 +5,8 @@ Make-before-break both: a link gets a new one over the same relay (or to the sam
 when the peer has answered on it; then the old one is left in order, with GOAWAY. A relay gets a second control
 connection, which reserves; the relay tells the newest of callers, so nobody finds the node away.
 
-A direct link is replaced by the side that dialled it. A punched one is not: its ports are its path, and the session
-has a standby.
+A direct link is replaced by the side that dialled it; a punched one by whoever sees it due: another hole is punched
+beside it, from other ports (punchport.py). Where that does not succeed in time, it is left for the standby.
 """
 
 import asyncio
@@ -19,11 +19,14 @@ from weakref import WeakKeyDictionary
 
 from services.tunnel import dialling, handshake, metrics
 from services.tunnel.config import HANDSHAKE_TIMEOUT
+from services.tunnel.core import paths
 from services.tunnel.core.lifetime import Lifetimes
-from services.tunnel.core.link import DIRECT, RELAYED, Link
+from services.tunnel.core.link import DIRECT, PATH_NAMES, PUNCHED, RELAYED, Link
+from services.tunnel.core.punch import Punch
 from services.tunnel.errors import LinkFailed
 from services.tunnel.keeper import make_link
 from services.tunnel.pairing import Pairing
+from services.tunnel.punching import punched
 from services.tunnel.relay_client import RelayClient
 from services.tunnel.relays import RelayPool
 from services.tunnel.sessions import Sessions
@@ -46,13 +49,18 @@ class Rotation:
         self._relays = relays
         self._lifetimes = lifetimes
         self._tasks: set[asyncio.Task[None]] = set()
-        self._not_before: WeakKeyDictionary[Pairing | RelayClient, float] = WeakKeyDictionary()
+        self._not_before: WeakKeyDictionary[Pairing | Punch | RelayClient, float] = WeakKeyDictionary()
+        """A session's punched links have a pace of their own: the standby must not be cut while a hole is punched."""
 
     def tick(self, now: float) -> None:
         """Tells what lives, and replaces what is due: one link of a session at a time."""
         for pairing in self._sessions.pairings.values():
-            for link in pairing.session.links:
-                if self._due_link(pairing, link, now) and self._may(pairing, now):
+            for link in list(pairing.session.links):
+                if not self._due_link(pairing, link, now):
+                    continue
+                if link.kind == PUNCHED and self._leave(pairing, link, now):
+                    continue
+                if self._may(_pace(pairing, link), now):
                     self._spawn(self._rotate_link(pairing, link))
         clients = list(self._relays.clients.values())
         for client in clients:
@@ -70,7 +78,7 @@ class Rotation:
         path = (io.local, io.far)
         if link.confirmed:
             self._lifetimes.lived(path, link.started, max(link.last_in, link.progress))
-        if not link.usable or session.second is not None or link.kind not in (DIRECT, RELAYED):
+        if not link.usable or session.second is not None:
             return False
         if link.kind == DIRECT and self._accepted(io.sock):
             return False
@@ -94,7 +102,7 @@ class Rotation:
         except OSError:
             return True
 
-    def _may(self, one: Pairing | RelayClient, now: float) -> bool:
+    def _may(self, one: Pairing | Punch | RelayClient, now: float) -> bool:
         if now < self._not_before.get(one, 0.0):
             return False
         self._not_before[one] = now + WITHIN + HANDSHAKE_TIMEOUT  # until it is done, below
@@ -109,10 +117,16 @@ class Rotation:
 
     async def _rotate_link(self, pairing: Pairing, old: Link) -> None:
         limit = self._lifetimes.limit((old.owner.local, old.owner.far)) or 0.0
-        where = {"peer": pairing.peer, "relay": old.relay, "address": old.remote, "seconds": round(limit, 1)}
+        where = {
+            "peer": pairing.peer,
+            "relay": old.relay,
+            "address": old.remote,
+            "path": PATH_NAMES[old.kind],
+            "seconds": round(limit, 1),
+        }
         try:
             async with asyncio.timeout(WITHIN + HANDSHAKE_TIMEOUT):
-                new = await self._join(pairing, old)
+                new = await (self._punch if old.kind == PUNCHED else self._join)(pairing, old)
                 # Measured, so that neither side takes the standby for nearer.
                 await _until(lambda: new.path_rtt.smoothed is not None)
             if not new.usable or new not in pairing.session.links or not old.usable or old not in pairing.session.links:
@@ -127,7 +141,31 @@ class Rotation:
             log.info("link rotated", extra=where)
             metrics.ROTATIONS.labels("link").inc()
         finally:
-            self._not_before[pairing] = time.monotonic() + AGAIN_AFTER
+            self._not_before[_pace(pairing, old)] = time.monotonic() + AGAIN_AFTER
+
+    async def _punch(self, pairing: Pairing, old: Link) -> Link:
+        """Another punched link beside this one."""
+        if _younger(pairing, old) is None:
+            self._sessions.punching.renew(pairing, old)
+        await _until(lambda: _younger(pairing, old) is not None)
+        if (new := _younger(pairing, old)) is None:
+            raise LinkFailed(f"no hole was punched: {pairing.punch.outcome}")
+        return new
+
+    def _leave(self, pairing: Pairing, old: Link, now: float) -> bool:
+        """The standby takes over from a punched link that will be cut before another hole can be punched."""
+        path, session = (old.owner.local, old.owner.far), pairing.session
+        others = [
+            link for link in session.links if link is not old and link.usable and link.path_rtt.smoothed is not None
+        ]
+        if not others or not self._lifetimes.late(path, old.started, now):
+            return False
+        limit = self._lifetimes.limit(path) or 0.0
+        old.note = f"left: it would be cut at {limit:.0f} s"
+        pairing.apply(session.replace(old, min(others, key=paths.rank), now))
+        pairing.mark()
+        log.info("link left", extra={"peer": pairing.peer, "address": old.remote, "seconds": round(limit, 1)})
+        return True
 
     async def _join(self, pairing: Pairing, old: Link) -> Link:
         """One more link by the same way."""
@@ -165,6 +203,15 @@ class Rotation:
         finally:
             self._not_before[client] = time.monotonic() + AGAIN_AFTER
             await retired.close()
+
+
+def _pace(pairing: Pairing, link: Link) -> Pairing | Punch:
+    return pairing.punch if link.kind == PUNCHED else pairing
+
+
+def _younger(pairing: Pairing, old: Link) -> Link | None:
+    """A punched link that came up after this one."""
+    return next((link for link in punched(pairing) if link.usable and link.started > old.started), None)
 
 
 async def _until(condition: Callable[[], bool]) -> bool:

@@ -29,6 +29,7 @@ from services.tunnel.migrations import Migrations
 from services.tunnel.pairing import Pairing
 from services.tunnel.peers import Discovery, PeerInfo
 from services.tunnel.punching import Punching
+from services.tunnel.punchport import FreshPorts
 from services.tunnel.relays import RelayPool
 from services.tunnel.streams import Streams
 
@@ -75,7 +76,8 @@ class Sessions:
         self.migrations = Migrations()
         self.warnings: collections.deque[str] = collections.deque(maxlen=20)
         self.door = Door(self._welcome)
-        self.punching = Punching(settings, relays.observed, join, self.door.admit)
+        fresh = FreshPorts(settings, identity, relays, self.door.accept)
+        self.punching = Punching(settings, relays.observed, fresh.open, join, self.door.admit)
         self.punch = self.punching.consider
         """A path better than a relayed one is wanted for a session."""
         self.arrivals = arrivals.Arrivals()

@@ -307,7 +307,8 @@ class Peer(SimpleNamespace):
 async def test_attempts_to_punch_are_few_at_a_time() -> None:
     """FAILURES 23: a hundred peers offer to punch at once, and a hundred are ready at once."""
     for starter in (True, False):
-        punching = Punching(SimpleNamespace(listen_port=20006, listen_address="127.0.0.1"), lambda: [OWN], None, None)
+        settings = SimpleNamespace(listen_port=20006, listen_address="127.0.0.1")
+        punching = Punching(settings, lambda: [OWN], None, None, None)
         peers = [Peer(starter) for _ in range(100)]
         for peer in peers:
             if starter:

@@ -31,6 +31,8 @@ SAFE = 0.8
 """Share of the smallest age seen at which a connection is replaced at the latest …"""
 SPREAD = 0.2
 """… and the part of that by which it may be earlier, so that active and standby do not go at once."""
+LATE = 0.9
+"""Share at which a connection that could not be replaced is left for another one, if there is one."""
 TRIAL_FIRST, TRIAL_MOST = 600.0, 86400.0
 """Seconds from a cut that was seen to the next test of the belief, doubling with each that it stands."""
 MAX_PATHS = 256
@@ -111,6 +113,11 @@ class Lifetimes:
         if limit is None or now - started < SAFE * limit * (1 - SPREAD * phase):
             return False
         return not (expendable and now >= self._beliefs[path].trial_at)
+
+    def late(self, path: Path, started: float, now: float) -> bool:
+        """Whether a connection that is due will be cut before another attempt to replace it is likely to be over."""
+        limit = self.limit(path)
+        return limit is not None and now - started >= LATE * limit
 
     def forget(self) -> None:
         """This host is in another network."""

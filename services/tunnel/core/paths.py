@@ -36,7 +36,7 @@ def standby(links: Iterable[Link], active: Link | None) -> Link | None:
     usable = [link for link in links if link.usable and link is not active]
     if active is None or not usable:
         return min(usable, key=rank, default=None)
-    apart = [link for link in usable if not link.relay or link.relay != active.relay]
+    apart = [link for link in usable if (link.kind, link.relay) != (active.kind, active.relay)]
     return min(apart or usable, key=rank)
 
 

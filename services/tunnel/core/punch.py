@@ -11,6 +11,9 @@ the other's arrives. The two talk over the relayed session that they have:
 
 The starter waits for READY before it measures anything, so a relay that is nearer than the peer is quick does no harm
 (FAILURES 21), and one side alone starts, so nothing has to be cancelled (20). Source of the scheme: libp2p's DCUtR.
+
+Where a NAT will soon cut the punched link that is in use, another hole is punched beside it. The answerer asks for
+that with AGAIN(); what follows is the same conversation, over the link that is to be replaced.
 """
 
 import ipaddress
@@ -18,15 +21,18 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-OFFER, READY, GO = "offer", "ready", "go"
+OFFER, READY, GO, AGAIN = "offer", "ready", "go", "again"
 
 ANSWER_WITHIN = 3.0
 """Seconds the other side has for each word; a relayed round trip is far less."""
 PAUSES = (2.0, 10.0, 300.0, 600.0, 1200.0)
 """Seconds between attempts; the last one repeats. 97.6 % of the punches that ever succeed do so at the first (arXiv
 2510.27500), so after three the NATs are taken for such that forbid it, and only looked at again now and then."""
-PROVEN_AFTER = 60.0
-"""A punched link that lived so long, seconds, clears the pauses when it is lost; one that did not would flap."""
+PROVEN_AFTER = 10.0
+"""A punched link that was heard for so long, seconds, clears the pauses when it is lost; one that was not would flap.
+From this age on `core/lifetime.py` learns of NATs that cut links: until it has, each is punched again at once."""
+NO_ADDRESS = 5.0
+"""Seconds until a node that knows no address of its own looks for one again: a handshake with a relay each time."""
 MAX_ADDRESSES = 6
 """Addresses tried in one attempt: each is a flow in somebody's router (FAILURES 23)."""
 MIN_BETWEEN = 1.0
@@ -55,7 +61,7 @@ class Word:
         try:
             fields = json.loads(note)
             kind, attempt, addresses = fields["punch"], fields["attempt"], fields.get("addresses", [])
-            if kind not in (OFFER, READY, GO) or type(attempt) is not int or not isinstance(addresses, list):
+            if kind not in (OFFER, READY, GO, AGAIN) or type(attempt) is not int or not isinstance(addresses, list):
                 return None
             return cls(kind, attempt, usable((ip, port) for ip, port in addresses[: 4 * MAX_ADDRESSES]))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -113,10 +119,25 @@ class Punch:
         self._connecting = False
         self._next = 0.0
         self._peers: tuple[Address, ...] = ()
+        self._renewed = 0
+        """The link for whose replacement the pauses were cleared."""
+
+    @property
+    def tried(self) -> bool:
+        """There was an attempt in this session: its ports may be remembered on the way, or here, by what it left."""
+        return self._number > 0
+
+    def due(self, now: float) -> bool:
+        """This side starts, and it is time."""
+        return self.starter and not self.busy(now) and now >= self._next
 
     def busy(self, now: float) -> bool:
         """An attempt is under way."""
         return self._connecting or (self._expected != "" and now < self._expires)
+
+    def patience(self, now: float) -> float:
+        """Seconds that the peer still has for the word that is expected; 0: none is."""
+        return max(self._expires - now, 0.0) if self._expected else 0.0
 
     def due_in(self, now: float) -> float:
         """Seconds until the next attempt may begin."""
@@ -127,9 +148,21 @@ class Punch:
         self.attempts = 0
         self._next = 0.0
 
+    def renew(self, link: int) -> None:
+        """A punched link is to be replaced: that it is there shows that punching works, so no pause is kept from former
+        attempts. Once for each link: where it does not work any more, the routers are left in peace as ever."""
+        if link != self._renewed:
+            self._renewed = link
+            self.forget()
+
+    def unable(self, now: float) -> None:
+        """This side has no address to offer, and may look for one again after a while."""
+        self.outcome = "this node knows no address of its own"
+        self._next = max(self._next, now + NO_ADDRESS)
+
     def begin(self, own: tuple[Address, ...], now: float) -> list[Action]:
         """Starts an attempt if one is due and this side is the one that starts."""
-        if not self.starter or not own or self.busy(now) or now < self._next:
+        if not own or not self.due(now):
             return []
         if self._expected:
             self.outcome = f"no answer within {ANSWER_WITHIN:g} s"
@@ -139,10 +172,14 @@ class Punch:
         self._expect(READY, now)
         return [Say(Word(OFFER, self._number, usable(own)))]
 
+    def would_answer(self, offer: Word, now: float) -> bool:
+        """Whether an OFFER gets a READY, if this side has an address."""
+        return bool(offer.addresses) and not (self.starter or self._connecting or now < self._next)
+
     def receive(self, word: Word, own: tuple[Address, ...], rtt: float, now: float) -> list[Action]:
         """A word from the peer. `rtt`: round trip of the path that carries the conversation, seconds."""
         if word.kind == OFFER:
-            if self.starter or not own or not word.addresses or self._connecting or now < self._next:
+            if not own or not self.would_answer(word, now):
                 return []
             self._number, self._peers = word.attempt, word.addresses
             self.attempts += 1
@@ -167,7 +204,7 @@ class Punch:
         self.outcome = outcome
 
     def lost(self, lived: float) -> None:
-        """A punched link that lived so many seconds is gone."""
+        """A punched link is gone; so many seconds after it came up it was last heard."""
         if lived >= PROVEN_AFTER:
             self.forget()
 
