@@ -1,0 +1,136 @@
+"""The role of a relay is earned: given to who can be reached, taken from who cannot, and said why; behind real NATs."""
+
+import asyncio
+import contextlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.nat import Kind, Nat
+from lab.network import Host, Network
+from lab.node import Node, together
+from lab.place import Place, simulated
+from protos import relay_pb2
+from tests.e2e.conftest import require_simulation
+from tests.e2e.traffic import eventually
+
+pytestmark = [pytest.mark.slow, pytest.mark.lab]
+
+PSK = "a secret of the tests of earned relays, long enough"
+INTERVAL = 3.0  # seconds between two rounds of probes, where a test waits for several
+PATIENCE = 120.0  # seconds for what takes about ten
+SERVICES = ("discovery", "relay", "tunnel")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    require_simulation()
+    made = Path(tempfile.mkdtemp(prefix="cw-"))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def make(folder: Path, host: Host, *, contact: Host | None = None, **options: Any) -> Node:
+    """A node that no configuration names; it knows one discovery address, or none at all."""
+    modules: dict[str, dict[str, Any]] = {"edgeRelay": {"probeIntervalSeconds": INTERVAL}}
+    if contact is not None:
+        modules["edgeDiscovery"] = {"bootstrap": [f"{contact.address}:20008"]}
+    return Node(simulated(host), folder / host.name, psk=PSK, modules=modules, **options)
+
+
+@contextlib.asynccontextmanager
+async def running(*nodes: Node) -> AsyncIterator[None]:
+    """Started, and stopped in the end; what they said is printed when something fails."""
+    try:
+        for node in nodes:
+            node.start(*SERVICES)
+        await together(node.ready(*SERVICES) for node in nodes)
+        yield
+    except BaseException:
+        for node in nodes:
+            for service in SERVICES:
+                print(f"--- {node.name} {service}\n{node.tail(service)}")
+        raise
+    finally:
+        await asyncio.gather(*(node.stop() for node in nodes))
+
+
+async def condition(node: Node, kind: str = "RelayCapable") -> relay_pb2.Condition:
+    return next(it for it in (await node.relay()).conditions if it.type == kind)
+
+
+async def becomes(node: Node, active: bool, reason: str) -> relay_pb2.Condition:
+    """Waits until the node is a relay, or is none, for this reason."""
+
+    async def so() -> bool:
+        now = await condition(node)
+        return (await node.relay()).active is active and now.status is active and now.reason == reason
+
+    await eventually(so, f"{node.name}: active={active} ({reason})", PATIENCE)
+    return await condition(node)
+
+
+async def meet(one: Node, other: Node, relay: str) -> None:
+    """Waits until two nodes talk, and do so through this relay."""
+
+    async def talk() -> bool:
+        await one.ping(other.name, timeout=5)
+        active = await one.active(other.name)
+        return active is not None and active.relay == relay
+
+    await eventually(talk, f"{one.name} and {other.name} talk through {relay}", PATIENCE)
+
+
+def wall(host: Host, rule: str) -> None:
+    """What the host itself lets nobody do any more; `open_up` takes it back."""
+    host.namespace.nft(f"table inet wall {{ chain input {{ type filter hook input priority 0; {rule} drop; }} }}")
+
+
+def open_up(host: Host) -> None:
+    host.namespace.nft("delete table inet wall")
+
+
+async def test_a_public_node_that_nobody_named_becomes_the_relay_of_two_behind_nats_and_again_after_a_wall(
+    folder: Path,
+) -> None:
+    with Network() as net:
+        public = net.public("p")
+        homes = [net.lan(f"{name}-lan", Nat(Kind.SYMMETRIC)).host(name) for name in ("a", "b")]
+        p = make(folder, public)
+        a, b = (make(folder, host, contact=public) for host in homes)
+        began = time.monotonic()
+        async with running(p, a, b):
+            await meet(a, b, "p")
+            print(f"a and b talked {time.monotonic() - began:.1f} s after the start")
+            found = await becomes(p, True, "Proven")
+            assert public.address in found.message
+            assert (await condition(p, "Reachable")).status
+            record = {peer.record.node_name: peer.record for peer in (await a.discovery()).peers}["p"]
+            assert list(record.relay.proven) == [public.address] and not record.relay.configured
+            assert record.relay.throughput > 0 and record.relay.up_since.seconds > 0
+            # Those behind NATs stay ordinary, and say why.
+            assert not (await a.relay()).active
+            assert not (await condition(b, "Reachable")).status
+
+            # Nobody new gets in, and those who were inside say so.
+            wall(public, "tcp dport 20007 ct state new")
+            found = await becomes(p, False, "Unreachable")
+            assert "no answer" in found.message and public.address in found.message
+            assert "relay gives up its role" in p.log("relay").read_text()
+            open_up(public)
+            await becomes(p, True, "Proven")
+            await meet(a, b, "p")
+
+            # Nothing at all gets in: those who came regularly do not come back.
+            wall(public, "tcp dport 20006-20008")
+            found = await becomes(p, False, "Unreachable")
+            open_up(public)
+            await becomes(p, True, "Proven")
+            await meet(b, a, "p")
