@@ -195,10 +195,8 @@ class PutAnswer:
 
 @dataclass(frozen=True, slots=True)
 class DialledBack:
-    """A vantage, which answered at `endpoint`, dialled us at `ip`."""
+    """A vantage dialled us at `ip`."""
 
-    vantage: str
-    endpoint: Endpoint
     ip: str
     outcome: DialOutcome
 
@@ -287,10 +285,9 @@ class NodeClient:
         """Have the contact dial us at `ip`; empty: where it sees us."""
         request = pb.DialBackRequest(ip=ip, port=port, token=token, work=work)
 
-        async def call(stub: pb_grpc.PeerServiceAsyncStub, endpoint: Endpoint) -> DialledBack:
+        async def call(stub: pb_grpc.PeerServiceAsyncStub, _: Endpoint) -> DialledBack:
             answer = await stub.DialBack(request, timeout=timeout)
-            name = contact.node_name or self._names.get(endpoint, "")
-            return DialledBack(name, endpoint, answer.ip, outcome_from_wire(answer.outcome))
+            return DialledBack(answer.ip, outcome_from_wire(answer.outcome))
 
         return await self._race(contact, call, timeout)
 

@@ -15,7 +15,7 @@ from time import monotonic
 
 from .core.contacts import Contact
 from .core.errors import DiscoveryError
-from .core.model import AddressSource
+from .core.model import AddressSource, Source
 from .core.round import Regulars, Round, Wish
 from .core.vantage import WORK, DialOutcome, private
 from .directory import Directory, contact_of
@@ -23,6 +23,8 @@ from .interfaces import Interface
 from .peers import NodeClient, Refused, Report
 from .probe import Unreachable
 
+PING = 3.0
+"""Seconds for a vantage to answer at all."""
 TIMEOUT = 12.0
 """Seconds for a call that has us dialled: 8.5 for the dial."""
 ENOUGH, MOST = 3, 8
@@ -91,10 +93,9 @@ class Prober:
 
     def offered(self, vantage: str, ip: str, reports: list[Report]) -> tuple[Wish | None, float]:
         """A node that calls from `ip` offers to dial: what it is to dial, and after how many seconds it may come again."""
-        if self._round is not None:
-            for report in reports[:MAX_REPORTS]:
-                if self._round.report(vantage, report.token):
-                    self._tell(Outcome(vantage, report.ip, report.token, report.outcome))
+        for report in reports[:MAX_REPORTS]:
+            if self._regulars.report(vantage, report.token):
+                self._tell(Outcome(vantage, report.ip, report.token, report.outcome))
         if not ip or self._neighbour(vantage, ip):
             return None, 10.0 if vantage not in self._directory.peers else 600.0
         return self._regulars.come(vantage, self._round, monotonic())
@@ -150,30 +151,32 @@ class Prober:
         names = sorted(found)
         answered = 0
         for name in self._rng.sample(names, min(MOST, len(names))):
-            if answered < ENOUGH and found[name].endpoints and round.ask(name):
+            if answered < ENOUGH and found[name].endpoints and round.open(name):
                 answered += await self._ask(round, found[name])
 
     async def _ask(self, round: Round, contact: Contact) -> bool:  # noqa: A002
         """One vantage: the address from which it sees us, then those that are public. False: it dialled none."""
-        seen, endpoint = "", None
+        seen = ""
         try:
+            record, endpoint = await self._client.ping(contact, timeout=PING)
+            vantage = self._directory.take(record, Source.LOOKUP, expected=contact.node_name).node_name
+            if self._near(endpoint.host) or not round.open(vantage):
+                return False
+            # From here on it is called where it answered.
+            contact = Contact(vantage, (endpoint,))
             for ip in ("", *[ip for ip in self._addresses() if self._worth(ip)][:MAX_ADDRESSES]):
                 if ip and ip == seen:
                     continue
-                if (token := round.take()) is None:
+                if (token := round.take(vantage)) is None:
                     break
                 work = bytes(WORK) if ip else b""
                 answer = await self._client.dial_back(contact, ip, round.port, token, work, timeout=TIMEOUT)
-                if self._near(answer.endpoint.host):
-                    return False
-                # From here on it is called where it answered.
-                contact = Contact(answer.vantage, (answer.endpoint,))
-                seen, endpoint = seen or answer.ip, answer.endpoint
-                self._tell(Outcome(answer.vantage, answer.ip, token, answer.outcome))
+                seen = seen or answer.ip
+                self._tell(Outcome(vantage, answer.ip, token, answer.outcome))
         except (Unreachable, Refused, DiscoveryError) as error:
             extra = {"peer": contact.key, "error": str(error)}
             self._directory.log.debug("not dialled back", extra=extra)
-        return endpoint is not None
+        return bool(seen)
 
     def _worth(self, ip: str) -> bool:
         parsed = ipaddress.ip_address(ip)

@@ -21,6 +21,8 @@ USUAL = 60.0
 """Seconds after which nodes that offer to dial come again, when all is decided."""
 ABSENT = 2.0
 """Seconds until discovery, which is not there, is asked again."""
+SLOW = 5.0
+"""Seconds in which other vantages of a round may find, too, that they get no answer."""
 _WORDS = {
     Outcome.CONNECTED: "somebody else answered there",
     Outcome.RESET: "connection refused",
@@ -113,6 +115,8 @@ class Prober:
                             return
                     elif await self._take(event) and not self.found.settled:
                         pause = FIRST if settled else soon
+                        if event.outcome is not Outcome.CONNECTED:
+                            pause = max(pause, SLOW)
                         limit.reschedule(min(limit.when() or 0.0, loop.time() + pause))
         except TimeoutError:
             pass

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
+from collections import OrderedDict
 from time import monotonic
 
 from .core.greeting import PROOF_TOKEN_LENGTH
@@ -20,21 +21,26 @@ TIMEOUT = 5.0
 """Seconds for the other side to take them."""
 SETTLE = 1.0
 """Seconds for our own side of a proof, when the other side says that it is over."""
+KEPT_ROUNDS = 3
+"""Rounds whose tokens count."""
 _FILLING = bytes(PROOF_BYTES)
 
 
 class Proofs:
-    """Of one round at a time."""
+    """Of the last rounds: a slow dial may outlast its own."""
 
     def __init__(self) -> None:
-        self._expected: set[bytes] = set()
-        self._arrived: dict[bytes, asyncio.Task[int]] = {}
+        self._expected: OrderedDict[bytes, None] = OrderedDict()
+        self._arrived: OrderedDict[bytes, asyncio.Task[int]] = OrderedDict()
 
     def issue(self, count: int) -> list[bytes]:
-        """Tokens of a new round; those of the last one end here."""
-        self._end()
+        """Tokens of a new round."""
         tokens = [secrets.token_bytes(PROOF_TOKEN_LENGTH) for _ in range(count)]
-        self._expected = set(tokens)
+        self._expected.update(dict.fromkeys(tokens))
+        while len(self._expected) > KEPT_ROUNDS * count:
+            self._expected.popitem(last=False)
+        while len(self._arrived) > KEPT_ROUNDS * count:
+            self._arrived.popitem(last=False)[1].cancel()
         return tokens
 
     def receive(self, token: bytes, sock: socket.socket) -> None:
@@ -42,7 +48,7 @@ class Proofs:
         if token not in self._expected:
             reset(sock)
             return
-        self._expected.remove(token)
+        del self._expected[token]
         self._arrived[token] = asyncio.create_task(_measure(sock), name="proof")
 
     async def throughput(self, token: bytes) -> int | None:
@@ -50,18 +56,15 @@ class Proofs:
         measuring = self._arrived.get(token)
         if measuring is None:
             return None
-        done, _ = await asyncio.wait((measuring,), timeout=SETTLE)
-        return measuring.result() if done and not measuring.cancelled() else 0
+        await asyncio.wait((measuring,), timeout=SETTLE)
+        return measuring.result() if measuring.done() and not measuring.cancelled() else 0
 
     async def close(self) -> None:
         """End all."""
         tasks = list(self._arrived.values())
-        self._end()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _end(self) -> None:
-        for task in self._arrived.values():
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._arrived.clear()
         self._expected.clear()
 

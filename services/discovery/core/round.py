@@ -6,7 +6,7 @@ regulars are enough, all others are told to come rarely.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -24,6 +24,8 @@ GRACE = 15.0
 """Seconds that a regular may be late: it may have to find its way first."""
 FORGOTTEN = 600.0
 """Seconds after which one that is late is no regular any more."""
+MAX_HANDED = 64
+"""Dials that were wished for and not yet reported; a slow one may outlast its round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,33 +44,15 @@ class Round:
         self.pace = max(1.0, pace)
         self._tokens = deque(tokens)
         self._asked: set[str] = set()
-        self._handed: dict[bytes, str] = {}
 
-    def take(self) -> bytes | None:
-        """A token for a dial that this node asks for itself."""
-        return self._tokens.popleft() if self._tokens else None
+    def open(self, vantage: str) -> bool:
+        """Whether this vantage may be asked: it was not, and there are tokens."""
+        return vantage not in self._asked and bool(self._tokens)
 
-    def ask(self, vantage: str) -> bool:
-        """True, once: this vantage is to be asked."""
-        if vantage in self._asked or not self._tokens:
-            return False
+    def take(self, vantage: str = "") -> bytes | None:
+        """A token for a dial; `vantage` is asked with it, and not again."""
         self._asked.add(vantage)
-        return True
-
-    def wish(self, vantage: str) -> Wish | None:
-        """For one who offers."""
-        if not self.ask(vantage):
-            return None
-        token = self._tokens.popleft()
-        self._handed[token] = vantage
-        return Wish(self.port, token)
-
-    def report(self, vantage: str, token: bytes) -> bool:
-        """Whether such a dial was wished for from it; once."""
-        if self._handed.get(token) != vantage:
-            return False
-        del self._handed[token]
-        return True
+        return self._tokens.popleft() if self._tokens else None
 
 
 class Regulars:
@@ -77,6 +61,7 @@ class Regulars:
     def __init__(self, now: float) -> None:
         self._began = now
         self._due: dict[str, float] = {}
+        self._handed: OrderedDict[bytes, str] = OrderedDict()
 
     def come(self, vantage: str, round: Round | None, now: float) -> tuple[Wish | None, float]:  # noqa: A002
         """It offers: what it is to dial, and after how many seconds it is to come again."""
@@ -85,11 +70,27 @@ class Regulars:
                 del self._due[name]
         if vantage not in self._due and len(self._due) >= MAX_REGULARS:
             return None, RARE
-        wish = round.wish(vantage) if round is not None else None
+        wish = self._wish(vantage, round) if round is not None else None
         usual = SOON if now - self._began < YOUNG else USUAL
         again = round.pace if round is not None else usual
         self._due[vantage] = now + (REPORT if wish is not None else again) + GRACE
         return wish, again
+
+    def _wish(self, vantage: str, round: Round) -> Wish | None:  # noqa: A002
+        token = round.take(vantage) if round.open(vantage) else None
+        if token is None:
+            return None
+        self._handed[token] = vantage
+        if len(self._handed) > MAX_HANDED:
+            self._handed.popitem(last=False)
+        return Wish(round.port, token)
+
+    def report(self, vantage: str, token: bytes) -> bool:
+        """Whether such a dial was wished for from it, in this round or one before; once."""
+        if self._handed.get(token) != vantage:
+            return False
+        del self._handed[token]
+        return True
 
     def late(self, now: float) -> list[str]:
         """Those who should have come by now."""
