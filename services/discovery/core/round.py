@@ -20,7 +20,7 @@ YOUNG, SOON = 60.0, 2.0
 """A service that has run for less than YOUNG seconds may still be asked for a round: come again after SOON."""
 REPORT = 20.0
 """Seconds for a dial and its report."""
-GRACE = 15.0
+GRACE = 8.0
 """Seconds that a regular may be late: it may have to find its way first."""
 FORGOTTEN = 600.0
 """Seconds after which one that is late is no regular any more."""
