@@ -44,6 +44,8 @@ def _head(found: dict[str, Any]) -> RenderableType:
         grid.add_row("ports", f"tunnel {_port(record['tunnel_port'])}, discovery {_port(record['discovery_port'])}")
     if found["services"]["relay"]["up"]:
         grid.add_row("relay", _relay_role(found["roles"]["relay"]))
+        for condition in found["roles"]["relay"]["conditions"]:
+            grid.add_row("", _condition(condition))
     for name, state in found["sources"].items():
         grid.add_row(f"source {escape(name)}", escape(state))
     streams, connections = found["streams"], found["connections"]
@@ -63,6 +65,12 @@ def _relay_role(role: dict[str, Any]) -> str:
             f"{len(role['reservations'])} reservations, {len(role['circuits'])} circuits"
         )
     return escape(text)
+
+
+def _condition(condition: dict[str, Any]) -> str:
+    text = f"{condition['type']}={condition['status']} ({condition['reason']})"
+    # Why it is capable or not is why it is a relay or not, and stands above.
+    return escape(text if condition["type"] == "RelayCapable" else f"{text}: {condition['message']}")
 
 
 def _peers(peers: list[dict[str, Any]]) -> Table:

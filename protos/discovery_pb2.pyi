@@ -9,7 +9,7 @@ other components of the same node call. PeerService is public (gRPC over mutual 
 
 Errors carry google.rpc.Status details with ErrorInfo{reason, domain: "causeway"}; branch on the
 reason, never on the text. Reasons used here: UNKNOWN_NODE, REVISION_COMPACTED, SLOW_READER,
-NAME_MISMATCH, BAD_SIGNATURE, EXPIRED, TABLE_FULL, TOO_LARGE.
+NAME_MISMATCH, BAD_SIGNATURE, EXPIRED, TABLE_FULL, TOO_LARGE, LIMIT, WORK_REQUIRED, BAD_TARGET.
 """
 
 from collections import abc as _abc
@@ -123,6 +123,40 @@ PROTOCOL_UNSPECIFIED: Protocol.ValueType  # 0
 PROTOCOL_TCP: Protocol.ValueType  # 1
 PROTOCOL_UDP: Protocol.ValueType  # 2
 Global___Protocol: _TypeAlias = Protocol  # noqa: Y015
+
+class _DialBackOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DialBackOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DialBackOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DIAL_BACK_OUTCOME_UNSPECIFIED: _DialBackOutcome.ValueType  # 0
+    DIAL_BACK_OUTCOME_CONNECTED: _DialBackOutcome.ValueType  # 1
+    """Somebody accepted it. Whether that was the right node only the token tells."""
+    DIAL_BACK_OUTCOME_RESET: _DialBackOutcome.ValueType  # 2
+    """Answered by a reset."""
+    DIAL_BACK_OUTCOME_SILENCE: _DialBackOutcome.ValueType  # 3
+    """No answer."""
+    DIAL_BACK_OUTCOME_UNREACHABLE: _DialBackOutcome.ValueType  # 4
+    """No route, or a router on the way said no."""
+    DIAL_BACK_OUTCOME_LOST: _DialBackOutcome.ValueType  # 5
+    """The vantage, which used to call this node, has not come back when it should have. Never on the public port."""
+
+class DialBackOutcome(_DialBackOutcome, metaclass=_DialBackOutcomeEnumTypeWrapper):
+    """How a dial back ended."""
+
+DIAL_BACK_OUTCOME_UNSPECIFIED: DialBackOutcome.ValueType  # 0
+DIAL_BACK_OUTCOME_CONNECTED: DialBackOutcome.ValueType  # 1
+"""Somebody accepted it. Whether that was the right node only the token tells."""
+DIAL_BACK_OUTCOME_RESET: DialBackOutcome.ValueType  # 2
+"""Answered by a reset."""
+DIAL_BACK_OUTCOME_SILENCE: DialBackOutcome.ValueType  # 3
+"""No answer."""
+DIAL_BACK_OUTCOME_UNREACHABLE: DialBackOutcome.ValueType  # 4
+"""No route, or a router on the way said no."""
+DIAL_BACK_OUTCOME_LOST: DialBackOutcome.ValueType  # 5
+"""The vantage, which used to call this node, has not come back when it should have. Never on the public port."""
+Global___DialBackOutcome: _TypeAlias = DialBackOutcome  # noqa: Y015
 
 @_typing.final
 class PeerRecord(_message.Message):
@@ -240,6 +274,9 @@ class RelayRole(_message.Message):
     LOAD_PERMILLE_FIELD_NUMBER: _builtins.int
     CIRCUITS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    PROVEN_FIELD_NUMBER: _builtins.int
+    THROUGHPUT_FIELD_NUMBER: _builtins.int
+    UP_SINCE_FIELD_NUMBER: _builtins.int
     configured: _builtins.bool
     """Named in relayNodes, as opposed to earned by proof."""
     load_permille: _builtins.int
@@ -248,6 +285,18 @@ class RelayRole(_message.Message):
     """Circuits open now."""
     draining: _builtins.bool
     """No new reservations or circuits; the relay is about to stop."""
+    throughput: _builtins.int
+    """Bytes per second towards whoever dialled back, the best of the last proofs; 0: not measured."""
+    @_builtins.property
+    def proven(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The claim of a relay that earned its role: the addresses (IP literals) at which other nodes dialled it back
+        lately. Who has no such address and is not named in relayNodes is not used.
+        """
+
+    @_builtins.property
+    def up_since(self) -> _timestamp_pb2.Timestamp:
+        """Since when it has been reachable without interruption, as far as it knows."""
+
     def __init__(
         self,
         *,
@@ -255,10 +304,13 @@ class RelayRole(_message.Message):
         load_permille: _builtins.int = ...,
         circuits: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        proven: _abc.Iterable[_builtins.str] | None = ...,
+        throughput: _builtins.int = ...,
+        up_since: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["up_since", b"up_since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuits", b"circuits", "configured", b"configured", "draining", b"draining", "load_permille", b"load_permille"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["circuits", b"circuits", "configured", b"configured", "draining", b"draining", "load_permille", b"load_permille", "proven", b"proven", "throughput", b"throughput", "up_since", b"up_since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1062,3 +1114,286 @@ class GetStatusResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class ProbePortRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    PACE_FIELD_NUMBER: _builtins.int
+    port: _builtins.int
+    """TCP port to be dialled."""
+    @_builtins.property
+    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """What vantages are to say there, 16 bytes each: one for each dial. Without any left, nobody is asked."""
+
+    @_builtins.property
+    def pace(self) -> _duration_pb2.Duration:
+        """How soon those who offer to dial are to come again; at least 1 s."""
+
+    def __init__(
+        self,
+        *,
+        port: _builtins.int = ...,
+        tokens: _abc.Iterable[_builtins.bytes] | None = ...,
+        pace: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pace", b"pace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pace", b"pace", "port", b"port", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbePortRequest: _TypeAlias = ProbePortRequest  # noqa: Y015
+
+@_typing.final
+class ProbePortResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def addresses(self) -> Global___ProbeAddresses:
+        """This node's addresses now."""
+
+    @_builtins.property
+    def outcome(self) -> Global___ProbeOutcome:
+        """How one dial went."""
+
+    def __init__(
+        self,
+        *,
+        addresses: Global___ProbeAddresses | None = ...,
+        outcome: Global___ProbeOutcome | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "event", b"event", "outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "event", b"event", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["addresses", "outcome"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___ProbePortResponse: _TypeAlias = ProbePortResponse  # noqa: Y015
+
+@_typing.final
+class ProbeAddresses(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """IP literals."""
+
+    def __init__(
+        self,
+        *,
+        ips: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ips", b"ips"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeAddresses: _TypeAlias = ProbeAddresses  # noqa: Y015
+
+@_typing.final
+class ProbeOutcome(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VANTAGE_FIELD_NUMBER: _builtins.int
+    IP_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    vantage: _builtins.str
+    """Name of the node that dialled."""
+    ip: _builtins.str
+    """IP literal that it dialled; empty when it did not come to that."""
+    token: _builtins.bytes
+    """What it was to say."""
+    outcome: Global___DialBackOutcome.ValueType
+    def __init__(
+        self,
+        *,
+        vantage: _builtins.str = ...,
+        ip: _builtins.str = ...,
+        token: _builtins.bytes = ...,
+        outcome: Global___DialBackOutcome.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip", b"ip", "outcome", b"outcome", "token", b"token", "vantage", b"vantage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProbeOutcome: _TypeAlias = ProbeOutcome  # noqa: Y015
+
+@_typing.final
+class DialBackRequest(_message.Message):
+    """On the connection the callee says "CWP1" + token, and then reads what the caller sends it, up to 256 KiB, so that
+    the caller learns how fast it can send.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IP_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    WORK_FIELD_NUMBER: _builtins.int
+    ip: _builtins.str
+    """IP literal. Empty: the address from which the callee sees this call; another one has to be public."""
+    port: _builtins.int
+    """1024 to 65535."""
+    token: _builtins.bytes
+    """16 bytes."""
+    work: _builtins.bytes
+    """32 KiB of anything when `ip` is another address: whoever wants to use us against others pays more than they do."""
+    def __init__(
+        self,
+        *,
+        ip: _builtins.str = ...,
+        port: _builtins.int = ...,
+        token: _builtins.bytes = ...,
+        work: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip", b"ip", "port", b"port", "token", b"token", "work", b"work"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DialBackRequest: _TypeAlias = DialBackRequest  # noqa: Y015
+
+@_typing.final
+class DialBackResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IP_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    ip: _builtins.str
+    """IP literal that was dialled."""
+    outcome: Global___DialBackOutcome.ValueType
+    def __init__(
+        self,
+        *,
+        ip: _builtins.str = ...,
+        outcome: Global___DialBackOutcome.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip", b"ip", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DialBackResponse: _TypeAlias = DialBackResponse  # noqa: Y015
+
+@_typing.final
+class OfferDialBackRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPORTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reports(self) -> _containers.RepeatedCompositeFieldContainer[Global___DialBackReport]:
+        """What became of the dials that the callee wished for."""
+
+    def __init__(
+        self,
+        *,
+        reports: _abc.Iterable[Global___DialBackReport] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reports", b"reports"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfferDialBackRequest: _TypeAlias = OfferDialBackRequest  # noqa: Y015
+
+@_typing.final
+class DialBackReport(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    IP_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    token: _builtins.bytes
+    """As wished for."""
+    ip: _builtins.str
+    """IP literal that was dialled."""
+    outcome: Global___DialBackOutcome.ValueType
+    def __init__(
+        self,
+        *,
+        token: _builtins.bytes = ...,
+        ip: _builtins.str = ...,
+        outcome: Global___DialBackOutcome.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip", b"ip", "outcome", b"outcome", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DialBackReport: _TypeAlias = DialBackReport  # noqa: Y015
+
+@_typing.final
+class OfferDialBackResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_FIELD_NUMBER: _builtins.int
+    WISH_FIELD_NUMBER: _builtins.int
+    AGAIN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def record(self) -> Global___SignedRecord:
+        """The callee's own record: whoever helped it into its role hears of that first."""
+
+    @_builtins.property
+    def wish(self) -> Global___DialBackWish:
+        """Absent: no dial is wished for now."""
+
+    @_builtins.property
+    def again(self) -> _duration_pb2.Duration:
+        """Offer again after this time."""
+
+    def __init__(
+        self,
+        *,
+        record: Global___SignedRecord | None = ...,
+        wish: Global___DialBackWish | None = ...,
+        again: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "record", b"record", "wish", b"wish"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["again", b"again", "record", b"record", "wish", b"wish"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfferDialBackResponse: _TypeAlias = OfferDialBackResponse  # noqa: Y015
+
+@_typing.final
+class DialBackWish(_message.Message):
+    """Dial the address at which this call was made, and report."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PORT_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    port: _builtins.int
+    """1024 to 65535."""
+    token: _builtins.bytes
+    """16 bytes."""
+    def __init__(
+        self,
+        *,
+        port: _builtins.int = ...,
+        token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["port", b"port", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DialBackWish: _TypeAlias = DialBackWish  # noqa: Y015

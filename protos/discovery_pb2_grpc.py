@@ -60,6 +60,11 @@ class DiscoveryServiceStub:
                 request_serializer=protos_dot_discovery__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=protos_dot_discovery__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.ProbePort = channel.unary_stream(
+                '/causeway.discovery.v1.DiscoveryService/ProbePort',
+                request_serializer=protos_dot_discovery__pb2.ProbePortRequest.SerializeToString,
+                response_deserializer=protos_dot_discovery__pb2.ProbePortResponse.FromString,
+                _registered_method=True)
 
 
 class DiscoveryServiceServicer:
@@ -104,6 +109,14 @@ class DiscoveryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ProbePort(self, request, context):
+        """Have other nodes (vantages) dial a port of this node from outside. First this node's addresses, again whenever
+        they change; between, one outcome for each dial. Runs until the caller ends it; a later call ends an earlier one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DiscoveryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -131,6 +144,11 @@ def add_DiscoveryServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=protos_dot_discovery__pb2.GetStatusRequest.FromString,
                     response_serializer=protos_dot_discovery__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'ProbePort': grpc.unary_stream_rpc_method_handler(
+                    servicer.ProbePort,
+                    request_deserializer=protos_dot_discovery__pb2.ProbePortRequest.FromString,
+                    response_serializer=protos_dot_discovery__pb2.ProbePortResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -279,6 +297,33 @@ class DiscoveryService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def ProbePort(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/causeway.discovery.v1.DiscoveryService/ProbePort',
+            protos_dot_discovery__pb2.ProbePortRequest.SerializeToString,
+            protos_dot_discovery__pb2.ProbePortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class PeerServiceStub:
     """Public contract: what nodes ask one another. The caller is who its certificate says.
@@ -304,6 +349,16 @@ class PeerServiceStub:
                 '/causeway.discovery.v1.PeerService/GetRecord',
                 request_serializer=protos_dot_discovery__pb2.GetRecordRequest.SerializeToString,
                 response_deserializer=protos_dot_discovery__pb2.GetRecordResponse.FromString,
+                _registered_method=True)
+        self.DialBack = channel.unary_unary(
+                '/causeway.discovery.v1.PeerService/DialBack',
+                request_serializer=protos_dot_discovery__pb2.DialBackRequest.SerializeToString,
+                response_deserializer=protos_dot_discovery__pb2.DialBackResponse.FromString,
+                _registered_method=True)
+        self.OfferDialBack = channel.unary_unary(
+                '/causeway.discovery.v1.PeerService/OfferDialBack',
+                request_serializer=protos_dot_discovery__pb2.OfferDialBackRequest.SerializeToString,
+                response_deserializer=protos_dot_discovery__pb2.OfferDialBackResponse.FromString,
                 _registered_method=True)
 
 
@@ -333,6 +388,23 @@ class PeerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DialBack(self, request, context):
+        """The caller asks the callee to dial it: can it be reached from there? RESOURCE_EXHAUSTED with reason LIMIT when
+        it asks too often, or too many do; FAILED_PRECONDITION with reason WORK_REQUIRED when the address is not the one
+        that the caller calls from and `work` is too short; INVALID_ARGUMENT with reason BAD_TARGET for what nobody dials.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OfferDialBack(self, request, context):
+        """The caller, which the callee perhaps cannot call, offers to dial the callee at the address at which it called;
+        and tells what became of the last such dial. RESOURCE_EXHAUSTED with reason LIMIT when it offers too often.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -350,6 +422,16 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     servicer.GetRecord,
                     request_deserializer=protos_dot_discovery__pb2.GetRecordRequest.FromString,
                     response_serializer=protos_dot_discovery__pb2.GetRecordResponse.SerializeToString,
+            ),
+            'DialBack': grpc.unary_unary_rpc_method_handler(
+                    servicer.DialBack,
+                    request_deserializer=protos_dot_discovery__pb2.DialBackRequest.FromString,
+                    response_serializer=protos_dot_discovery__pb2.DialBackResponse.SerializeToString,
+            ),
+            'OfferDialBack': grpc.unary_unary_rpc_method_handler(
+                    servicer.OfferDialBack,
+                    request_deserializer=protos_dot_discovery__pb2.OfferDialBackRequest.FromString,
+                    response_serializer=protos_dot_discovery__pb2.OfferDialBackResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -434,6 +516,60 @@ class PeerService:
             '/causeway.discovery.v1.PeerService/GetRecord',
             protos_dot_discovery__pb2.GetRecordRequest.SerializeToString,
             protos_dot_discovery__pb2.GetRecordResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DialBack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/causeway.discovery.v1.PeerService/DialBack',
+            protos_dot_discovery__pb2.DialBackRequest.SerializeToString,
+            protos_dot_discovery__pb2.DialBackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OfferDialBack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/causeway.discovery.v1.PeerService/OfferDialBack',
+            protos_dot_discovery__pb2.OfferDialBackRequest.SerializeToString,
+            protos_dot_discovery__pb2.OfferDialBackResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,7 +9,7 @@ other components of the same node call. PeerService is public (gRPC over mutual 
 
 Errors carry google.rpc.Status details with ErrorInfo{reason, domain: "causeway"}; branch on the
 reason, never on the text. Reasons used here: UNKNOWN_NODE, REVISION_COMPACTED, SLOW_READER,
-NAME_MISMATCH, BAD_SIGNATURE, EXPIRED, TABLE_FULL, TOO_LARGE.
+NAME_MISMATCH, BAD_SIGNATURE, EXPIRED, TABLE_FULL, TOO_LARGE, LIMIT, WORK_REQUIRED, BAD_TARGET.
 """
 
 from collections import abc as _abc
@@ -58,6 +58,10 @@ class DiscoveryServiceStub:
     """
     GetStatus: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.GetStatusRequest, _discovery_pb2.GetStatusResponse]
     """What this component knows and does now."""
+    ProbePort: _grpc.UnaryStreamMultiCallable[_discovery_pb2.ProbePortRequest, _discovery_pb2.ProbePortResponse]
+    """Have other nodes (vantages) dial a port of this node from outside. First this node's addresses, again whenever
+    they change; between, one outcome for each dial. Runs until the caller ends it; a later call ends an earlier one.
+    """
 
 @_typing.type_check_only
 class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
@@ -80,6 +84,10 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     """
     GetStatus: _aio.UnaryUnaryMultiCallable[_discovery_pb2.GetStatusRequest, _discovery_pb2.GetStatusResponse]  # type: ignore[assignment]
     """What this component knows and does now."""
+    ProbePort: _aio.UnaryStreamMultiCallable[_discovery_pb2.ProbePortRequest, _discovery_pb2.ProbePortResponse]  # type: ignore[assignment]
+    """Have other nodes (vantages) dial a port of this node from outside. First this node's addresses, again whenever
+    they change; between, one outcome for each dial. Runs until the caller ends it; a later call ends an earlier one.
+    """
 
 class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Local contract of the discovery component."""
@@ -130,6 +138,16 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_discovery_pb2.GetStatusResponse, _abc.Awaitable[_discovery_pb2.GetStatusResponse]]:
         """What this component knows and does now."""
 
+    @_abc_1.abstractmethod
+    def ProbePort(
+        self,
+        request: _discovery_pb2.ProbePortRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_discovery_pb2.ProbePortResponse], _abc.AsyncIterator[_discovery_pb2.ProbePortResponse]]:
+        """Have other nodes (vantages) dial a port of this node from outside. First this node's addresses, again whenever
+        they change; between, one outcome for each dial. Runs until the caller ends it; a later call ends an earlier one.
+        """
+
 def add_DiscoveryServiceServicer_to_server(servicer: DiscoveryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class PeerServiceStub:
@@ -147,6 +165,15 @@ class PeerServiceStub:
     """
     GetRecord: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.GetRecordRequest, _discovery_pb2.GetRecordResponse]
     """The newest stored record of one node; NOT_FOUND with reason UNKNOWN_NODE."""
+    DialBack: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.DialBackRequest, _discovery_pb2.DialBackResponse]
+    """The caller asks the callee to dial it: can it be reached from there? RESOURCE_EXHAUSTED with reason LIMIT when
+    it asks too often, or too many do; FAILED_PRECONDITION with reason WORK_REQUIRED when the address is not the one
+    that the caller calls from and `work` is too short; INVALID_ARGUMENT with reason BAD_TARGET for what nobody dials.
+    """
+    OfferDialBack: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.OfferDialBackRequest, _discovery_pb2.OfferDialBackResponse]
+    """The caller, which the callee perhaps cannot call, offers to dial the callee at the address at which it called;
+    and tells what became of the last such dial. RESOURCE_EXHAUSTED with reason LIMIT when it offers too often.
+    """
 
 @_typing.type_check_only
 class PeerServiceAsyncStub(PeerServiceStub):
@@ -161,6 +188,15 @@ class PeerServiceAsyncStub(PeerServiceStub):
     """
     GetRecord: _aio.UnaryUnaryMultiCallable[_discovery_pb2.GetRecordRequest, _discovery_pb2.GetRecordResponse]  # type: ignore[assignment]
     """The newest stored record of one node; NOT_FOUND with reason UNKNOWN_NODE."""
+    DialBack: _aio.UnaryUnaryMultiCallable[_discovery_pb2.DialBackRequest, _discovery_pb2.DialBackResponse]  # type: ignore[assignment]
+    """The caller asks the callee to dial it: can it be reached from there? RESOURCE_EXHAUSTED with reason LIMIT when
+    it asks too often, or too many do; FAILED_PRECONDITION with reason WORK_REQUIRED when the address is not the one
+    that the caller calls from and `work` is too short; INVALID_ARGUMENT with reason BAD_TARGET for what nobody dials.
+    """
+    OfferDialBack: _aio.UnaryUnaryMultiCallable[_discovery_pb2.OfferDialBackRequest, _discovery_pb2.OfferDialBackResponse]  # type: ignore[assignment]
+    """The caller, which the callee perhaps cannot call, offers to dial the callee at the address at which it called;
+    and tells what became of the last such dial. RESOURCE_EXHAUSTED with reason LIMIT when it offers too often.
+    """
 
 class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Public contract: what nodes ask one another. The caller is who its certificate says."""
@@ -190,5 +226,26 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_discovery_pb2.GetRecordResponse, _abc.Awaitable[_discovery_pb2.GetRecordResponse]]:
         """The newest stored record of one node; NOT_FOUND with reason UNKNOWN_NODE."""
+
+    @_abc_1.abstractmethod
+    def DialBack(
+        self,
+        request: _discovery_pb2.DialBackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_discovery_pb2.DialBackResponse, _abc.Awaitable[_discovery_pb2.DialBackResponse]]:
+        """The caller asks the callee to dial it: can it be reached from there? RESOURCE_EXHAUSTED with reason LIMIT when
+        it asks too often, or too many do; FAILED_PRECONDITION with reason WORK_REQUIRED when the address is not the one
+        that the caller calls from and `work` is too short; INVALID_ARGUMENT with reason BAD_TARGET for what nobody dials.
+        """
+
+    @_abc_1.abstractmethod
+    def OfferDialBack(
+        self,
+        request: _discovery_pb2.OfferDialBackRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_discovery_pb2.OfferDialBackResponse, _abc.Awaitable[_discovery_pb2.OfferDialBackResponse]]:
+        """The caller, which the callee perhaps cannot call, offers to dial the callee at the address at which it called;
+        and tells what became of the last such dial. RESOURCE_EXHAUSTED with reason LIMIT when it offers too often.
+        """
 
 def add_PeerServiceServicer_to_server(servicer: PeerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

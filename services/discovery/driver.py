@@ -15,8 +15,11 @@ from . import interfaces
 from .config import Settings
 from .core.backoff import Backoff
 from .core.snapshot import Snapshot
+from .core.vantage import Guard
 from .directory import Directory
+from .offer import Offerer
 from .peers import NodeClient
+from .prober import Prober
 from .public import PublicServer
 from .resolver import Resolver
 from .servicer import DISCOVERY_SERVICE, DiscoveryServicer, add_discovery
@@ -54,7 +57,10 @@ class Driver:
         resolver = Resolver()
         self._client = NodeClient(service.identity, resolver)
         self._lookup = Lookup(directory, self._client)
-        self._public = PublicServer(directory, service.config.run_dir, rng)
+        guard = Guard()
+        self._prober = Prober(directory, self._client, rng)
+        self._offerer = Offerer(directory, self._client, guard, rng)
+        self._public = PublicServer(directory, self._prober, guard, service.config.run_dir, rng)
         self._static = StaticSource(directory, resolver, rng)
         self._publisher = Publisher(directory, self._client, rng)
         self._mdns = Mdns(directory, self._client, rng)
@@ -94,7 +100,7 @@ class Driver:
 
             REGISTRY.register(DirectoryCollector(directory))
         server = LocalServer(service)
-        servicer = DiscoveryServicer(directory, self._lookup, lambda: service.reload.warnings)
+        servicer = DiscoveryServicer(directory, self._lookup, self._prober, lambda: service.reload.warnings)
         server.add(add_discovery, servicer, DISCOVERY_SERVICE)
         try:
             await server.start()
@@ -105,6 +111,7 @@ class Driver:
             directory.closing = True
             directory.peers_bell.ring()
             directory.services_bell.ring()
+            self._prober.close()
             await asyncio.gather(server.stop(), self._stop())
 
     def _start(self) -> None:
@@ -116,6 +123,7 @@ class Driver:
         self._spawn("reports", self._drop_unconfirmed)
         if self._directory.settings.lookup:
             self._spawn("lookup", self._publisher.run)
+            self._spawn("offers", self._offerer.run)
         else:
             self._directory.board.say("lookup", "off: dht.enable is false")
         if self._services is not None:
@@ -180,6 +188,7 @@ class Driver:
     def _meet(self, found: tuple[interfaces.Interface, ...]) -> None:
         """These are the interfaces now."""
         directory = self._directory
+        self._prober.interfaces = found
         ips = interfaces.addresses(found)
         directory.own.set_interfaces(ips)
         directory.own_changed()

@@ -6,14 +6,17 @@ import grpc
 
 from .core.errors import (
     BadSignature,
+    BadTarget,
     DiscoveryError,
     Expired,
+    LimitReached,
     NameMismatch,
     RevisionCompacted,
     SlowReader,
     TableFull,
     TooLarge,
     UnknownNode,
+    WorkRequired,
 )
 
 _CODES: dict[type[DiscoveryError], grpc.StatusCode] = {
@@ -25,6 +28,9 @@ _CODES: dict[type[DiscoveryError], grpc.StatusCode] = {
     Expired: grpc.StatusCode.FAILED_PRECONDITION,
     TableFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    LimitReached: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    WorkRequired: grpc.StatusCode.FAILED_PRECONDITION,
+    BadTarget: grpc.StatusCode.INVALID_ARGUMENT,
 }
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import secrets
 import socket
+import urllib.parse
 from collections import Counter, OrderedDict
 from pathlib import Path
 
@@ -25,6 +27,8 @@ MAX_INSIDE = 512
 _HEADER = 5
 _RECORD = 16_384
 _HANDSHAKE = 0x16
+# How our ends of the connections with the server begin; abstract names (unix(7)), so there are no files.
+_NAME = "causeway-visitor/"
 # A refused connection is closed by reset, so that it leaves nothing behind in the kernel.
 _BACKLOG = 128
 
@@ -98,9 +102,15 @@ class Gate:
         self._counts["visitors", "evicted"] += 1
 
     async def _lead_in(self, visitor: Visitor) -> None:
+        loop = asyncio.get_running_loop()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         try:
-            await asyncio.get_running_loop().create_unix_connection(lambda: Inner(visitor), str(self._backend))
+            # Our end has a name that says who is behind it: to the server all come from a Unix socket.
+            sock.bind(f"\0{_NAME}{secrets.token_hex(8)}/{visitor.ip}")
+            await loop.sock_connect(sock, str(self._backend))
+            await loop.create_unix_connection(lambda: Inner(visitor), sock=sock)
         except OSError:
+            sock.close()
             visitor.leave()
 
 
@@ -112,11 +122,13 @@ class Visitor(asyncio.Protocol):
         self._head = bytearray()
         self._inner: Inner | None = None
         self._admitted = False
+        self.ip = ""
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        self.ip = str((transport.get_extra_info("peername") or ("",))[0]).removeprefix("::ffff:")
         self._gate.arrive(self)
         self._timer = asyncio.get_running_loop().call_later(HELLO_TIMEOUT, self.leave)
 
@@ -199,6 +211,14 @@ class Inner(asyncio.Protocol):
     def resume_writing(self) -> None:
         if not self._visitor.transport.is_closing():
             self._visitor.transport.resume_reading()
+
+
+def visitor_ip(peer: str) -> str:
+    """The IP from which a call comes, of what gRPC says of its other end; empty when it did not come through here."""
+    scheme, _, name = urllib.parse.unquote(peer).partition(":")
+    if scheme != "unix-abstract" or not name.startswith(_NAME):
+        return ""
+    return name.rpartition("/")[2]
 
 
 def judge(head: bytes | bytearray) -> bool | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,6 +22,8 @@ from services.runtime.identity import Identity, Rejection
 from .core.contacts import MAX_ENDPOINTS, Contact, Endpoint
 from .core.errors import BadSignature, NameMismatch, TooLarge
 from .core.model import Address, AddressSource, Record, RelayRole, Reservation, Signed
+from .core.round import Wish
+from .core.vantage import DialOutcome
 from .probe import Unreachable, identify
 from .resolver import Resolver
 
@@ -30,6 +32,8 @@ SIGNED_PREFIX = b"causeway-record-v1\0"
 # Bytes of a signed record in all, and of any message on the public port.
 MAX_RECORD = 16 * 1024
 MAX_MESSAGE = 64 * 1024
+# Addresses that a relay's claim may name.
+MAX_PROVEN = 8
 # Seconds between two attempts on different addresses of one contact, after a public and after a private one (250 ms is
 # what RFC 8305 suggests, 30 ms what go-libp2p takes for private addresses).
 STAGGER_PUBLIC, STAGGER_PRIVATE = 0.25, 0.03
@@ -144,14 +148,32 @@ def address_from_wire(message: pb.Address) -> Address:
 
 def role_to_wire(role: RelayRole) -> pb.RelayRole:
     """Domain → protobuf."""
-    return pb.RelayRole(
-        configured=role.configured, load_permille=role.load_permille, circuits=role.circuits, draining=role.draining
+    message = pb.RelayRole(
+        configured=role.configured,
+        load_permille=role.load_permille,
+        circuits=role.circuits,
+        draining=role.draining,
+        proven=role.proven,
+        throughput=role.throughput,
     )
+    if role.up_since:
+        message.up_since.FromMilliseconds(round(role.up_since * 1000))
+    return message
 
 
 def role_from_wire(message: pb.RelayRole) -> RelayRole:
-    """Protobuf → domain."""
-    return RelayRole(message.configured, min(message.load_permille, 1000), message.circuits, message.draining)
+    """Protobuf → domain. Raises ValueError for a proven address that is none."""
+    for ip in message.proven:
+        ipaddress.ip_address(ip)
+    return RelayRole(
+        message.configured,
+        min(message.load_permille, 1000),
+        message.circuits,
+        message.draining,
+        tuple(message.proven[:MAX_PROVEN]),
+        message.throughput,
+        message.up_since.ToMilliseconds() / 1000,
+    )
 
 
 def reservation_from_wire(message: pb.Reservation) -> Reservation:
@@ -169,6 +191,50 @@ class PutAnswer:
 
     own: Signed
     conflicting: Signed | None
+
+
+@dataclass(frozen=True, slots=True)
+class DialledBack:
+    """A vantage dialled us at `ip`."""
+
+    ip: str
+    outcome: DialOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What became of a dial that was wished for."""
+
+    token: bytes
+    ip: str
+    outcome: DialOutcome
+
+
+@dataclass(frozen=True, slots=True)
+class OfferAnswer:
+    """What came back for an offer: the callee's own record, what to dial, and seconds until the next offer."""
+
+    own: Signed
+    wish: Wish | None
+    again: float
+
+
+def _outcome(outcome: DialOutcome) -> pb.DialBackOutcome.ValueType:
+    return pb.DialBackOutcome.ValueType(outcome)
+
+
+def outcome_from_wire(number: int) -> DialOutcome:
+    """Protobuf → domain; one of a later version is UNREACHABLE here."""
+    try:
+        return DialOutcome(number)
+    except ValueError:
+        return DialOutcome.UNREACHABLE
+
+
+def report_from_wire(message: pb.DialBackReport) -> Report:
+    """Protobuf → domain. Raises ValueError for what is no address."""
+    ipaddress.ip_address(message.ip)
+    return Report(message.token, message.ip, outcome_from_wire(message.outcome))
 
 
 class NodeClient:
@@ -210,6 +276,34 @@ class NodeClient:
                 if error.code() is grpc.StatusCode.NOT_FOUND:
                     return None
                 raise
+
+        return await self._race(contact, call, timeout)
+
+    async def dial_back(
+        self, contact: Contact, ip: str, port: int, token: bytes, work: bytes, *, timeout: float
+    ) -> DialledBack:
+        """Have the contact dial us at `ip`; empty: where it sees us."""
+        request = pb.DialBackRequest(ip=ip, port=port, token=token, work=work)
+
+        async def call(stub: pb_grpc.PeerServiceAsyncStub, _: Endpoint) -> DialledBack:
+            answer = await stub.DialBack(request, timeout=timeout)
+            return DialledBack(answer.ip, outcome_from_wire(answer.outcome))
+
+        return await self._race(contact, call, timeout)
+
+    async def offer(
+        self, contact: Contact, reports: Iterable[Report], *, timeout: float
+    ) -> tuple[OfferAnswer, Endpoint]:
+        """Offer to dial the contact, with reports of what it wished for; the answer, and where it answered."""
+        request = pb.OfferDialBackRequest(
+            reports=[pb.DialBackReport(token=it.token, ip=it.ip, outcome=_outcome(it.outcome)) for it in reports]
+        )
+
+        async def call(stub: pb_grpc.PeerServiceAsyncStub, endpoint: Endpoint) -> tuple[OfferAnswer, Endpoint]:
+            answer = await stub.OfferDialBack(request, timeout=timeout)
+            wish = Wish(answer.wish.port, answer.wish.token) if answer.HasField("wish") else None
+            again = answer.again.ToNanoseconds() / 1e9
+            return OfferAnswer(signed_from_wire(answer.record), wish, again), endpoint
 
         return await self._race(contact, call, timeout)
 

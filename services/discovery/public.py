@@ -14,9 +14,11 @@ import grpc.aio
 from services.runtime import serve
 
 from .core.backoff import Backoff
+from .core.vantage import Guard
 from .directory import Directory
 from .gate import Gate
 from .peers import MAX_MESSAGE
+from .prober import Prober
 from .servicer import PeerServicer, add_peer
 
 # Calls served at once; one takes about a millisecond.
@@ -34,8 +36,9 @@ OPTIONS = (
 class PublicServer:
     """Serves the discovery port; a port that is taken is a warning and tried again, never an exit."""
 
-    def __init__(self, directory: Directory, run_dir: Path, rng: random.Random) -> None:
+    def __init__(self, directory: Directory, prober: Prober, guard: Guard, run_dir: Path, rng: random.Random) -> None:
         self._directory = directory
+        self._peers = PeerServicer(directory, prober, guard)
         self._socket = run_dir / "peers.sock"
         self._gate = Gate(self._socket, directory.counts)
         self._backoff = Backoff(1.0, 30.0, rng)
@@ -76,7 +79,7 @@ class PublicServer:
         server = grpc.aio.server(
             options=list(OPTIONS), maximum_concurrent_rpcs=MAX_CALLS, interceptors=serve.interceptors()
         )
-        add_peer(PeerServicer(self._directory), server)
+        add_peer(self._peers, server)
         self._socket.unlink(missing_ok=True)
         mask = os.umask(0o177)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
@@ -15,16 +16,20 @@ from protos import discovery_pb2_grpc as pb_grpc
 from services.runtime.identity import Rejection
 from services.runtime.serve import abort
 
-from . import peers
+from . import dialback, peers
 from .bell import Bell
-from .core.errors import DiscoveryError, UnknownNode
+from .core.allowance import Allowance
+from .core.errors import DiscoveryError, LimitReached, UnknownNode
 from .core.model import Peer, Record, Signed, Source
 from .core.own import MAX_ADDRESSES, MAX_RESERVATIONS, RelayReport, TunnelReport
 from .core.service import Service
 from .core.store import Store
+from .core.vantage import Guard, check, target
 from .core.watch import Event, Reader
 from .directory import Directory
 from .errors import code_of
+from .gate import visitor_ip
+from .prober import MAX_REPORTS, Addresses, Prober
 from .sources.lookup import Lookup
 
 if TYPE_CHECKING:
@@ -38,6 +43,10 @@ add_peer = pb_grpc.add_PeerServiceServicer_to_server
 
 # Watches at once; components of one node need a handful.
 MAX_WATCHERS = 128
+# Tokens of one round of probing.
+MAX_TOKENS = 64
+# Offers to dial of one caller, a second and at once; an honest one comes when it was told to.
+OFFER_RATE, OFFER_BURST = 1.0, 30.0
 
 _V = TypeVar("_V")
 _Response = TypeVar("_Response")
@@ -46,9 +55,12 @@ _Response = TypeVar("_Response")
 class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
     """What the components of this node call."""
 
-    def __init__(self, directory: Directory, lookup: Lookup, more_warnings: Callable[[], list[str]]) -> None:
+    def __init__(
+        self, directory: Directory, lookup: Lookup, prober: Prober, more_warnings: Callable[[], list[str]]
+    ) -> None:
         self._directory = directory
         self._lookup = lookup
+        self._prober = prober
         self._more_warnings = more_warnings
 
     async def WatchPeers(self, request: pb.WatchPeersRequest, context: Context) -> AsyncIterator[pb.WatchPeersResponse]:
@@ -129,6 +141,27 @@ class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         return pb.ReportSelfResponse(revision=self._directory.report(report))
 
+    async def ProbePort(self, request: pb.ProbePortRequest, context: Context) -> AsyncIterator[pb.ProbePortResponse]:
+        pace = request.pace.ToNanoseconds() / 1e9
+        try:
+            for token in request.tokens:
+                check(request.port, token)
+        except DiscoveryError as error:
+            await abort(context, code_of(error), error.reason, error.message)
+        async with aclosing(self._prober.probe(request.port, list(request.tokens[:MAX_TOKENS]), pace)) as events:
+            async for event in events:
+                if isinstance(event, Addresses):
+                    yield pb.ProbePortResponse(addresses=pb.ProbeAddresses(ips=event.ips))
+                else:
+                    yield pb.ProbePortResponse(
+                        outcome=pb.ProbeOutcome(
+                            vantage=event.vantage,
+                            ip=event.ip,
+                            token=event.token,
+                            outcome=pb.DialBackOutcome.ValueType(event.outcome),
+                        )
+                    )
+
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
         directory = self._directory
         return pb.GetStatusResponse(
@@ -145,8 +178,11 @@ class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
 class PeerServicer(pb_grpc.PeerServiceServicer):
     """What other nodes call. A node speaks only for the name in its certificate."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, prober: Prober, guard: Guard) -> None:
         self._directory = directory
+        self._prober = prober
+        self._guard = guard
+        self._offers = Allowance(rate=OFFER_RATE, burst=OFFER_BURST)
 
     async def Ping(self, request: pb.PingRequest, context: Context) -> pb.PingResponse:
         await self._caller(context)
@@ -185,6 +221,40 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
             text = f"{directory.settings.node_name} knows no node {name[:253]}"
             await abort(context, grpc.StatusCode.NOT_FOUND, UnknownNode.reason, text)
         return pb.GetRecordResponse(record=peers.signed_to_wire(entry.signed))
+
+    async def DialBack(self, request: pb.DialBackRequest, context: Context) -> pb.DialBackResponse:
+        caller = await self._caller(context)
+        settings, counts = self._directory.settings, self._directory.counts
+        try:
+            check(request.port, request.token)
+            seen = visitor_ip(context.peer())
+            ip = target(request.ip, seen, len(request.work), loopback=settings.loopback)
+            self._guard.enter(caller, monotonic())
+        except DiscoveryError as error:
+            counts["dials", error.reason.lower()] += 1
+            await abort(context, code_of(error), error.reason, error.message)
+        try:
+            outcome = await dialback.dial(ip, request.port, request.token, source=settings.listen_address)
+        finally:
+            self._guard.done()
+        counts["dials", outcome.name.lower()] += 1
+        return pb.DialBackResponse(ip=ip, outcome=pb.DialBackOutcome.ValueType(outcome))
+
+    async def OfferDialBack(self, request: pb.OfferDialBackRequest, context: Context) -> pb.OfferDialBackResponse:
+        caller = await self._caller(context)
+        if not self._offers.spend(caller, monotonic()):
+            error = LimitReached(f"{caller} offers too often; come again when it is said")
+            await abort(context, code_of(error), error.reason, error.message)
+        try:
+            reports = [peers.report_from_wire(report) for report in request.reports[:MAX_REPORTS]]
+        except ValueError as problem:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(problem))
+        wish, again = self._prober.offered(caller, visitor_ip(context.peer()), reports)
+        response = pb.OfferDialBackResponse(record=peers.signed_to_wire(self._directory.signed()))
+        response.again.FromMilliseconds(round(again * 1000))
+        if wish is not None:
+            response.wish.CopyFrom(pb.DialBackWish(port=wish.port, token=wish.token))
+        return response
 
     async def _caller(self, context: Context) -> str:
         try:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+
 from services.runtime import address
 from services.runtime.config import Config
 
 from .core import role
+from .core.confidence import Reachability
 from .core.limits import Limits
 from .core.role import Role
 
@@ -25,14 +28,27 @@ def limits(config: Config, descriptors: int) -> Limits:
     ).fit(descriptors)
 
 
-def decide_role(config: Config) -> Role:
-    """Whether this node is a relay."""
+def decide_role(config: Config, found: Reachability, uptime: float) -> Role:
+    """Whether this node is a relay, after what others `found`; `uptime` in seconds."""
     modules = config.modules
     named = [
         (node.node_name, [address.split(text)[0] for text in node.advertise_address])
         for node in modules.edge_tunnel.relay_nodes
     ]
-    return role.decide(modules.edge_relay.mode, config.node_name, named)
+    return role.decide(modules.edge_relay.mode, config.node_name, named, found, uptime=uptime, own=_own)
+
+
+def _own(host: str) -> bool:
+    """Whether it is an address of this host. A DNS name may be one."""
+    if not address.is_ip(host):
+        return True
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+    return True
 
 
 def alternatives(config: Config) -> tuple[str, ...]:

@@ -25,12 +25,13 @@ REPORT_RETRY = (0.5, 10.0)
 async def main(service: Service) -> None:
     """Run until `service.stopping`; then drain and go."""
     changed = asyncio.Event()
-    post = Post(service, changed.set)
+    discovery = Discovery(service.config.run_dir)
+    post = Post(service, discovery, changed.set)
     port = service.config.modules.edge_relay.listen_port
     server = LocalServer(service)
     api = servicer.RelayServicer(lambda: post.relay.status(), post.drain, lambda: service.reload.warnings)
     server.add(servicer.add_to_server, api, servicer.FULL_NAME)
-    reporter = Reporter(service, post, port, changed)
+    reporter = Reporter(service, post, discovery, port, changed)
     stopped = False
     try:
         post.open()
@@ -61,12 +62,12 @@ class Reporter:
     """Tells discovery the relay's role and load: at once when the role changes, soon when the load does, and now
     and then anyway. Discovery may be absent; nothing waits for it."""
 
-    def __init__(self, service: Service, post: Post, port: int, changed: asyncio.Event) -> None:
+    def __init__(self, service: Service, post: Post, discovery: Discovery, port: int, changed: asyncio.Event) -> None:
         self._log: logging.Logger = service.log
         self._post = post
         self._port = port
         self._changed = changed
-        self._discovery = Discovery(service.config.run_dir)
+        self._discovery = discovery
         self._absent = False
         self._lost = False
 
@@ -77,7 +78,7 @@ class Reporter:
             pause = REPORT_RETRY[0]
             while True:
                 self._lost = False
-                report = self._post.relay.report()
+                report = self._post.report()
                 if await self._send(report):
                     await self._quiet(report, monotonic())
                     pause = REPORT_RETRY[0]
@@ -108,7 +109,7 @@ class Reporter:
         """Until there is something to tell, the time is over, or discovery went away."""
         while True:
             self._changed.clear()
-            report = self._post.relay.report()
+            report = self._post.report()
             due = sent_at + (REPORT_GAP if report.worth(last) else REPORT_EVERY)
             wait = due - monotonic()
             if self._lost or report.urgent(last) or wait <= 0:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from itertools import count
 from time import monotonic
 
-from .core.greeting import GREETING_LENGTH, Kind, classify, token
+from .core.greeting import GREETING_LENGTH, Kind, classify, proof_token, token
 from .core.halfopen import HalfOpen, source_of
 from .core.limits import Limits
 from .flow import reset
@@ -75,8 +75,8 @@ class Newcomer:
 
 
 class PublicPort:
-    """Owns connections until they are handed over: legs by `on_leg(key, token, sock)`, control connections by
-    `on_control(newcomer)`. The latter stay half-open, and may be closed here, until `settle`."""
+    """Owns connections until they are handed over: legs by `on_leg(key, token, sock)`, dials back by
+    `on_proof(token, sock)`, control connections by `on_control(newcomer)`. The latter stay half-open, and may be closed here, until `settle`."""
 
     def __init__(
         self,
@@ -86,12 +86,14 @@ class PublicPort:
         *,
         on_control: Callable[[Newcomer], None],
         on_leg: Callable[[int, bytes, socket.socket], None],
+        on_proof: Callable[[bytes, socket.socket], None],
         log: logging.Logger,
     ) -> None:
         self._loop = loop
         self._listener = listener
         self._on_control = on_control
         self._on_leg = on_leg
+        self._on_proof = on_proof
         self._log = log
         self._keys = count(1)
         self._half_open = HalfOpen(limits.max_half_open, limits.max_half_open_per_source, limits.greeting_timeout)
@@ -178,8 +180,11 @@ class PublicPort:
         self._loop.remove_reader(sock.fileno())
         if kind is Kind.CONTROL:
             self._on_control(newcomer)
+            return
+        self.settle(newcomer.key)
+        if kind is Kind.PROOF:
+            self._on_proof(proof_token(newcomer.head), sock)
         else:
-            self.settle(newcomer.key)
             self._on_leg(newcomer.key, token(newcomer.head), sock)
 
     def _dismiss(self, key: int, reason: str) -> None:

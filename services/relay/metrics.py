@@ -37,6 +37,12 @@ class RelayCollector(Collector):
         yield GaugeMetricFamily("causeway_relay_circuits", "Circuits open.", len(s.circuits))
         yield GaugeMetricFamily("causeway_relay_control_connections", "Control connections open.", s.connections)
         yield GaugeMetricFamily("causeway_relay_half_open", "Connections that have not said who they are.", s.half_open)
+        conditions = GaugeMetricFamily(
+            "causeway_relay_condition", "1 while the condition holds; why.", labels=["type", "reason"]
+        )
+        for condition in s.conditions:
+            conditions.add_metric([condition.type, condition.reason], condition.status)
+        yield conditions
         yield CounterMetricFamily("causeway_relay_circuits_total", "Circuits opened.", value=s.circuits_total)
         yield CounterMetricFamily("causeway_relay_bytes_total", "Bytes carried.", value=s.bytes_total)
         yield CounterMetricFamily("causeway_relay_splices_total", "splice(2) calls.", value=s.splices_total)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from enum import IntEnum
 from pathlib import Path
 
 import grpc
@@ -158,10 +160,44 @@ def _body(got: pb.ControlMessage) -> m.Message:
             raise ProtocolError("got a ControlMessage without a body that this version knows")
 
 
+def _outcome(number: int) -> Outcome:
+    try:
+        return Outcome(number)
+    except ValueError:
+        return Outcome.UNREACHABLE
+
+
 def _name(text: str) -> str:
     if len(text) > MAX_NAME:
         raise ProtocolError(f"got a name of {len(text)} characters, expected at most {MAX_NAME}")
     return text
+
+
+class Outcome(IntEnum):
+    """How another node's dial ended; numbers as DialBackOutcome in protos/discovery.proto."""
+
+    CONNECTED = 1
+    RESET = 2
+    SILENCE = 3
+    UNREACHABLE = 4
+    LOST = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """This node's addresses."""
+
+    ips: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialled:
+    """A vantage dialled `ip` with `token`."""
+
+    vantage: str
+    ip: str
+    token: bytes
+    outcome: Outcome
 
 
 class Discovery:
@@ -181,14 +217,36 @@ class Discovery:
                     load_permille=report.load_permille,
                     circuits=report.circuits,
                     draining=report.draining,
+                    proven=report.proven,
+                    throughput=report.throughput,
                 )
             )
+            if report.up_since:
+                relay.role.up_since.FromSeconds(report.up_since)
         try:
             await self._stub.ReportSelf(discovery_pb2.ReportSelfRequest(relay=relay), timeout=REPORT_TIMEOUT)
         except grpc.aio.AioRpcError as error:
             raise ConnectionError(
                 f"discovery did not take the report: {error.code().name}: {error.details()}"
             ) from None
+
+    async def probe(self, port: int, tokens: list[bytes], pace: float) -> AsyncGenerator[Addresses | Dialled, None]:
+        """One round of dials from other nodes, without end; `pace`: seconds after which those who offer come again.
+        ConnectionError when discovery is not there any more."""
+        request = discovery_pb2.ProbePortRequest(port=port, tokens=tokens, pace=duration(pace))
+        call = self._stub.ProbePort(request)
+        try:
+            async for event in call:
+                if event.WhichOneof("event") == "addresses":
+                    yield Addresses(tuple(event.addresses.ips))
+                elif event.WhichOneof("event") == "outcome":
+                    it = event.outcome
+                    yield Dialled(it.vantage, it.ip, it.token, _outcome(it.outcome))
+        except grpc.aio.AioRpcError as error:
+            raise ConnectionError(f"discovery: {error.code().name}: {error.details()}") from None
+        finally:
+            call.cancel()
+        raise ConnectionError("discovery ended the round")
 
     async def watch(self, on_lost: Callable[[], None]) -> None:
         """For ever: call `on_lost` whenever the connection to discovery, once up, goes down."""

@@ -31,7 +31,7 @@ from .core.role import Role
 from .engine import Engine
 from .flow import Splice, reset
 from .listener import Newcomer, PublicPort, open_listener
-from .status import CircuitStatus, Condition, ReservationStatus, Status
+from .status import CircuitStatus, ReservationStatus, Status
 
 FLUSH = 0.5
 """Seconds for the last messages to reach the clients before the relay goes."""
@@ -53,12 +53,14 @@ class Relay:
         *,
         alternatives: tuple[str, ...],
         changed: Callable[[], None],
+        on_proof: Callable[[bytes, socket.socket], None] = lambda token, sock: reset(sock),
         log: logging.Logger,
     ) -> None:
         self.identity = identity
         self.limits = limits
         self.role = role
         self._changed = changed
+        self._on_proof = on_proof
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._broker = Broker(
@@ -91,7 +93,13 @@ class Relay:
             bytes_per_second=self.limits.max_bytes_per_second_per_peer,
         )
         self._port = PublicPort(
-            self._loop, listener, self.limits, on_control=self._on_control, on_leg=self._on_leg, log=self._log
+            self._loop,
+            listener,
+            self.limits,
+            on_control=self._on_control,
+            on_leg=self._on_leg,
+            on_proof=self._on_proof,
+            log=self._log,
         )
 
     def adjust(self, role: Role, limits: Limits, alternatives: tuple[str, ...]) -> None:
@@ -343,7 +351,8 @@ class Relay:
         self._broker.busy_share = self._busy_share()
         return Report(
             serving=self.serving,
-            configured=self.role.configured,
+            # Whoever forces the role gives their word for it, as those do who name it.
+            configured=self.role.configured or self.role.forced,
             load_permille=self._broker.load_permille,
             circuits=len(self._splices),
             draining=self._broker.draining,
@@ -358,7 +367,7 @@ class Relay:
             node_name=self.identity.node_name,
             active=self.serving,
             reason=self.role.reason,
-            conditions=[Condition("RelayCapable", self.role.capable, self.role.condition, self.role.reason)],
+            conditions=self.role.conditions,
             listen_port=port.port if port is not None else 0,
             limits=self.limits,
             reservations=[

@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .core.limits import Limits
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    type: str
-    status: bool
-    reason: str
-    message: str
+from .core.role import Condition
 
 
 @dataclass(frozen=True, slots=True)

@@ -216,10 +216,14 @@ class RelayLimits(Section):
 
 
 class EdgeRelay(Section):
-    """Helping nodes that cannot reach each other. auto: when named in relayNodes, or proven capable."""
+    """Helping nodes that cannot reach each other. auto: when named in relayNodes, or proven capable.
+
+    probe_interval_seconds: between two rounds in which others dial this node, when all is decided (AutoNATv2: 1 h).
+    """
 
     mode: Switch = "auto"
     listen_port: Port = 20007
+    probe_interval_seconds: Annotated[float, Field(ge=1, le=86400)] = 3600
     limits: RelayLimits = RelayLimits()
 
 

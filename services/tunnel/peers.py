@@ -70,7 +70,10 @@ def _peer(peer: discovery_pb2.Peer) -> PeerInfo:
     record = peer.record
     # A relay named in relayNodes is tried whatever its record says: the copy at hand may be older than the start of
     # its relay service, and nobody knows better than the relay itself.
+    # Else one is used that its owner names a relay, or that others have proven to be one, and where they have.
+    earned = record.HasField("relay") and not record.relay.configured and not peer.relay_rank
     offers_relay = record.HasField("relay") or peer.relay_rank > 0
+    relay_ips = record.relay.proven if earned else [address.ip for address in record.addresses]
     return PeerInfo(
         name=record.node_name,
         addresses=tuple(
@@ -78,9 +81,7 @@ def _peer(peer: discovery_pb2.Peer) -> PeerInfo:
             for address in record.addresses
             if address.tunnel_port or record.tunnel_port
         ),
-        relay_addresses=tuple((address.ip, record.relay_port or 20007) for address in record.addresses)
-        if offers_relay
-        else (),
+        relay_addresses=tuple((ip, record.relay_port or 20007) for ip in relay_ips) if offers_relay else (),
         relay_rank=peer.relay_rank,
         relay_draining=record.relay.draining,
         relay_load=min(record.relay.load_permille, 1000),

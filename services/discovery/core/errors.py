@@ -55,6 +55,24 @@ class TableFull(DiscoveryError):
     reason = "TABLE_FULL"
 
 
+class LimitReached(DiscoveryError):
+    """Asked for too often, or by too many at once."""
+
+    reason = "LIMIT"
+
+
+class WorkRequired(DiscoveryError):
+    """An address that is not the caller's own is dialled for work only."""
+
+    reason = "WORK_REQUIRED"
+
+
+class BadTarget(DiscoveryError):
+    """An address or a port that is never dialled for others."""
+
+    reason = "BAD_TARGET"
+
+
 class TooLarge(DiscoveryError):
     """A record exceeds the size limit."""
 

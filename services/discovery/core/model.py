@@ -52,12 +52,16 @@ class Reservation:
 
 @dataclass(frozen=True, slots=True)
 class RelayRole:
-    """The node serves others as a relay."""
+    """The node serves others as a relay. `proven`: addresses at which others dialled it back; `throughput` in bytes
+    per second, 0: not measured; `up_since`: reachable without interruption since then, 0: not known."""
 
     configured: bool = False
     load_permille: int = 0
     circuits: int = 0
     draining: bool = False
+    proven: tuple[str, ...] = ()
+    throughput: int = 0
+    up_since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,7 @@ def _essence(record: Record) -> tuple[object, ...]:
         record.relay_port,
         record.discovery_port,
         tuple(reservation.relay for reservation in record.reservations),
-        (role.configured, role.draining) if role is not None else None,
+        (role.configured, role.draining, role.proven) if role is not None else None,
     )
 
 

@@ -109,7 +109,11 @@ def _relay_out(report: RelayReport | None) -> Any:
     if report is None:
         return None
     role = report.role
-    return {"port": report.port, "role": None if role is None else [role.configured, role.load_permille, role.circuits]}
+    return {
+        "port": report.port,
+        "role": None if role is None else [role.configured, role.load_permille, role.circuits],
+        "claim": None if role is None else [list(role.proven), role.throughput, role.up_since],
+    }
 
 
 def _relay_in(values: Any) -> RelayReport | None:
@@ -118,7 +122,16 @@ def _relay_in(values: Any) -> RelayReport | None:
     role = None
     if values["role"] is not None:
         configured, load, circuits = values["role"]
-        role = RelayRole(bool(configured), int(load), int(circuits))
+        # Files of versions before 0.3 have no claim.
+        proven, throughput, up_since = values.get("claim") or ([], 0, 0.0)
+        role = RelayRole(
+            bool(configured),
+            int(load),
+            int(circuits),
+            proven=tuple(map(str, proven)),
+            throughput=int(throughput),
+            up_since=float(up_since),
+        )
     return RelayReport(int(values["port"]), role)
 
 

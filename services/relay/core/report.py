@@ -12,20 +12,26 @@ CIRCUITS_STEP = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`serving`: False takes the relay role out of the node's record."""
+    """`serving`: False takes the relay role out of the node's record. The claim of a relay that earned its role:
+    `proven`, the addresses at which others dialled it back, `throughput` towards them in bytes per second, `up_since`
+    (seconds since the Unix epoch) the beginning of that."""
 
     serving: bool
     configured: bool = False
     load_permille: int = 0
     circuits: int = 0
     draining: bool = False
+    proven: tuple[str, ...] = ()
+    throughput: int = 0
+    up_since: int = 0
 
     def urgent(self, last: Report | None) -> bool:
         """Others must know at once."""
-        return last is None or (self.serving, self.configured, self.draining) != (
+        return last is None or (self.serving, self.configured, self.draining, self.proven) != (
             last.serving,
             last.configured,
             last.draining,
+            last.proven,
         )
 
     def worth(self, last: Report | None) -> bool:
