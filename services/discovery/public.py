@@ -18,6 +18,7 @@ from .directory import Directory
 from .gate import Gate
 from .peers import MAX_MESSAGE
 from .servicer import PeerServicer, add_peer
+from .sources.dht import Dht
 
 # Calls served at once; one takes about a millisecond.
 MAX_CALLS = 256
@@ -34,8 +35,9 @@ OPTIONS = (
 class PublicServer:
     """Serves the discovery port; a port that is taken is a warning and tried again, never an exit."""
 
-    def __init__(self, directory: Directory, run_dir: Path, rng: random.Random) -> None:
+    def __init__(self, directory: Directory, dht: Dht, run_dir: Path, rng: random.Random) -> None:
         self._directory = directory
+        self._dht = dht
         self._socket = run_dir / "peers.sock"
         self._gate = Gate(self._socket, directory.counts)
         self._backoff = Backoff(1.0, 30.0, rng)
@@ -76,7 +78,7 @@ class PublicServer:
         server = grpc.aio.server(
             options=list(OPTIONS), maximum_concurrent_rpcs=MAX_CALLS, interceptors=serve.interceptors()
         )
-        add_peer(PeerServicer(self._directory), server)
+        add_peer(PeerServicer(self._directory, self._dht), server)
         self._socket.unlink(missing_ok=True)
         mask = os.umask(0o177)
         try:

@@ -55,6 +55,12 @@ class TableFull(DiscoveryError):
     reason = "TABLE_FULL"
 
 
+class TooManyCalls(DiscoveryError):
+    """The caller calls more often than any honest node does."""
+
+    reason = "TOO_MANY_CALLS"
+
+
 class TooLarge(DiscoveryError):
     """A record exceeds the size limit."""
 

@@ -73,7 +73,11 @@ class Table:
         return (node for bucket in self._buckets.values() for node in bucket.values())
 
     def __contains__(self, node_id: int) -> bool:
-        return node_id in self._buckets.get((node_id ^ self.own).bit_length(), ())
+        return self.get(node_id) is not None
+
+    def get(self, node_id: int) -> Node | None:
+        """The node with an id, if it is in the table."""
+        return self._buckets.get((node_id ^ self.own).bit_length(), {}).get(node_id)
 
     def heard(self, node: Node, now: float) -> Node | None:
         """It answered a call of ours: the proof that it can be reached. Returns whom to ping, if anybody: tell the
