@@ -175,7 +175,7 @@ async def test_a_flood_costs_bounded_memory_and_honest_lookups_work(chain: Mesh)
         assert (await y.resolve("a", fresh=True)).verified
 
 
-def test_a_flood_of_names_leaves_room_for_those_that_are_looked_for(chain: Mesh) -> None:
+async def test_a_flood_of_names_leaves_room_for_those_that_are_looked_for(chain: Mesh) -> None:
     """The holder of a PSK can be as many nodes as it likes."""
     made = part(chain("x"))
     directory = made.directory
