@@ -9,7 +9,7 @@ other components of the same node call. PeerService is public (gRPC over mutual 
 
 Errors carry google.rpc.Status details with ErrorInfo{reason, domain: "causeway"}; branch on the
 reason, never on the text. Reasons used here: UNKNOWN_NODE, REVISION_COMPACTED, SLOW_READER,
-NAME_MISMATCH, BAD_SIGNATURE, EXPIRED, TABLE_FULL, TOO_LARGE, LIMIT, WORK_REQUIRED, BAD_TARGET.
+NAME_MISMATCH, BAD_SIGNATURE, EXPIRED, TABLE_FULL, TOO_LARGE, TOO_MANY_CALLS, LIMIT, WORK_REQUIRED, BAD_TARGET.
 """
 
 from collections import abc as _abc
@@ -911,12 +911,19 @@ Global___ReportSelfResponse: _TypeAlias = ReportSelfResponse  # noqa: Y015
 class PingRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    RELAYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def relays(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedRecord]:
+        """Records of relays that the caller knows of, at most 4, news first."""
+
     def __init__(
         self,
+        *,
+        relays: _abc.Iterable[Global___SignedRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["relays", b"relays"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -927,18 +934,24 @@ class PingResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RECORD_FIELD_NUMBER: _builtins.int
+    RELAYS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def record(self) -> Global___SignedRecord:
         """The callee's own record."""
+
+    @_builtins.property
+    def relays(self) -> _containers.RepeatedCompositeFieldContainer[Global___SignedRecord]:
+        """Records of relays that the callee knows of, at most 4, news first."""
 
     def __init__(
         self,
         *,
         record: Global___SignedRecord | None = ...,
+        relays: _abc.Iterable[Global___SignedRecord] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "relays", b"relays"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1034,6 +1047,95 @@ class GetRecordResponse(_message.Message):
 Global___GetRecordResponse: _TypeAlias = GetRecordResponse  # noqa: Y015
 
 @_typing.final
+class FindNodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    CALLBACK_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    """32 bytes: servers near to this key are looked for, and no record."""
+    node_name: _builtins.str
+    """The node whose record is looked for."""
+    @_builtins.property
+    def callback(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where the caller's discovery service may be called back ("ip:port"), at most 4; empty: nowhere, as far as
+        it knows. Who answers such a call becomes a server in the callee's eyes.
+        """
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        node_name: _builtins.str = ...,
+        callback: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "node_name", b"node_name", "target", b"target"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["callback", b"callback", "key", b"key", "node_name", b"node_name", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["key", "node_name"]  # noqa: Y015
+    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
+
+Global___FindNodeRequest: _TypeAlias = FindNodeRequest  # noqa: Y015
+
+@_typing.final
+class FindNodeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVERS_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def servers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Server]:
+        """Those that the callee knows to be nearest, at most 20; hearsay."""
+
+    @_builtins.property
+    def record(self) -> Global___SignedRecord:
+        """The record of `node_name`, if the callee has it."""
+
+    def __init__(
+        self,
+        *,
+        servers: _abc.Iterable[Global___Server] | None = ...,
+        record: Global___SignedRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "servers", b"servers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FindNodeResponse: _TypeAlias = FindNodeResponse  # noqa: Y015
+
+@_typing.final
+class Server(_message.Message):
+    """A node that keeps records for others and answers questions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_NAME_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    node_name: _builtins.str
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Where its discovery service answers ("ip:port", "[ip]:port"), at most 4."""
+
+    def __init__(
+        self,
+        *,
+        node_name: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "node_name", b"node_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Server: _TypeAlias = Server  # noqa: Y015
+
+@_typing.final
 class GetStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1079,6 +1181,7 @@ class GetStatusResponse(_message.Message):
     SERVICES_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    DHT_FIELD_NUMBER: _builtins.int
     node_name: _builtins.str
     cluster: _builtins.str
     services: _builtins.int
@@ -1096,6 +1199,10 @@ class GetStatusResponse(_message.Message):
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Problems that a person should look at."""
 
+    @_builtins.property
+    def dht(self) -> Global___DhtStatus:
+        """Absent when it is off (dht.enable is false)."""
+
     def __init__(
         self_,  # pyright: ignore[reportSelfClsParameterName]
         *,
@@ -1106,14 +1213,68 @@ class GetStatusResponse(_message.Message):
         services: _builtins.int = ...,
         sources: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        dht: Global___DhtStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["self", b"self"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dht", b"dht", "self", b"self"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "node_name", b"node_name", "peers", b"peers", "self", b"self", "services", b"services", "sources", b"sources", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "dht", b"dht", "node_name", b"node_name", "peers", b"peers", "self", b"self", "services", b"services", "sources", b"sources", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetStatusResponse: _TypeAlias = GetStatusResponse  # noqa: Y015
+
+@_typing.final
+class DhtStatus(_message.Message):
+    """What this node is to the DHT, and the DHT to it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    SERVERS_FIELD_NUMBER: _builtins.int
+    ESTIMATED_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    RECORD_BYTES_FIELD_NUMBER: _builtins.int
+    RELAYS_FIELD_NUMBER: _builtins.int
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    REFRESHED_FIELD_NUMBER: _builtins.int
+    server: _builtins.bool
+    """Others have called this node lately, so it keeps records and answers questions; else it only asks."""
+    servers: _builtins.int
+    """Servers in the routing table."""
+    estimated: _builtins.int
+    """Servers that there are in all, estimated."""
+    records: _builtins.int
+    """Records kept for others, and their bytes."""
+    record_bytes: _builtins.int
+    relays: _builtins.int
+    """Relays heard of."""
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Servers nearest to this node, which hold its record beside the configured relays."""
+
+    @_builtins.property
+    def refreshed(self) -> _duration_pb2.Duration:
+        """Time since the last refresh of the table; absent: there was none."""
+
+    def __init__(
+        self,
+        *,
+        server: _builtins.bool = ...,
+        servers: _builtins.int = ...,
+        estimated: _builtins.int = ...,
+        records: _builtins.int = ...,
+        record_bytes: _builtins.int = ...,
+        relays: _builtins.int = ...,
+        holders: _abc.Iterable[_builtins.str] | None = ...,
+        refreshed: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refreshed", b"refreshed"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimated", b"estimated", "holders", b"holders", "record_bytes", b"record_bytes", "records", b"records", "refreshed", b"refreshed", "relays", b"relays", "server", b"server", "servers", b"servers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DhtStatus: _TypeAlias = DhtStatus  # noqa: Y015
 
 @_typing.final
 class ProbePortRequest(_message.Message):

@@ -326,7 +326,9 @@ class DiscoveryService:
 
 
 class PeerServiceStub:
-    """Public contract: what nodes ask one another. The caller is who its certificate says.
+    """Public contract: what nodes ask one another; together the DHT (Kademlia: keys are SHA-256 of
+    "cluster/nodeName", nearness is XOR). The caller is who its certificate says. Who calls too often
+    is refused with RESOURCE_EXHAUSTED (TOO_MANY_CALLS).
     """
 
     def __init__(self, channel):
@@ -360,14 +362,21 @@ class PeerServiceStub:
                 request_serializer=protos_dot_discovery__pb2.OfferDialBackRequest.SerializeToString,
                 response_deserializer=protos_dot_discovery__pb2.OfferDialBackResponse.FromString,
                 _registered_method=True)
+        self.FindNode = channel.unary_unary(
+                '/causeway.discovery.v1.PeerService/FindNode',
+                request_serializer=protos_dot_discovery__pb2.FindNodeRequest.SerializeToString,
+                response_deserializer=protos_dot_discovery__pb2.FindNodeResponse.FromString,
+                _registered_method=True)
 
 
 class PeerServiceServicer:
-    """Public contract: what nodes ask one another. The caller is who its certificate says.
+    """Public contract: what nodes ask one another; together the DHT (Kademlia: keys are SHA-256 of
+    "cluster/nodeName", nearness is XOR). The caller is who its certificate says. Who calls too often
+    is refused with RESOURCE_EXHAUSTED (TOO_MANY_CALLS).
     """
 
     def Ping(self, request, context):
-        """Are you there; answers with the callee's own signed record.
+        """Are you there; answers with the callee's own signed record. Both sides tell of relays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -405,6 +414,13 @@ class PeerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindNode(self, request, context):
+        """The servers nearest to a key, and a node's record if the callee has it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -433,6 +449,11 @@ def add_PeerServiceServicer_to_server(servicer, server):
                     request_deserializer=protos_dot_discovery__pb2.OfferDialBackRequest.FromString,
                     response_serializer=protos_dot_discovery__pb2.OfferDialBackResponse.SerializeToString,
             ),
+            'FindNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindNode,
+                    request_deserializer=protos_dot_discovery__pb2.FindNodeRequest.FromString,
+                    response_serializer=protos_dot_discovery__pb2.FindNodeResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'causeway.discovery.v1.PeerService', rpc_method_handlers)
@@ -442,7 +463,9 @@ def add_PeerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PeerService:
-    """Public contract: what nodes ask one another. The caller is who its certificate says.
+    """Public contract: what nodes ask one another; together the DHT (Kademlia: keys are SHA-256 of
+    "cluster/nodeName", nearness is XOR). The caller is who its certificate says. Who calls too often
+    is refused with RESOURCE_EXHAUSTED (TOO_MANY_CALLS).
     """
 
     @staticmethod
@@ -570,6 +593,33 @@ class PeerService:
             '/causeway.discovery.v1.PeerService/OfferDialBack',
             protos_dot_discovery__pb2.OfferDialBackRequest.SerializeToString,
             protos_dot_discovery__pb2.OfferDialBackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/causeway.discovery.v1.PeerService/FindNode',
+            protos_dot_discovery__pb2.FindNodeRequest.SerializeToString,
+            protos_dot_discovery__pb2.FindNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -9,7 +9,7 @@ other components of the same node call. PeerService is public (gRPC over mutual 
 
 Errors carry google.rpc.Status details with ErrorInfo{reason, domain: "causeway"}; branch on the
 reason, never on the text. Reasons used here: UNKNOWN_NODE, REVISION_COMPACTED, SLOW_READER,
-NAME_MISMATCH, BAD_SIGNATURE, EXPIRED, TABLE_FULL, TOO_LARGE, LIMIT, WORK_REQUIRED, BAD_TARGET.
+NAME_MISMATCH, BAD_SIGNATURE, EXPIRED, TABLE_FULL, TOO_LARGE, TOO_MANY_CALLS, LIMIT, WORK_REQUIRED, BAD_TARGET.
 """
 
 from collections import abc as _abc
@@ -151,14 +151,17 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
 def add_DiscoveryServiceServicer_to_server(servicer: DiscoveryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class PeerServiceStub:
-    """Public contract: what nodes ask one another. The caller is who its certificate says."""
+    """Public contract: what nodes ask one another; together the DHT (Kademlia: keys are SHA-256 of
+    "cluster/nodeName", nearness is XOR). The caller is who its certificate says. Who calls too often
+    is refused with RESOURCE_EXHAUSTED (TOO_MANY_CALLS).
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PeerServiceAsyncStub: ...
     Ping: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.PingRequest, _discovery_pb2.PingResponse]
-    """Are you there; answers with the callee's own signed record."""
+    """Are you there; answers with the callee's own signed record. Both sides tell of relays."""
     PutRecord: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.PutRecordRequest, _discovery_pb2.PutRecordResponse]
     """Store a record signed by its subject. Refused with PERMISSION_DENIED (NAME_MISMATCH, BAD_SIGNATURE),
     FAILED_PRECONDITION (EXPIRED) or RESOURCE_EXHAUSTED (TABLE_FULL, TOO_LARGE).
@@ -174,14 +177,19 @@ class PeerServiceStub:
     """The caller, which the callee perhaps cannot call, offers to dial the callee at the address at which it called;
     and tells what became of the last such dial. RESOURCE_EXHAUSTED with reason LIMIT when it offers too often.
     """
+    FindNode: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.FindNodeRequest, _discovery_pb2.FindNodeResponse]
+    """The servers nearest to a key, and a node's record if the callee has it."""
 
 @_typing.type_check_only
 class PeerServiceAsyncStub(PeerServiceStub):
-    """Public contract: what nodes ask one another. The caller is who its certificate says."""
+    """Public contract: what nodes ask one another; together the DHT (Kademlia: keys are SHA-256 of
+    "cluster/nodeName", nearness is XOR). The caller is who its certificate says. Who calls too often
+    is refused with RESOURCE_EXHAUSTED (TOO_MANY_CALLS).
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Ping: _aio.UnaryUnaryMultiCallable[_discovery_pb2.PingRequest, _discovery_pb2.PingResponse]  # type: ignore[assignment]
-    """Are you there; answers with the callee's own signed record."""
+    """Are you there; answers with the callee's own signed record. Both sides tell of relays."""
     PutRecord: _aio.UnaryUnaryMultiCallable[_discovery_pb2.PutRecordRequest, _discovery_pb2.PutRecordResponse]  # type: ignore[assignment]
     """Store a record signed by its subject. Refused with PERMISSION_DENIED (NAME_MISMATCH, BAD_SIGNATURE),
     FAILED_PRECONDITION (EXPIRED) or RESOURCE_EXHAUSTED (TABLE_FULL, TOO_LARGE).
@@ -197,9 +205,14 @@ class PeerServiceAsyncStub(PeerServiceStub):
     """The caller, which the callee perhaps cannot call, offers to dial the callee at the address at which it called;
     and tells what became of the last such dial. RESOURCE_EXHAUSTED with reason LIMIT when it offers too often.
     """
+    FindNode: _aio.UnaryUnaryMultiCallable[_discovery_pb2.FindNodeRequest, _discovery_pb2.FindNodeResponse]  # type: ignore[assignment]
+    """The servers nearest to a key, and a node's record if the callee has it."""
 
 class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Public contract: what nodes ask one another. The caller is who its certificate says."""
+    """Public contract: what nodes ask one another; together the DHT (Kademlia: keys are SHA-256 of
+    "cluster/nodeName", nearness is XOR). The caller is who its certificate says. Who calls too often
+    is refused with RESOURCE_EXHAUSTED (TOO_MANY_CALLS).
+    """
 
     @_abc_1.abstractmethod
     def Ping(
@@ -207,7 +220,7 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _discovery_pb2.PingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_discovery_pb2.PingResponse, _abc.Awaitable[_discovery_pb2.PingResponse]]:
-        """Are you there; answers with the callee's own signed record."""
+        """Are you there; answers with the callee's own signed record. Both sides tell of relays."""
 
     @_abc_1.abstractmethod
     def PutRecord(
@@ -247,5 +260,13 @@ class PeerServiceServicer(metaclass=_abc_1.ABCMeta):
         """The caller, which the callee perhaps cannot call, offers to dial the callee at the address at which it called;
         and tells what became of the last such dial. RESOURCE_EXHAUSTED with reason LIMIT when it offers too often.
         """
+
+    @_abc_1.abstractmethod
+    def FindNode(
+        self,
+        request: _discovery_pb2.FindNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_discovery_pb2.FindNodeResponse, _abc.Awaitable[_discovery_pb2.FindNodeResponse]]:
+        """The servers nearest to a key, and a node's record if the callee has it."""
 
 def add_PeerServiceServicer_to_server(servicer: PeerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -5,6 +5,7 @@ No tasks and no IO here; sources bring what they learn, servicers and sources re
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import secrets
 import time
@@ -17,13 +18,25 @@ from .bell import Bell
 from .config import Settings
 from .core.board import Board
 from .core.contacts import MAX_ENDPOINTS, Contact, Endpoint
-from .core.errors import DiscoveryError
+from .core.errors import DiscoveryError, Expired
 from .core.model import Peer, Record, Signed, Source
 from .core.own import LIFETIME, OwnRecord, RelayReport, TunnelReport
-from .core.registry import Registry
+from .core.registry import MAX_PEERS, Registry, lapse_of
 from .core.service import Service
 from .core.store import Store, origin_at
+from .interfaces import Interface
 from .peers import seal, unseal
+
+# Peers known at once up to which published records are let in.
+MAX_VOLUNTEERS = MAX_PEERS * 3 // 4
+# RFC 1918, 6598, 3927, 4193, 4291: addresses that many networks use. (is_private of ipaddress also means those of
+# examples, which laboratories use as public ones.)
+_PRIVATE = tuple(
+    map(
+        ipaddress.ip_network,
+        ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16", "fc00::/7", "fe80::/10"),
+    )
+)
 
 
 class Directory:
@@ -55,6 +68,7 @@ class Directory:
             tunnel_port=settings.tunnel_port,
             discovery_port=settings.listen_port,
         )
+        self.interfaces: tuple[Interface, ...] = ()
         self.watchers = 0
         # Set when discovery stops; watches then end in good order.
         self.closing = False
@@ -127,6 +141,22 @@ class Directory:
             )
         return record
 
+    def check(self, signed: Signed, *, expected: str = "") -> Record:
+        """Verify a record that is not (yet) for the registry. Raises DiscoveryError, also for one out of date."""
+        record = unseal(self.identity, signed, expected)
+        now = self.wall()
+        if lapse_of(record, now) <= now:
+            raise Expired(f"the record of {record.node_name} ended {now - record.expires_at:.0f} s ago")
+        return record
+
+    def volunteer(self, record: Record, signed: Signed) -> bool:
+        """A verified record that its subject published here goes into the registry while there is room: names that
+        nobody here asked for must not keep out those that somebody looks for."""
+        if self.registry.entry(record.node_name) is None and len(self.registry) >= MAX_VOLUNTEERS:
+            return False
+        self.registry.offer(record, signed, Source.LOOKUP, self.wall())
+        return True
+
     def meet_double(self, record: Record, where: str) -> None:
         """Somebody else lives under our name: say so, and make our next version the newest."""
         ips = ", ".join(address.ip for address in record.addresses[:4]) or "no address"
@@ -148,6 +178,18 @@ class Directory:
             if record.discovery_port and (peer.relay_rank or (peer.verified and record.relay is not None)):
                 found.append(contact_of(peer))
         return found
+
+    def neighbours(self) -> list[Contact]:
+        """Discovery services of nodes that mDNS shows."""
+        known = (peer for peer in self.peers.values() if Source.MDNS in peer.sources)
+        return [contact_of(peer) for peer in known if peer.record.discovery_port]
+
+    def near(self, ip: str) -> bool:
+        """Whether an address is of a private network that this node is in, and so means nothing elsewhere."""
+        if self.settings.loopback:
+            return False
+        parsed = ipaddress.ip_address(ip)
+        return any(parsed in network for network in _PRIVATE) and any(it.near(ip) for it in self.interfaces)
 
     def try_take(self, signed: Signed, source: Source, where: str, *, expected: str = "") -> Record | None:
         """`take`, for records that others volunteer: a bad one is a line in the log."""

@@ -14,6 +14,7 @@ from services.runtime.serve import LocalServer
 from . import interfaces
 from .config import Settings
 from .core.backoff import Backoff
+from .core.routing import Node
 from .core.snapshot import Snapshot
 from .core.vantage import Guard
 from .directory import Directory
@@ -24,6 +25,7 @@ from .public import PublicServer
 from .resolver import Resolver
 from .servicer import DISCOVERY_SERVICE, DiscoveryServicer, add_discovery
 from .sources.cache import Cache
+from .sources.dht import Dht
 from .sources.lookup import Lookup
 from .sources.mdns import Mdns
 from .sources.publish import Publisher
@@ -53,16 +55,17 @@ class Driver:
         self._rng = rng = random.Random()
         settings = Settings.of(service.config)
         self._directory = directory = Directory(settings, service.identity, service.log)
-        self._cache = Cache(directory)
         resolver = Resolver()
         self._client = NodeClient(service.identity, resolver)
-        self._lookup = Lookup(directory, self._client)
+        self._dht = Dht(directory, self._client, rng)
+        self._cache = Cache(directory, self._dht)
+        self._lookup = Lookup(directory, self._client, self._dht)
         guard = Guard()
         self._prober = Prober(directory, self._client, rng)
         self._offerer = Offerer(directory, self._client, guard, rng)
-        self._public = PublicServer(directory, self._prober, guard, service.config.run_dir, rng)
+        self._public = PublicServer(directory, self._dht, self._prober, guard, service.config.run_dir, rng)
         self._static = StaticSource(directory, resolver, rng)
-        self._publisher = Publisher(directory, self._client, rng)
+        self._publisher = Publisher(directory, self._client, self._dht, rng)
         self._mdns = Mdns(directory, self._client, rng)
         self._services = ServiceFile(directory, settings.services_file) if settings.services_file else None
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -98,9 +101,9 @@ class Driver:
 
             from .metrics import DirectoryCollector
 
-            REGISTRY.register(DirectoryCollector(directory))
+            REGISTRY.register(DirectoryCollector(directory, self._dht))
         server = LocalServer(service)
-        servicer = DiscoveryServicer(directory, self._lookup, self._prober, lambda: service.reload.warnings)
+        servicer = DiscoveryServicer(directory, self._lookup, self._dht, self._prober, lambda: service.reload.warnings)
         server.add(add_discovery, servicer, DISCOVERY_SERVICE)
         try:
             await server.start()
@@ -124,6 +127,7 @@ class Driver:
         if self._directory.settings.lookup:
             self._spawn("lookup", self._publisher.run)
             self._spawn("offers", self._offerer.run)
+            self._spawn("dht", self._dht.run)
         else:
             self._directory.board.say("lookup", "off: dht.enable is false")
         if self._services is not None:
@@ -168,6 +172,7 @@ class Driver:
         own = self._directory.own
         own.last_revision = max(own.last_revision, snapshot.revision)
         own.tunnel, own.relay = snapshot.tunnel, snapshot.relay
+        self._dht.remember(Node(self._dht.key(name), name, where) for name, where in snapshot.servers)
         self._adopted = (snapshot.tunnel, snapshot.relay)
 
     async def _drop_unconfirmed(self) -> None:
@@ -190,6 +195,7 @@ class Driver:
         directory = self._directory
         self._prober.interfaces = found
         ips = interfaces.addresses(found)
+        directory.interfaces = found
         directory.own.set_interfaces(ips)
         directory.own_changed()
         directory.board.say("interfaces", ", ".join(ips) or "no address but loopback")

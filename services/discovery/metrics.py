@@ -9,13 +9,15 @@ from prometheus_client.registry import Collector
 
 from .core.model import Source
 from .directory import Directory
+from .sources.dht import Dht
 
 
 class DirectoryCollector(Collector):
-    """Peers by source, watchers, lookups, publications and refusals."""
+    """Peers by source, watchers, lookups, publications, refusals, and the DHT."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, dht: Dht) -> None:
         self._directory = directory
+        self._dht = dht
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: registering must not look."""
@@ -32,10 +34,21 @@ class DirectoryCollector(Collector):
         yield GaugeMetricFamily("causeway_discovery_services", "Services known.", len(directory.services))
         yield GaugeMetricFamily("causeway_discovery_watchers", "Watches open.", directory.watchers)
         yield GaugeMetricFamily("causeway_discovery_warnings", "Warnings standing.", len(directory.board.warnings))
+        overlay = self._dht.overlay
+        for name, text, size in (
+            ("servers", "Servers of the DHT in the routing table.", len(overlay.table)),
+            ("records", "Records kept for others.", len(overlay.records)),
+            ("record_bytes", "Bytes of records kept for others.", overlay.records.bytes),
+            ("relays", "Relays heard of.", len(overlay.relays)),
+            ("holders", "Servers that are to keep the own record.", len(self._dht.holders)),
+        ):
+            yield GaugeMetricFamily(f"causeway_discovery_dht_{name}", text, size)
         for name, label, text in (
             ("lookups", "result", "Names resolved: local, found, stale, unknown."),
             ("publishes", "result", "Publications of the own record: ok, failed."),
-            ("refused", "reason", "Records of other nodes refused."),
+            ("refused", "reason", "Records and calls of other nodes refused."),
+            ("searches", "result", "Names looked for in the DHT: found, unknown."),
+            ("dht_calls", "result", "Questions to servers of the DHT: ok, failed."),
             ("visitors", "result", "Connections on the public port: admitted, refused (no TLS), evicted (too many)."),
         ):
             counter = CounterMetricFamily(f"causeway_discovery_{name}_total", text, labels=[label])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,8 +21,10 @@ from services.runtime.identity import Identity, Rejection
 
 from .core.contacts import MAX_ENDPOINTS, Contact, Endpoint
 from .core.errors import BadSignature, NameMismatch, TooLarge
-from .core.model import Address, AddressSource, Record, RelayRole, Reservation, Signed
+from .core.model import Address, AddressSource, Record, RelayRole, Reservation, Signed, node_id
+from .core.overlay import RELAYS_TOLD
 from .core.round import Wish
+from .core.routing import K, Node
 from .core.vantage import DialOutcome
 from .probe import Unreachable, identify
 from .resolver import Resolver
@@ -34,6 +36,11 @@ MAX_RECORD = 16 * 1024
 MAX_MESSAGE = 64 * 1024
 # Addresses that a relay's claim may name.
 MAX_PROVEN = 8
+# Bytes of all relays' records in one message, and addresses of one server.
+MAX_TOLD = 32 * 1024
+MAX_WHERE = 4
+# Characters of a node's name (DNS).
+MAX_NAME = 253
 # Seconds between two attempts on different addresses of one contact, after a public and after a private one (250 ms is
 # what RFC 8305 suggests, 30 ms what go-libp2p takes for private addresses).
 STAGGER_PUBLIC, STAGGER_PRIVATE = 0.25, 0.03
@@ -181,6 +188,45 @@ def reservation_from_wire(message: pb.Reservation) -> Reservation:
     return Reservation(message.relay, message.rtt.ToNanoseconds() / 1e9)
 
 
+def relays_to_wire(relays: Iterable[Signed]) -> list[pb.SignedRecord]:
+    """Domain → protobuf; what does not fit is left out."""
+    found: list[pb.SignedRecord] = []
+    size = 0
+    for signed in relays:
+        size += signed.size
+        if size <= MAX_TOLD:
+            found.append(signed_to_wire(signed))
+    return found
+
+
+def relays_from_wire(messages: Sequence[pb.SignedRecord]) -> tuple[Signed, ...]:
+    """Protobuf → domain; no more than there should be."""
+    return tuple(map(signed_from_wire, messages[:RELAYS_TOLD]))
+
+
+def server_to_wire(node: Node) -> pb.Server:
+    """Domain → protobuf."""
+    return pb.Server(node_name=node.name, addresses=node.where.split(","))
+
+
+def server_from_wire(message: pb.Server, cluster: str) -> Node:
+    """Protobuf → domain; without `where` when no address makes sense. The id is ours to compute."""
+    name = message.node_name[:MAX_NAME]
+    where = ",".join(str(it) for it in endpoints_from_wire(message.addresses))
+    return Node(node_id(cluster, name), name, where)
+
+
+def endpoints_from_wire(addresses: Sequence[str]) -> list[Endpoint]:
+    """The addresses ("ip:port") among the first MAX_WHERE that are some."""
+    found: list[Endpoint] = []
+    for text in addresses[:MAX_WHERE]:
+        host, _, port = text.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if is_ip(host) and port.isascii() and port.isdigit() and 0 < int(port) <= 65_535:
+            found.append(Endpoint(host, int(port)))
+    return found
+
+
 class Refused(Exception):
     """Another discovery service was reached and said no; one line."""
 
@@ -237,6 +283,24 @@ def report_from_wire(message: pb.DialBackReport) -> Report:
     return Report(message.token, message.ip, outcome_from_wire(message.outcome))
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What came of a ping: the callee's own record, where it answered, and records of relays; nothing verified."""
+
+    own: Signed
+    where: Endpoint
+    relays: tuple[Signed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What came of a question of the DHT: where it was answered, servers near to the key, and the record, not verified."""
+
+    where: Endpoint
+    servers: tuple[Node, ...]
+    record: Signed | None
+
+
 class NodeClient:
     """Calls to PeerService. All raise Unreachable or Refused; `timeout` in seconds is for the whole call."""
 
@@ -248,9 +312,33 @@ class NodeClient:
 
     async def ping(self, contact: Contact, *, timeout: float) -> tuple[Signed, Endpoint]:
         """The own record of the contact, and where it answered."""
+        told = await self.tell(contact, (), timeout=timeout)
+        return told.own, told.where
 
-        async def call(stub: pb_grpc.PeerServiceAsyncStub, endpoint: Endpoint) -> tuple[Signed, Endpoint]:
-            return signed_from_wire((await stub.Ping(pb.PingRequest(), timeout=timeout)).record), endpoint
+    async def tell(self, contact: Contact, relays: Iterable[Signed], *, timeout: float) -> Told:
+        """A ping that tells of relays."""
+        request = pb.PingRequest(relays=relays_to_wire(relays))
+
+        async def call(stub: pb_grpc.PeerServiceAsyncStub, endpoint: Endpoint) -> Told:
+            answer = await stub.Ping(request, timeout=timeout)
+            return Told(signed_from_wire(answer.record), endpoint, relays_from_wire(answer.relays))
+
+        return await self._race(contact, call, timeout)
+
+    async def find(
+        self, contact: Contact, key: int, name: str, callback: Iterable[Endpoint], *, timeout: float
+    ) -> Found:
+        """The servers nearest to a key; with a `name` to that node's, and its record."""
+        request = pb.FindNodeRequest(callback=[str(it) for it in callback][:MAX_WHERE])
+        if name:
+            request.node_name = name
+        else:
+            request.key = key.to_bytes(32, "big")
+
+        async def call(stub: pb_grpc.PeerServiceAsyncStub, endpoint: Endpoint) -> Found:
+            answer = await stub.FindNode(request, timeout=timeout)
+            servers = tuple(server_from_wire(it, self._identity.cluster) for it in answer.servers[:K])
+            return Found(endpoint, servers, signed_from_wire(answer.record) if answer.HasField("record") else None)
 
         return await self._race(contact, call, timeout)
 

@@ -20,6 +20,7 @@ from .gate import Gate
 from .peers import MAX_MESSAGE
 from .prober import Prober
 from .servicer import PeerServicer, add_peer
+from .sources.dht import Dht
 
 # Calls served at once; one takes about a millisecond.
 MAX_CALLS = 256
@@ -36,9 +37,12 @@ OPTIONS = (
 class PublicServer:
     """Serves the discovery port; a port that is taken is a warning and tried again, never an exit."""
 
-    def __init__(self, directory: Directory, prober: Prober, guard: Guard, run_dir: Path, rng: random.Random) -> None:
+    def __init__(
+        self, directory: Directory, dht: Dht, prober: Prober, guard: Guard, run_dir: Path, rng: random.Random
+    ) -> None:
         self._directory = directory
-        self._peers = PeerServicer(directory, prober, guard)
+        self._dht = dht
+        self._peers = PeerServicer(directory, dht, prober, guard)
         self._socket = run_dir / "peers.sock"
         self._gate = Gate(self._socket, directory.counts)
         self._backoff = Backoff(1.0, 30.0, rng)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
@@ -13,16 +14,18 @@ import grpc.aio
 
 from protos import discovery_pb2 as pb
 from protos import discovery_pb2_grpc as pb_grpc
+from services.runtime.core.allowance import Allowance
 from services.runtime.identity import Rejection
 from services.runtime.serve import abort
 
 from . import dialback, peers
 from .bell import Bell
-from .core.allowance import Allowance
-from .core.errors import DiscoveryError, LimitReached, UnknownNode
-from .core.model import Peer, Record, Signed, Source
+from .core.contacts import Contact
+from .core.errors import DiscoveryError, LimitReached, TooManyCalls, UnknownNode
+from .core.model import Peer, Record, Signed
 from .core.own import MAX_ADDRESSES, MAX_RESERVATIONS, RelayReport, TunnelReport
 from .core.service import Service
+from .core.standing import Standing
 from .core.store import Store
 from .core.vantage import Guard, check, target
 from .core.watch import Event, Reader
@@ -30,6 +33,7 @@ from .directory import Directory
 from .errors import code_of
 from .gate import visitor_ip
 from .prober import MAX_REPORTS, Addresses, Prober
+from .sources.dht import Dht
 from .sources.lookup import Lookup
 
 if TYPE_CHECKING:
@@ -47,6 +51,11 @@ MAX_WATCHERS = 128
 MAX_TOKENS = 64
 # Offers to dial of one caller, a second and at once; an honest one comes when it was told to.
 OFFER_RATE, OFFER_BURST = 1.0, 30.0
+# Calls of one node a second, and at once. In a mesh of 10,000 a node makes less than one call in 5 s to everybody
+# together; the relay of 500 restarting nodes gets one from each.
+CALL_RATE, CALL_BURST = 10.0, 100.0
+# Of the DHT's space (SHA-256).
+KEY_BYTES = 32
 
 _V = TypeVar("_V")
 _Response = TypeVar("_Response")
@@ -56,10 +65,11 @@ class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
     """What the components of this node call."""
 
     def __init__(
-        self, directory: Directory, lookup: Lookup, prober: Prober, more_warnings: Callable[[], list[str]]
+        self, directory: Directory, lookup: Lookup, dht: Dht, prober: Prober, more_warnings: Callable[[], list[str]]
     ) -> None:
         self._directory = directory
         self._lookup = lookup
+        self._dht = dht
         self._prober = prober
         self._more_warnings = more_warnings
 
@@ -164,29 +174,50 @@ class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
 
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
         directory = self._directory
+        standing = self._dht.standing() if self._dht.enabled else None
         return pb.GetStatusResponse(
             node_name=directory.settings.node_name,
             cluster=directory.settings.cluster,
             self=peers.record_to_wire(directory.record()),
             peers=[_peer(peer) for peer in sorted(directory.peers.values(), key=lambda peer: peer.record.node_name)],
             services=len(directory.services),
-            sources=directory.board.sources,
+            sources={**directory.board.sources, "dht": str(standing or "off: dht.enable is false")},
             warnings=[*directory.board.warnings, *self._more_warnings()],
+            dht=_standing(standing) if standing is not None else None,
         )
 
 
 class PeerServicer(pb_grpc.PeerServiceServicer):
     """What other nodes call. A node speaks only for the name in its certificate."""
 
-    def __init__(self, directory: Directory, prober: Prober, guard: Guard) -> None:
+    def __init__(self, directory: Directory, dht: Dht, prober: Prober, guard: Guard) -> None:
         self._directory = directory
+        self._dht = dht
         self._prober = prober
         self._guard = guard
-        self._offers = Allowance(rate=OFFER_RATE, burst=OFFER_BURST)
+        self._allowance = Allowance(CALL_RATE, CALL_BURST)
+        self._offers = Allowance(OFFER_RATE, OFFER_BURST)
 
     async def Ping(self, request: pb.PingRequest, context: Context) -> pb.PingResponse:
         await self._caller(context)
-        return pb.PingResponse(record=peers.signed_to_wire(self._directory.signed()))
+        told = peers.relays_to_wire(self._dht.told())
+        for signed in peers.relays_from_wire(request.relays):
+            self._dht.meet_relay(signed)
+        return pb.PingResponse(record=peers.signed_to_wire(self._directory.signed()), relays=told)
+
+    async def FindNode(self, request: pb.FindNodeRequest, context: Context) -> pb.FindNodeResponse:
+        caller = await self._caller(context)
+        name = request.node_name
+        if not name and len(request.key) != KEY_BYTES:
+            text = f"the key has {len(request.key)} bytes, expected {KEY_BYTES}, or a node_name"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
+        target = self._dht.key(name) if name else int.from_bytes(request.key, "big")
+        response = pb.FindNodeResponse(servers=map(peers.server_to_wire, self._dht.named(target, caller)))
+        held = self._held(name) if name else None
+        if held is not None:
+            response.record.CopyFrom(peers.signed_to_wire(held))
+        self._dht.invite(Contact(caller, tuple(peers.endpoints_from_wire(request.callback))))
+        return response
 
     async def PutRecord(self, request: pb.PutRecordRequest, context: Context) -> pb.PutRecordResponse:
         caller = await self._caller(context)
@@ -196,7 +227,10 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
         former, instance = (held.signed, _instance(held.record)) if held is not None else (None, "")
         conflicting: Signed | None = None
         try:
-            record = directory.take(peers.signed_from_wire(request.record), Source.LOOKUP, expected=caller)
+            signed = peers.signed_from_wire(request.record)
+            record = directory.check(signed, expected=caller)
+            if caller != directory.settings.node_name:
+                self._dht.keep(record, signed)
         except DiscoveryError as error:
             directory.counts["refused", error.reason] += 1
             await abort(context, code_of(error), error.reason, error.message)
@@ -212,15 +246,15 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
 
     async def GetRecord(self, request: pb.GetRecordRequest, context: Context) -> pb.GetRecordResponse:
         await self._caller(context)
-        directory = self._directory
-        name = request.node_name
-        if name == directory.settings.node_name:
-            return pb.GetRecordResponse(record=peers.signed_to_wire(directory.signed()))
-        entry = directory.registry.fresh(name, directory.wall())
-        if entry is None or entry.signed is None:
-            text = f"{directory.settings.node_name} knows no node {name[:253]}"
+        signed = self._held(request.node_name)
+        if signed is None:
+            text = f"{self._directory.settings.node_name} knows no node {request.node_name[:253]}"
             await abort(context, grpc.StatusCode.NOT_FOUND, UnknownNode.reason, text)
-        return pb.GetRecordResponse(record=peers.signed_to_wire(entry.signed))
+        return pb.GetRecordResponse(record=peers.signed_to_wire(signed))
+
+    def _held(self, name: str) -> Signed | None:
+        own = name == self._directory.settings.node_name
+        return self._directory.signed() if own else self._dht.held(name)
 
     async def DialBack(self, request: pb.DialBackRequest, context: Context) -> pb.DialBackResponse:
         caller = await self._caller(context)
@@ -257,11 +291,33 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
         return response
 
     async def _caller(self, context: Context) -> str:
+        directory = self._directory
         try:
-            return self._directory.identity.caller(context.auth_context())
+            caller = directory.identity.caller(context.auth_context())
         except Rejection as error:
-            self._directory.log.warning("caller refused", extra={"reason": error.reason, "error": error.message})
+            directory.log.warning("caller refused", extra={"reason": error.reason, "error": error.message})
             await abort(context, grpc.StatusCode.UNAUTHENTICATED, error.reason, error.message)
+        self._dht.called()
+        if not self._allowance.spend(caller, asyncio.get_running_loop().time()):
+            directory.counts["refused", TooManyCalls.reason] += 1
+            text = f"{caller} calls more than {CALL_RATE:.0f} times a second; ask again later"
+            await abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, TooManyCalls.reason, text)
+        return caller
+
+
+def _standing(standing: Standing) -> pb.DhtStatus:
+    message = pb.DhtStatus(
+        server=standing.server,
+        servers=standing.servers,
+        estimated=standing.estimated,
+        records=standing.records,
+        record_bytes=standing.record_bytes,
+        relays=standing.relays,
+        holders=standing.holders,
+    )
+    if standing.refreshed is not None:
+        message.refreshed.FromMilliseconds(round(standing.refreshed * 1000))
+    return message
 
 
 def _instance(record: Record | None) -> str:

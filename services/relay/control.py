@@ -6,10 +6,10 @@ import asyncio
 from time import monotonic
 from typing import Protocol
 
+from services.runtime.core.bucket import TokenBucket
 from services.runtime.identity import Identity, Rejection
 from services.runtime.tls import FramedTls, TlsError
 
-from .core.bucket import TokenBucket
 from .core.limits import Limits
 from .core.messages import Message, Reject, Welcome
 from .errors import ProtocolError

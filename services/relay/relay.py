@@ -14,12 +14,12 @@ from random import SystemRandom
 from time import monotonic
 
 from services.runtime import telemetry
+from services.runtime.core.bucket import TokenBucket
 from services.runtime.identity import Identity
 
 from . import dialback
 from .control import Control
 from .core.broker import Action, Broker, Dial, Disconnect, Failed, Opening, Send
-from .core.bucket import TokenBucket
 from .core.circuits import Circuit
 from .core.drain import Drain
 from .core.greeting import LEG_READY

@@ -1,4 +1,4 @@
-"""The small decisions: buckets, fairness, half-open connections, greetings, role, load, reports."""
+"""The small decisions: fairness, half-open connections, greetings, role, load, reports."""
 
 from __future__ import annotations
 
@@ -10,44 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.relay.core import drain, load, role
-from services.relay.core.bucket import TokenBucket
 from services.relay.core.fairness import Account, Accounts
 from services.relay.core.greeting import GREETING_LENGTH, LEG_MAGIC, Kind, classify, token
 from services.relay.core.halfopen import HalfOpen, source_of
 from services.relay.core.report import Report
-
-# --- buckets -------------------------------------------------------------------------------------------------------
-
-
-@given(
-    st.floats(1, 1e9),
-    st.floats(1, 1e9),
-    st.lists(st.tuples(st.floats(0, 10), st.floats(0, 1e9)), max_size=50),
-)
-def test_bucket_never_grants_more_than_rate_and_burst(
-    rate: float, burst: float, takings: list[tuple[float, float]]
-) -> None:
-    bucket = TokenBucket(rate, burst, 0.0)
-    now = taken = biggest = 0.0
-    for pause, amount in takings:
-        now += pause
-        wait = bucket.wait(now)
-        assert (wait > 0) == (bucket.level(now) < min(1.0, burst))
-        now += wait * (1 + 1e-9)
-        bucket.take(amount, now)
-        taken += amount
-        biggest = max(biggest, amount)
-        # Debt of one taking is allowed, no more.
-        assert taken <= (burst + rate * now + biggest) * (1 + 1e-6) + 1
-    assert bucket.level(now) <= burst
-
-
-def test_bucket_ignores_a_clock_that_goes_back() -> None:
-    bucket = TokenBucket(1.0, 10.0, 100.0)
-    bucket.take(10, 100.0)
-    assert bucket.level(50.0) == 0
-    assert bucket.level(101.0) == 1
-
 
 # --- fairness ------------------------------------------------------------------------------------------------------
 

@@ -73,6 +73,12 @@ class BadTarget(DiscoveryError):
     reason = "BAD_TARGET"
 
 
+class TooManyCalls(DiscoveryError):
+    """The caller calls more often than any honest node does."""
+
+    reason = "TOO_MANY_CALLS"
+
+
 class TooLarge(DiscoveryError):
     """A record exceeds the size limit."""
 

@@ -9,6 +9,7 @@ news of a relay spreads as a rumour does: by the whole mesh in a few rounds, and
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from .model import Record, Signed
 from .records import Held, RecordStore
@@ -21,8 +22,9 @@ COPIES = 8
 MAX_RELAYS, RELAYS_TOLD = 16, 4
 # Seconds between two looks for the nearest servers, and into a far corner (go-libp2p refreshes buckets every 10 min).
 REFRESH = 600.0
-# Seconds between two pings: 10 in a small mesh, growing with it to 60, where table and rumours have more to live on.
-MIN_PACE, MAX_PACE, PACE_PER_SERVER = 10.0, 60.0, 0.05
+# Seconds between two pings: 5 in a small mesh, so that a new relay is known everywhere within 10 s, growing with it to
+# 60, where table and rumours have more to live on.
+MIN_PACE, MAX_PACE, PACE_PER_SERVER = 5.0, 60.0, 0.05
 
 
 class Overlay:
@@ -36,9 +38,16 @@ class Overlay:
 
     # As a server
 
-    def named(self, target: int, asker: int) -> list[Node]:
-        """The servers that an asker is told of."""
-        return [node for node in self.table.nearest(target) if node.id != asker]
+    def named(self, target: int, asker: int, *, near: bool = False) -> list[Node]:
+        """The servers that an asker is told of: none that did not answer the last time, and none that it could not
+        reach, as far as we can tell (FAILURES 26). `near`: the asker is on a network of our own."""
+        found: list[Node] = []
+        for node in self.table.nearest(target):
+            # Where a neighbour answered us is for neighbours.
+            where = node.where if near or not node.near else node.where.partition(",")[2]
+            if where and node.id != asker and not self.table.doubted(node.id):
+                found.append(node if where == node.where else replace(node, where=where))
+        return found
 
     def told(self, now: float, rng: random.Random) -> list[Held]:
         """The relays that an asker is told of."""
@@ -49,10 +58,12 @@ class Overlay:
     def seek(self, key: int, start: list[Node], now: float, *, alone: bool = False) -> Search[Signed]:
         """A search for the record under a key, or with `alone` for the servers that should keep it.
 
-        `start` are first contacts; they are asked beside what the table knows.
+        `start` are first contacts; they are asked beside what the table knows. `now` is of the table's clock.
         """
-        known = [node for node in self.table.nearest(key) if not self.table.resting(node.id, now)]
-        start = known[: K - len(start)] + start
+        near = self.table.nearest(key)
+        # When all are in doubt, it was most likely our own network.
+        known = [node for node in near if not self.table.doubted(node.id)] or near
+        start = known[: K - len(start)] + [node for node in start if not self.table.resting(node.id, now)]
         if alone:
             return Search(key, self.own, start, width=COPIES)
         return Search(key, self.own, start, quorum=QUORUM)

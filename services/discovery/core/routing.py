@@ -19,17 +19,17 @@ MAX_GROUP = 3
 REST, MAX_RESTING = 300.0, 256
 # Seconds between two pings that newcomers bring upon a full bucket: a crowd of them must not multiply messages.
 CHECK = 60.0
-# Failures in a row, nobody answering in between, from which on our own network is to blame (FAILURES 27).
-LONELY = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A server of the DHT. `where`: "ip:port,…", one string, since a table holds hundreds of them."""
+    """A server of the DHT. `where`: "ip:port,…", one string, since a table holds hundreds of them: where it answered,
+    then what its configuration advertises. `near`: it answered on a network of our own, where others may not be."""
 
     id: int
     name: str
     where: str
+    near: bool = False
 
     @property
     def host(self) -> str:
@@ -46,8 +46,12 @@ class Node:
 class Table:
     """Servers by distance from `own`. A bucket is a dict, least recently heard first.
 
-    Invariants: at most `k` nodes a bucket, at most one spare for each, and neither `own` nor a node without an
-    address anywhere.
+    One failure is a doubt: it may be our own network that failed (FAILURES 27). A node leaves when it failed twice
+    and somebody else answered in between, near or far as it is; so an outage of the host, or of its uplink only,
+    costs nobody a place however long it is.
+
+    Invariants: at most `k` nodes a bucket, at most one spare for each, neither `own` nor a node without an address
+    anywhere, and only nodes in buckets are doubted.
     """
 
     def __init__(self, own: int, *, k: int = K, max_group: int = MAX_GROUP) -> None:
@@ -58,7 +62,9 @@ class Table:
         self._spares: dict[int, Node] = {}
         self._checked: dict[int, float] = {}
         self._resting: dict[int, float] = {}
-        self._unanswered = 0
+        # How many answers there had been at a node's first failure.
+        self._doubts: dict[int, int] = {}
+        self._answers = {True: 0, False: 0}
 
     def __len__(self) -> int:
         return sum(map(len, self._buckets.values()))
@@ -67,12 +73,17 @@ class Table:
         return (node for bucket in self._buckets.values() for node in bucket.values())
 
     def __contains__(self, node_id: int) -> bool:
-        return node_id in self._buckets.get((node_id ^ self.own).bit_length(), ())
+        return self.get(node_id) is not None
+
+    def get(self, node_id: int) -> Node | None:
+        """The node with an id, if it is in the table."""
+        return self._buckets.get((node_id ^ self.own).bit_length(), {}).get(node_id)
 
     def heard(self, node: Node, now: float) -> Node | None:
         """It answered a call of ours: the proof that it can be reached. Returns whom to ping, if anybody: tell the
         table `heard` or `failed` of it."""
-        self._unanswered = 0
+        self._answers[node.near] += 1
+        self._doubts.pop(node.id, None)
         self._resting.pop(node.id, None)
         index = (node.id ^ self.own).bit_length()
         if not index or not node.where:
@@ -93,23 +104,26 @@ class Table:
         return next(iter(bucket.values()))
 
     def failed(self, node_id: int, now: float) -> None:
-        """It did not answer. It is left alone for a while, and the newcomer that waits gets its place; unless nobody
-        answers at all."""
-        # That strangers do not answer says nothing: most of those who publish here are behind NATs.
-        self._unanswered += node_id in self
-        if self._unanswered >= LONELY:
-            return
+        """It did not answer. A stranger, or who failed before while others answer, is left alone for a while; the
+        newcomer that waits gets the place in the table."""
+        index = (node_id ^ self.own).bit_length()
+        bucket = self._buckets.get(index, {})
+        known = bucket.get(node_id)
+        if known is not None:
+            answers = self._answers[known.near]
+            if self._doubts.setdefault(node_id, answers) == answers:
+                return
+            del bucket[node_id], self._doubts[node_id]
+            spare = self._spares.pop(index, None)
+            if spare is not None and not self._crowded(bucket, spare):
+                bucket[spare.id] = spare
         if len(self._resting) >= MAX_RESTING:
             del self._resting[next(iter(self._resting))]
         self._resting[node_id] = now + REST
-        index = (node_id ^ self.own).bit_length()
-        bucket = self._buckets.get(index)
-        if bucket is None:
-            return
-        if bucket.pop(node_id, None) is not None and index in self._spares:
-            spare = self._spares.pop(index)
-            if not self._crowded(bucket, spare):
-                bucket[spare.id] = spare
+
+    def doubted(self, node_id: int) -> bool:
+        """It is in the table, but did not answer the last time."""
+        return node_id in self._doubts
 
     def resting(self, node_id: int, now: float) -> bool:
         """It failed lately: not worth a call."""
@@ -131,7 +145,7 @@ class Table:
         """The network changed: nobody's failures count any more."""
         self._resting.clear()
         self._spares.clear()
-        self._unanswered = 0
+        self._doubts.clear()
 
     def nearest(self, target: int, count: int = K) -> list[Node]:
         """The nodes nearest to a key, nearest first."""

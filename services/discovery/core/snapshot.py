@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import ipaddress
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ class Snapshot:
     tunnel: TunnelReport | None = None
     relay: RelayReport | None = None
     peers: tuple[Signed, ...] = ()
+    # Servers of the DHT: name and "ip:port,…".
+    servers: tuple[tuple[str, str], ...] = ()
 
 
 def encode(snapshot: Snapshot) -> bytes:
@@ -44,6 +47,7 @@ def encode(snapshot: Snapshot) -> bytes:
             "tunnel": _tunnel_out(snapshot.tunnel),
             "relay": _relay_out(snapshot.relay),
             "peers": [[_text(part) for part in (s.record, s.signature, s.certificate)] for s in snapshot.peers],
+            "servers": [[name, where] for name, where in snapshot.servers],
         },
         separators=(",", ":"),
     ).encode()
@@ -70,6 +74,8 @@ def decode(data: bytes) -> Snapshot:
             tunnel=_tunnel_in(values["tunnel"]),
             relay=_relay_in(values["relay"]),
             peers=tuple(_peers_in(values["peers"])),
+            # Files of versions before 0.3 have none.
+            servers=tuple((str(name), _where(where)) for name, where in values.get("servers", ())),
         )
     except BadSnapshot:
         raise
@@ -80,6 +86,16 @@ def decode(data: bytes) -> Snapshot:
 def _peers_in(values: list[list[str]]) -> Iterator[Signed]:
     for record, signature, certificate in values:
         yield Signed(_bytes(record), _bytes(signature), _bytes(certificate))
+
+
+def _where(text: str) -> str:
+    """Raises ValueError for what is no list of addresses."""
+    for part in text.split(","):
+        host, _, port = part.rpartition(":")
+        ipaddress.ip_address(host.strip("[]"))
+        if not 0 < int(port) <= 65_535:
+            raise ValueError(f"{part!r} has no port")
+    return text
 
 
 def _tunnel_out(report: TunnelReport | None) -> Any:

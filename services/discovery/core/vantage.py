@@ -10,7 +10,8 @@ from __future__ import annotations
 import ipaddress
 from enum import IntEnum
 
-from .allowance import Allowance
+from services.runtime.core.allowance import Allowance
+
 from .errors import BadTarget, LimitReached, WorkRequired
 
 FIRST_PORT = 1024

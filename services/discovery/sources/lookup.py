@@ -1,6 +1,6 @@
-"""Looking a node up: its record from the discovery services of relays and first contacts, or from itself.
+"""Looking a node up: its record from the discovery services of relays and first contacts, from itself, or from the DHT.
 
-All are asked at once; nobody waits for the slow or the dead. Lookups of one name are shared by all who ask.
+All are asked at once, the DHT a moment later; nobody waits for the slow or the dead. Lookups of one name are shared by all who ask.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from ..core.model import Peer, Source
 from ..directory import Directory, contact_of
 from ..peers import NodeClient, Refused
 from ..probe import Unreachable
+from .dht import Dht
 
 # Seconds one contact may take to answer.
 DEADLINE = 2.0
 # Seconds a fresh lookup waits for further, perhaps newer answers after the first.
 GRACE = 0.3
+# Seconds before the DHT is asked beside contacts that do not answer.
+PATIENCE = 0.5
 # Lookups at once; a reader that asks for more is refused.
 MAX_LOOKUPS = 64
 
@@ -25,9 +28,10 @@ MAX_LOOKUPS = 64
 class Lookup:
     """Resolves names."""
 
-    def __init__(self, directory: Directory, client: NodeClient) -> None:
+    def __init__(self, directory: Directory, client: NodeClient, dht: Dht) -> None:
         self._directory = directory
         self._client = client
+        self._dht = dht
         self._running: dict[tuple[str, bool], asyncio.Task[Peer]] = {}
 
     async def resolve(self, name: str, *, fresh: bool) -> Peer:
@@ -65,6 +69,9 @@ class Lookup:
         asked = [asyncio.create_task(self._ask(contact, name)) for contact in contacts if contact.node_name != name]
         if known is not None and (itself := contact_of(known)).endpoints:
             asked.append(asyncio.create_task(self._ask_itself(itself)))
+        contacted = len(asked)
+        if settings.lookup:
+            asked.append(asyncio.create_task(self._search(name, tuple(asked))))
         problems: list[str] = []
         found = False
         try:
@@ -89,7 +96,7 @@ class Lookup:
         peer = self._directory.peers.get(name)
         self._directory.counts["lookups", "found" if found else "stale" if peer is not None else "unknown"] += 1
         if peer is None:
-            raise UnknownNode(_nobody(name, len(asked), problems))
+            raise UnknownNode(_nobody(name, contacted, problems))
         return peer
 
     async def _ask(self, contact: Contact, name: str) -> bool | str:
@@ -103,6 +110,18 @@ class Lookup:
             return f"{contact.key}: {error}"
         return True
 
+    async def _search(self, name: str, before: tuple[asyncio.Task[bool | str], ...]) -> bool | str:
+        """In the DHT, when nobody who was asked `before` knows the name, or they take long."""
+        if before:
+            done, _ = await asyncio.wait(before, timeout=PATIENCE)
+            if any(task.result() is True for task in done):
+                return False
+        try:
+            found, asked = await self._dht.find(name)
+        except DiscoveryError as error:
+            return f"the DHT: {error}"
+        return found or f"{SEARCHED}{asked}"
+
     async def _ask_itself(self, contact: Contact) -> bool | str:
         try:
             signed, _ = await self._client.ping(contact, timeout=DEADLINE)
@@ -112,8 +131,15 @@ class Lookup:
         return True
 
 
+# How the DHT's "nobody knows it" begins.
+SEARCHED = "servers of the DHT asked: "
+
+
 def _nobody(name: str, asked: int, problems: list[str]) -> str:
+    searched = [text for text in problems if text.startswith(SEARCHED)]
+    problems = [text for text in problems if text not in searched]
     if not asked:
         return f"nobody knows the node {name}: there is no relay and no first contact to ask; check relayNodes"
     text = f"nobody knows the node {name}: {asked} asked, {asked - len(problems)} answered"
+    text += f"; {searched[0]}" if searched else ""
     return f"{text} ({'; '.join(problems[:3])})" if problems else text

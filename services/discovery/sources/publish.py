@@ -16,6 +16,7 @@ from ..core.own import LIFETIME, due_in
 from ..directory import Directory
 from ..peers import NodeClient, Refused
 from ..probe import Unreachable
+from .dht import Dht
 
 # Seconds a change of the own record is held back for others that come with it, and a change of the contacts.
 DEBOUNCE, RECONCILE = 0.2, 1.0
@@ -26,27 +27,35 @@ TIMEOUT = 5.0
 class Publisher:
     """Keeps one keeper per contact."""
 
-    def __init__(self, directory: Directory, client: NodeClient, rng: random.Random) -> None:
+    def __init__(self, directory: Directory, client: NodeClient, dht: Dht, rng: random.Random) -> None:
         self._directory = directory
         self._client = client
+        self._dht = dht
         self._rng = rng
         self._contacts: dict[str, Contact] = {}
         self._state: dict[str, str] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
+        # Who answered at first contacts, which are known by their address only.
+        self._names: dict[str, str] = {}
 
     async def run(self) -> None:
-        """Follows the registry: contacts come and go."""
-        settings = self._directory.settings
+        """Follows the registry and the DHT: contacts come and go."""
         try:
             seen = -1
             while True:
                 seen = self._directory.peers_bell.count
-                wanted = nearest(settings.cluster, settings.node_name, self._directory.contacts())
-                await self._reconcile({contact.key: contact for contact in wanted})
+                await self._reconcile({contact.key: contact for contact in self._wanted()})
                 await self._directory.peers_bell.wait(seen)
                 await asyncio.sleep(RECONCILE)
         finally:
             await self._reconcile({})
+
+    def _wanted(self) -> list[Contact]:
+        """Relays and first contacts, then the servers of the DHT nearest to this node, nobody twice."""
+        settings = self._directory.settings
+        contacts = nearest(settings.cluster, settings.node_name, self._directory.contacts())
+        known = {self._names.get(contact.key, contact.node_name) for contact in contacts}
+        return contacts + [holder for holder in self._dht.holders if holder.node_name not in known]
 
     async def _reconcile(self, wanted: dict[str, Contact]) -> None:
         gone = [self._keepers.pop(key) for key in self._keepers.keys() - wanted.keys()]
@@ -71,6 +80,7 @@ class Publisher:
                 # Whatever one contact brings about must not end publishing there.
                 self._directory.counts["publishes", "failed"] += 1
                 self._note(key, str(error), known=isinstance(error, Unreachable | Refused | DiscoveryError))
+                self._dht.lost(self._contacts[key])
                 taken = False
             if not taken:
                 woken = self._directory.wake_bell.count
@@ -87,7 +97,12 @@ class Publisher:
         """Publish once; False when the contact holds a newer record under our name, which ours has to outrun."""
         directory = self._directory
         answer = await self._client.put(contact, signed, timeout=TIMEOUT)
-        directory.try_take(answer.own, Source.LOOKUP, contact.key, expected=contact.node_name)
+        keeper = directory.try_take(answer.own, Source.LOOKUP, contact.key, expected=contact.node_name)
+        if keeper is not None:
+            self._dht.answered(keeper, answer.own)
+            if not contact.node_name and self._names.get(contact.key) != keeper.node_name:
+                self._names[contact.key] = keeper.node_name
+                directory.peers_bell.ring()
         if answer.conflicting is None:
             return True
         other = directory.try_take(

@@ -6,7 +6,8 @@ FIRST_PORT, says nothing but random bytes, and does so rarely.
 
 from __future__ import annotations
 
-from .bucket import TokenBucket
+from services.runtime.core.allowance import Allowance
+from services.runtime.core.bucket import TokenBucket
 
 FIRST_PORT = 1024
 """Lowest port dialled: below are the system's services (IANA's system ports), and no tunnel by default."""
@@ -26,15 +27,12 @@ class DialBacks:
     def __init__(self) -> None:
         self.open = 0
         self._all: TokenBucket | None = None
-        self._peers: dict[str, TokenBucket] = {}  # who asked last is last
+        self._peers = Allowance(PEER_RATE, PEER_BURST, capacity=MAX_PEERS)
 
     def wait(self, peer: str, now: float) -> float:
         """0: granted. Else how many seconds to wait before asking again."""
         self._all = self._all or TokenBucket(RATE, BURST, now)
-        mine = self._peers.pop(peer, None) or TokenBucket(PEER_RATE, PEER_BURST, now)
-        self._peers[peer] = mine
-        if len(self._peers) > MAX_PEERS:
-            del self._peers[next(iter(self._peers))]
+        mine = self._peers.bucket(peer, now)
         wait = max(mine.wait(now), self._all.wait(now), 1.0 if self.open >= MAX_OPEN else 0.0)
         if not wait:
             mine.take(1, now)

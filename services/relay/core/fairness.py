@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .bucket import TokenBucket
+from services.runtime.core.bucket import TokenBucket
 
 
 class Account:

@@ -1,0 +1,197 @@
+"""The DHT between real discovery processes: who is found through it, what outlives a restart, and what a flood does."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import psutil
+import pytest
+
+from protos import discovery_pb2 as pb
+from services.discovery import peers
+from services.discovery.core.errors import TableFull
+from services.discovery.core.model import Record, Signed, Source
+from services.discovery.core.records import MAX_BYTES, MAX_RECORDS
+from services.discovery.directory import MAX_VOLUNTEERS
+from services.discovery.peers import NodeClient
+from services.discovery.resolver import Resolver
+from services.discovery.sources.dht import Dht
+from services.runtime import dial
+
+from ..conftest import WriteConfig
+from .caller import Caller
+from .nodes import PATIENCE, Node, part, running, until
+
+# Each test starts several processes.
+pytestmark = pytest.mark.slow
+
+Mesh = Callable[..., Path]
+# Pairs of calls, as fast as they go.
+FLOOD = 200
+
+
+@pytest.fixture
+def chain(node_config: WriteConfig, loopback_ip: Callable[[], str]) -> Mesh:
+    """`chain("b", "a")` writes the configuration of b, whose only first contact is a."""
+    ips: dict[str, str] = {}
+
+    def write(name: str, *contacts: str) -> Path:
+        for node in (name, *contacts):
+            ips.setdefault(node, loopback_ip())
+        discovery = {"bootstrap": [ips[it] for it in contacts]}
+        return node_config(name, listenAddress=ips[name], modules={"edgeDiscovery": discovery})
+
+    return write
+
+
+def at(node: Node, check: Callable[[pb.DhtStatus], bool]) -> Callable[[], Awaitable[bool]]:
+    """What to wait for."""
+
+    async def look() -> bool:
+        return check((await node.status()).dht)
+
+    return look
+
+
+async def test_a_name_that_no_contact_of_mine_was_told_is_found_through_the_dht(chain: Mesh) -> None:
+    # b publishes at z, c asks x; x and z know each other over y only.
+    nodes = ("x",), ("y", "x"), ("z", "y"), ("b", "z"), ("c", "x")
+    async with running(*(chain(*it) for it in nodes)) as (x, _y, _z, b, c):
+        await until(at(b, lambda dht: {"z"} < set(dht.holders)), "b finds servers beyond its contact", b)
+        await until(at(c, lambda dht: dht.servers >= 2 and dht.server), "c is one of them", c)
+        found = await c.resolve("b", fresh=True)
+        assert found.verified and list(found.sources) == [pb.PEER_SOURCE_LOOKUP]
+
+        async def nobody_twice() -> bool:
+            status = await b.status()
+            return status.sources["lookup"] == f"published at {len(status.dht.holders)} of {len(status.dht.holders)}"
+
+        await until(nobody_twice, "the contact that is a holder too is counted once", b)
+        status = await b.status()
+        assert "server; " in status.sources["dht"] and "own record at" in status.sources["dht"]
+        assert status.dht.HasField("refreshed") and (await x.status()).dht.records
+
+
+async def test_after_a_restart_the_servers_of_the_last_run_are_asked(chain: Mesh) -> None:
+    async with running(chain("x"), chain("y", "x"), chain("a", "x")) as (x, _y, a):
+        await until(at(a, lambda dht: "y" in dht.holders), "a knows y from x", a)
+        await a.stop()
+        await x.stop()
+        await a.start()
+        await until(at(a, lambda dht: list(dht.holders) == ["y"]), "a finds y without its only contact", a)
+
+        async def published() -> bool:
+            return "published at 1 of 2" in (await a.status()).sources["lookup"]
+
+        await until(published, "a publishes there", a)
+
+
+async def test_f26_who_died_is_soon_named_to_nobody_and_its_place_is_taken(chain: Mesh) -> None:
+    async with running(chain("x"), chain("y", "x"), chain("z", "x"), chain("a", "x")) as (x, y, _z, a):
+        await until(at(a, lambda dht: {"x", "y", "z"} == set(dht.holders)), "a knows all", a)
+        y.kill()
+        port = 0
+
+        async def replaced() -> bool:
+            nonlocal port
+            port += 1
+            await a.report(tunnel=pb.TunnelReport(port=port))  # something to publish
+            return set((await a.status()).dht.holders) == {"x", "z"}
+
+        await until(replaced, "y is no holder any more", a)
+        await a.published()
+        caller = Caller(chain("visitor"), await _address(x), "x")
+
+        async def named() -> set[str]:
+            answer = await caller.stub.FindNode(pb.FindNodeRequest(node_name="y"), timeout=PATIENCE)
+            return {server.node_name for server in answer.servers}
+
+        async def forgotten() -> bool:
+            return await named() == {"z", "a"}
+
+        await until(forgotten, "x names the dead no more", x)
+        await caller.channel.close()
+
+
+async def test_f27_a_node_that_was_cut_off_has_lost_nobody(chain: Mesh) -> None:
+    """Everybody else stops answering, as it looks to one whose own network fails."""
+    async with running(chain("x"), chain("y", "x"), chain("z", "x"), chain("a", "x")) as (x, y, z, a):
+        await until(at(a, lambda dht: {"x", "y", "z"} == set(dht.holders)), "a knows all", a)
+        others = [psutil.Process(node.pid) for node in (x, y, z)]
+        for process in others:
+            process.suspend()
+        try:
+            for number in (1, 2):
+                # Each asks all servers, none of which answers.
+                names = [f"nobody-{number}-{it}" for it in range(4)]
+                results = await asyncio.gather(*map(a.resolve, names), return_exceptions=True)
+                assert all(isinstance(it, grpc.aio.AioRpcError) for it in results)
+            status = await a.status()
+        finally:
+            for process in others:
+                process.resume()
+        assert status.dht.servers == 3 and set(status.dht.holders) == {"x", "y", "z"}
+        await a.published()
+        assert (await a.status()).dht.servers == 3
+
+
+async def test_a_flood_costs_bounded_memory_and_honest_lookups_work(chain: Mesh) -> None:
+    async with running(chain("x"), chain("y", "x"), chain("a", "y")) as (x, y, a):
+        await until(at(x, lambda dht: dht.records >= 2), "x keeps what honest nodes publish", x)
+        await until(at(a, lambda dht: "x" in dht.holders), "a knows x", a)
+        caller = Caller(chain("villain"), await _address(x), "x")
+        before = psutil.Process(x.pid).memory_info().rss
+        kinds = (
+            caller.seal(instance_id="i" * 40_000),  # beyond what a record may have
+            caller.seal(instance_id="i" * 100_000),  # beyond what a message may have
+            caller.seal(node_name="a"),  # somebody else's name
+            peers.seal(caller.identity, caller.record(issued_at=1.0, expires_at=2.0)),
+        )
+        refused = 0
+        for number in range(FLOOD):
+            request = pb.PutRecordRequest(record=peers.signed_to_wire(kinds[number % len(kinds)]))
+            garbage = pb.PingRequest(relays=[pb.SignedRecord(record=b"r" * 5000, certificate=b"c")] * 8)
+            calls = caller.stub.PutRecord(request, timeout=PATIENCE), caller.stub.Ping(garbage, timeout=PATIENCE)
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            for result in results:
+                if isinstance(result, grpc.aio.AioRpcError):
+                    assert result.code() in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.PERMISSION_DENIED) or (
+                        result.code() is grpc.StatusCode.FAILED_PRECONDITION
+                    )
+                    refused += dial.reason(result) == "TOO_MANY_CALLS"
+        assert refused > 0, "beyond so many calls a second they are not even looked at"
+        await caller.channel.close()
+        status = await x.status()
+        assert status.dht.records <= 3 and status.dht.record_bytes <= MAX_BYTES
+        assert not status.dht.relays and {it.record.node_name for it in status.peers} <= {"a", "y"}
+        assert psutil.Process(x.pid).memory_info().rss < before + (64 << 20)
+        assert (await a.resolve("x", fresh=True)).verified
+        assert (await y.resolve("a", fresh=True)).verified
+
+
+async def test_a_flood_of_names_leaves_room_for_those_that_are_looked_for(chain: Mesh) -> None:
+    """The holder of a PSK can be as many nodes as it likes."""
+    made = part(chain("x"))
+    directory = made.directory
+    dht = Dht(directory, NodeClient(made.identity, Resolver()), random.Random(1))
+    now = time.time()
+    for number in range(2 * MAX_VOLUNTEERS):
+        record = Record(f"bogus-{number}", "default", 1, now, now + 600)
+        try:
+            dht.keep(record, Signed(b"r" * 1000, b"", b""))
+        except TableFull:
+            pass
+    assert len(directory.registry) == MAX_VOLUNTEERS
+    wanted = Record("wanted", "default", 1, now, now + 600)
+    directory.registry.offer(wanted, Signed(b"", b"", b""), Source.LOOKUP, now)
+    assert len(dht.overlay.records) == MAX_RECORDS and dht.overlay.records.bytes <= MAX_BYTES
+
+
+async def _address(node: Node) -> str:
+    return (await node.status()).self.addresses[0].ip
