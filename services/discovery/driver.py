@@ -213,6 +213,7 @@ class Driver:
         directory = self._directory
         loop = asyncio.get_running_loop()
         offset = directory.wall() - loop.time()
+        generation = directory.identity.generation
         while True:
             now = directory.wall()
             jump = now - loop.time() - offset
@@ -221,6 +222,10 @@ class Driver:
                 directory.log.warning("the clock jumped, or the host was suspended", extra={"seconds": jump})
                 self._mdns.use(self._mdns.interfaces)
                 await self._wake()
+            if generation != directory.identity.generation:
+                # The record shows who signed it; under a former secret it is soon worth nothing to others.
+                generation = directory.identity.generation
+                directory.own_bell.ring()
             directory.registry.expire(now)
             wait = directory.registry.next_expiry() - now
             await asyncio.sleep(min(max(wait, SWEEP_MIN), SWEEP_MAX))

@@ -7,6 +7,7 @@ gRPC compares. P-256 because gRPC's BoringSSL does not offer Ed25519 certificate
 import datetime
 import hashlib
 import secrets
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,13 +51,7 @@ class Authority:
 
     def issued(self, certificate: x509.Certificate) -> bool:
         """Whether one of the trusted certificates signed this one."""
-        for issuer in self.certificates:
-            try:
-                certificate.verify_directly_issued_by(issuer)
-            except Exception:
-                continue  # hostile input: whatever fails means "not by this one"
-            return True
-        return False
+        return signed_by(certificate, self.certificates)
 
     def issue(
         self, cluster: str, node_name: str, key: ec.EllipticCurvePublicKey, now: float, lifetime: float
@@ -113,6 +108,17 @@ def parse_spiffe_id(uri: str) -> tuple[str, str] | None:
     return cluster, node_name
 
 
+def signed_by(certificate: x509.Certificate, issuers: Iterable[x509.Certificate]) -> bool:
+    """Whether one of the issuers signed this certificate."""
+    for issuer in issuers:
+        try:
+            certificate.verify_directly_issued_by(issuer)
+        except Exception:
+            continue  # hostile input: whatever fails means "not by this one"
+        return True
+    return False
+
+
 def names(certificate: x509.Certificate) -> tuple[str, str] | None:
     """(cluster, node name) in a certificate; None when it names no node, or several."""
     try:
@@ -141,6 +147,12 @@ def from_psk(secret: bytes, cluster: str) -> Authority:
     seed = HKDF(hashes.SHA256(), 48, salt=b"causeway", info=b"causeway-ca-v1").derive(secret)
     key = ec.derive_private_key(int.from_bytes(seed) % (_ORDER - 1) + 1, ec.SECP256R1())
     return Authority((_self_signed(key, cluster, *_ALWAYS),), key)
+
+
+def from_psks(secrets: Sequence[bytes], cluster: str) -> Authority:
+    """Issues under the first secret, and trusts what was issued under any of them."""
+    issuers = [from_psk(secret, cluster) for secret in dict.fromkeys(secrets)]
+    return Authority(tuple(certificate for issuer in issuers for certificate in issuer.certificates), issuers[0].key)
 
 
 def read_psk(path: Path) -> bytes:

@@ -149,10 +149,12 @@ class RelayNode(Section):
 
 
 class Psk(Section):
-    """One secret for the whole cluster. certificate_lifetime_seconds: of the certificates derived from it."""
+    """One secret for the whole cluster. accept_paths: secrets beside it whose holders are accepted, too, while the
+    secret is being replaced. certificate_lifetime_seconds: of the certificates derived from the one at `path`."""
 
     enable: bool = True
     path: FilePath = Path("psk")
+    accept_paths: list[FilePath] = Field(default=[], max_length=4)
     certificate_lifetime_seconds: Annotated[int, Field(ge=3, le=365 * 86400)] = 86400
 
 

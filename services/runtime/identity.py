@@ -10,7 +10,6 @@ import logging
 import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from services.runtime import authority, files
 from services.runtime.authority import Authority, AuthorityError
 from services.runtime.config import Config
+from services.runtime.keystore import Credentials, KeyStore
 
 if TYPE_CHECKING:
     import grpc
@@ -42,18 +42,6 @@ class Rejection(Exception):
         self.message = message
 
 
-@dataclass(frozen=True)
-class Credentials:
-    """What a node shows and trusts at one time; replaced as a whole."""
-
-    key: ec.EllipticCurvePrivateKey
-    certificate: x509.Certificate
-    authority: Authority
-
-    def chain_pem(self) -> bytes:
-        return self.certificate.public_bytes(serialization.Encoding.PEM)
-
-
 class Identity:
     """The node's key and certificate, and its judgement of others.
 
@@ -66,10 +54,10 @@ class Identity:
         self.node_name = config.node_name
         self.cluster = config.cluster
         self.generation = 0
-        self.lifetime = float(tunnel.psk.certificate_lifetime_seconds)
-        self._psk = None if tunnel.ca.enable else tunnel.psk.path
+        self.lifetime = 0.0
+        self._secrets: tuple[Path, ...] = ()
         self._ca = tunnel.ca
-        self._folder = config.state_dir / "identity"
+        self._store = KeyStore(config.state_dir / "identity", config.cluster, config.node_name, clock)
         self._clock = clock
         self._stamps: object = None
         self._revoked: frozenset[int] = frozenset()
@@ -77,6 +65,7 @@ class Identity:
         self._complaint = ""
         self.credentials: Credentials
         self.certificate_der: bytes
+        self._settle(config)
 
     @classmethod
     def load(cls, config: Config, clock: Callable[[], float] = time.time) -> "Identity":
@@ -85,23 +74,38 @@ class Identity:
         identity._adopt(identity._read())
         return identity
 
+    def reconfigure(self, config: Config) -> None:
+        """Takes over other secrets, or another lifetime. IdentityError when that cannot be; all then stays as it was.
+
+        A secret is replaced in three steps, each on all nodes before the next, and at every moment each of two nodes
+        accepts what the other shows: the new one is accepted, the new one is the first, the old one goes.
+        """
+        former = self._secrets, self.lifetime
+        self._settle(config)
+        try:
+            credentials = self._read()
+        except IdentityError:
+            self._secrets, self.lifetime = former
+            raise
+        if not self._as_before(credentials):
+            self._adopt(credentials)
+
     def refresh(self) -> bool:
         """Renews at 2/3 of the lifetime, and takes over what another service or a person renewed.
 
         True when the credentials changed. Keeps the old ones, and logs why once, where new ones are unusable.
         """
-        if self._fresh(self.credentials.certificate) and self._stamps == self._stamp():
+        if self._store.fresh(self.credentials.certificate) and self._stamps == self._stamp():
             return False
         try:
             credentials = self._read()
         except IdentityError as error:
             self._complain("credentials not renewed, the old ones stay", str(error))
             return False
-        old = self.credentials
-        if credentials.certificate == old.certificate and credentials.authority.pem() == old.authority.pem():
+        if self._as_before(credentials):
             self._stamps = self._stamp()
             if self._ca.enable:  # only a person can renew it
-                end = _utc(_validity(old.certificate)[1])
+                end = _utc(_validity(credentials.certificate)[1])
                 advice = f"it ends at {end}; issue one with `causeway ca issue {self.node_name}`"
                 self._complain("the certificate should be renewed", advice)
             return False
@@ -188,7 +192,7 @@ class Identity:
                 "set the same `cluster` on both, or remove one from the other's configuration",
             )
         if not self.credentials.authority.issued(certificate):
-            raise self._not_ours(name)
+            raise self._not_ours(name, certificate)
         now = self._clock()
         begin, end = _validity(certificate)
         if now < begin:
@@ -202,7 +206,7 @@ class Identity:
             raise Rejection(
                 "certificate-expired",
                 f"the certificate of {name} expired at {_utc(end)} and the clock of {self.node_name} says {_utc(now)}; "
-                f"{'set the clock that is wrong' if self._psk else 'issue a new one with `causeway ca issue`'}",
+                f"{'set the clock that is wrong' if self._secrets else 'issue a new one with `causeway ca issue`'}",
             )
         if certificate.serial_number in self._revocations():
             raise Rejection(
@@ -216,11 +220,18 @@ class Identity:
             )
         return name, key
 
-    def _not_ours(self, name: str) -> Rejection:
-        if self._psk:
+    def _not_ours(self, name: str, certificate: x509.Certificate) -> Rejection:
+        if self._secrets and authority.signed_by(certificate, self.credentials.retired):
             return Rejection(
                 "wrong-psk",
-                f"{name} and {self.node_name} do not have the same PSK; put the same secret into the PSK file of both",
+                f"{name} still uses a PSK that was replaced, and that {self.node_name} does not accept any more; "
+                f"put the present secret into the PSK file of {name}",
+            )
+        if self._secrets:
+            return Rejection(
+                "wrong-psk",
+                f"{name} and {self.node_name} do not have the same PSK; put the same secret into the PSK file of both "
+                "(if it was replaced lately, one of the two has not got the new one)",
             )
         return Rejection(
             "bad-certificate",
@@ -245,6 +256,15 @@ class Identity:
             self._complaint = error
             _log.error(message, extra={"error": error})
 
+    def _as_before(self, credentials: Credentials) -> bool:
+        old = self.credentials
+        return credentials.certificate == old.certificate and credentials.authority.pem() == old.authority.pem()
+
+    def _settle(self, config: Config) -> None:
+        psk = config.modules.edge_tunnel.psk
+        self._secrets = () if self._ca.enable else (psk.path, *psk.accept_paths)
+        self.lifetime = float(psk.certificate_lifetime_seconds)
+
     def _adopt(self, credentials: Credentials) -> None:
         self.credentials = credentials
         self.certificate_der = credentials.certificate.public_bytes(serialization.Encoding.DER)
@@ -253,54 +273,15 @@ class Identity:
         self._complaint = ""
 
     def _stamp(self) -> object:
-        if self._psk:
-            return files.stamp(self._psk), files.stamp(self._folder / "node.pem")
+        if self._secrets:
+            return *map(files.stamp, self._secrets), self._store.stamp()
         return tuple(files.stamp(p) for p in (self._ca.ca_file, self._ca.cert_file, self._ca.key_file))
 
     def _read(self) -> Credentials:
-        return self._read_psk(self._psk) if self._psk else self._read_ca()
-
-    def _read_psk(self, psk: Path) -> Credentials:
-        trusted = authority.from_psk(authority.read_psk(psk), self.cluster)
-        path = self._folder / "node.pem"  # key and certificate in one file, so that they always match
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with files.locked(self._folder / "lock"):
-                stored = self._stored(path, trusted)
-                if stored is not None:
-                    return stored
-                key = authority.new_key()
-                made = trusted.issue(self.cluster, self.node_name, key.public_key(), self._clock(), self.lifetime)
-                credentials = Credentials(key, made, trusted)
-                files.write_atomically(path, authority.key_pem(key) + credentials.chain_pem())
-                return credentials
-        except OSError as error:
-            raise IdentityError(
-                f"{self._folder}: the node's key cannot be kept here: {error.strerror}; set stateDir to a folder that "
-                "can be written"
-            ) from None
-
-    def _stored(self, path: Path, trusted: Authority) -> Credentials | None:
-        if not path.exists():
-            return None
-        try:
-            key, certificate = authority.read_key(path), authority.read_certificates(path)[0]
-        except AuthorityError as error:
-            _log.warning("stored certificate replaced", extra={"reason": str(error)})
-            return None
-        names = authority.names(certificate)
-        usable = (
-            certificate.public_key() == key.public_key()
-            and names == (self.cluster, self.node_name)
-            and trusted.issued(certificate)
-            and self._fresh(certificate)
-        )
-        return Credentials(key, certificate, trusted) if usable else None
-
-    def _fresh(self, certificate: x509.Certificate) -> bool:
-        begin, end = _validity(certificate)
-        issued = begin + authority.CLOCK_SKEW
-        return begin <= self._clock() < issued + (end - issued) * 2 / 3
+        if not self._secrets:
+            return self._read_ca()
+        trusted = authority.from_psks([authority.read_psk(path) for path in self._secrets], self.cluster)
+        return self._store.credentials(trusted, self.lifetime)
 
     def _read_ca(self) -> Credentials:
         trusted = Authority(authority.read_certificates(self._ca.ca_file))

@@ -43,6 +43,8 @@ class Service:
 
     def __post_init__(self) -> None:
         self.reload = Reload(self.name, self.config, self.log)
+        for key in ("path", "acceptPaths", "certificateLifetimeSeconds"):
+            self.reload.on(f"modules.edgeTunnel.psk.{key}", self.identity.reconfigure)
 
 
 Main = Callable[[Service], Awaitable[None]]

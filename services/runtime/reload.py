@@ -49,6 +49,8 @@ class Reload:
         self._applies: list[tuple[str, Apply]] = []
         self._refused = ""
         self._waiting: list[str] = []
+        self._wanted: Config | None = None
+        """What could not be applied as a whole: a file that it names may come a moment later."""
 
     @property
     def warnings(self) -> list[str]:
@@ -56,7 +58,8 @@ class Reload:
         return ([self._refused] if self._refused else []) + self._waiting
 
     def on(self, key: str, apply: Apply) -> None:
-        """`apply` takes over whatever changed at this key, or below it. What it raises is a warning."""
+        """`apply` takes over whatever changed at this key, or below it. What it raises is a warning, and it is tried again
+        with every look."""
         self._applies.append((key, apply))
 
     async def run(self) -> None:
@@ -69,9 +72,11 @@ class Reload:
                 self._log.error("configuration not followed", extra={"error": repr(error)}, exc_info=error)
 
     def look(self) -> None:
-        """Applies the file if it changed since the last look."""
+        """Applies the file if it changed since the last look, and what could not be applied then."""
         stamp = files.stamp(self._path)
         if stamp == self._stamp or self._path is None:
+            if self._wanted is not None:
+                self._take(self._wanted)
             return
         self._stamp = stamp
         try:
@@ -87,7 +92,7 @@ class Reload:
     def _take(self, config: Config) -> None:
         wanted = dict(_leaves(config.model_dump(by_alias=True), ""))
         changed = [key for key in wanted if wanted[key] != self._running.get(key)]
-        self._waiting = []
+        before, self._waiting, self._wanted = self._waiting, [], None
         for prefix, apply in self._applies:
             mine = [key for key in changed if _below(key, prefix)]
             if not mine:
@@ -96,15 +101,18 @@ class Reload:
             try:
                 apply(config)
             except Exception as error:
+                self._wanted = config
                 self._waiting.append(f"{prefix} not applied: {error}")
-                self._log.error("configuration not applied", extra={"key": prefix, "error": str(error)})
+                if self._waiting[-1] not in before:
+                    self._log.error("configuration not applied", extra={"key": prefix, "error": str(error)})
                 continue
             self._running.update((key, wanted[key]) for key in mine)
             self._log.info("configuration applied", extra={"key": ", ".join(mine)})
         for key in changed:
             if self._name in _readers(key):
                 self._waiting.append(f"{key} has changed: needs a restart of the {self._name} service")
-                self._log.warning("configuration needs a restart", extra={"key": key})
+                if self._waiting[-1] not in before:
+                    self._log.warning("configuration needs a restart", extra={"key": key})
 
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -22,6 +22,9 @@ from .dht import Dht
 DEBOUNCE, RECONCILE = 0.2, 1.0
 # Seconds one publication may take.
 TIMEOUT = 5.0
+# Seconds between two attempts at a contact that fails, at most: when a LAN's uplink returns no address of ours changes,
+# and nothing else tells of it. With TIMEOUT this bounds how long a node stays unknown after that.
+MAX_PAUSE = 6.0
 
 
 class Publisher:
@@ -69,7 +72,7 @@ class Publisher:
         self._show()
 
     async def _keep(self, key: str) -> None:
-        backoff = Backoff(1.0, 30.0, self._rng)
+        backoff = Backoff(1.0, MAX_PAUSE, self._rng)
         published: Record | None = None
         while True:
             seen = self._directory.own_bell.count
