@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,6 +15,8 @@ import grpc.aio
 import psutil
 import pytest
 
+from lab.network import Network
+from lab.wire import Shape
 from protos import discovery_pb2 as pb
 from services.discovery import peers
 from services.discovery.core.errors import TableFull
@@ -25,6 +29,7 @@ from services.discovery.sources.dht import Dht
 from services.runtime import dial
 
 from ..conftest import WriteConfig
+from ..e2e.conftest import require_simulation
 from .caller import Caller
 from .nodes import PATIENCE, Node, part, running, until
 
@@ -32,6 +37,12 @@ from .nodes import PATIENCE, Node, part, running, until
 pytestmark = pytest.mark.slow
 
 Mesh = Callable[..., Path]
+# A name server that never answers.
+NO_DNS = """
+import socket, time
+real = socket.getaddrinfo
+socket.getaddrinfo = lambda host, *a, **k: time.sleep(3600) if "invalid" in str(host) else real(host, *a, **k)
+"""
 # Pairs of calls, as fast as they go.
 FLOOD = 200
 
@@ -139,6 +150,68 @@ async def test_f27_a_node_that_was_cut_off_has_lost_nobody(chain: Mesh) -> None:
         assert status.dht.servers == 3 and set(status.dht.holders) == {"x", "y", "z"}
         await a.published()
         assert (await a.status()).dht.servers == 3
+
+
+@pytest.mark.lab
+async def test_f27_a_lan_without_its_uplink_forgets_nobody_beyond_it(node_config: WriteConfig) -> None:
+    """Here neighbours answer all the time, so that it is not as plain whose fault it is."""
+    require_simulation()
+    with Network() as net:
+        home = net.lan("home", shape=Shape(delay=0.001))
+        hosts = [net.public("r"), net.public("s"), home.host("x"), home.host("y")]
+        relays = [{"nodeName": "r", "advertiseAddress": [hosts[0].address]}]
+        modules = {"edgeTunnel": {"relayNodes": relays}, "edgeDiscovery": {"mdns": {"enable": True}}}
+        nodes = [Node(node_config(it.name, modules=modules), it.namespace) for it in hosts]
+        async with running(*nodes) as (r, s, x, y):
+            for node, other in ((x, "y"), (y, "x")):
+                await until(at(node, lambda dht: dht.server and dht.servers == 3), f"it knows r, s and {other}", node)
+            # Who is behind a NAT is nobody's server outside.
+            assert (await r.status()).dht.servers == (await s.status()).dht.servers == 1
+            assert home.wire is not None
+            home.wire.cut()
+            for number in (1, 2, 3):
+                names = [f"nobody-{number}-{it}" for it in range(2)]
+                results = await asyncio.gather(*map(x.resolve, names), return_exceptions=True)
+                assert all(isinstance(it, grpc.aio.AioRpcError) for it in results)
+            assert (await x.status()).dht.servers == 3
+            home.wire.mend()
+            await x.report(tunnel=pb.TunnelReport(port=1))
+            await x.published()
+            assert (await x.status()).dht.servers == 3
+
+
+async def test_f29_neither_silent_contacts_nor_broken_dns_hold_up_the_start(
+    chain: Mesh, node_config: WriteConfig, loopback_ip: Callable[[], str], short_path: Path
+) -> None:
+    with socket.create_server((loopback_ip(), 0), backlog=1) as silent, contextlib.ExitStack() as stack:
+        # Once its queue is full, a connection is neither accepted nor refused.
+        for _ in range(3):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(silent.getsockname())
+        where = ":".join(map(str, silent.getsockname()))
+        named = [{"nodeName": f"r{it}", "advertiseAddress": [f"r{it}.example.invalid"]} for it in range(3)]
+        modules = {
+            "edgeDiscovery": {"bootstrap": [where, "contact.example.invalid"]},
+            "edgeTunnel": {"relayNodes": named, "advertiseAddress": ["own.example.invalid"]},
+        }
+        node = Node(node_config("a", listenAddress=loopback_ip(), modules=modules))
+        (short_path / "sitecustomize.py").write_text(NO_DNS)
+        node.environment = [f"PYTHONPATH={short_path}"]
+        began = time.monotonic()
+        async with running(chain("plain")) as (plain,):
+            await plain.status()
+            normal = time.monotonic() - began
+        began = time.monotonic()
+        async with running(node) as (a,):
+            assert (await a.resolve("a")).verified
+            seconds = time.monotonic() - began
+            assert seconds < 3 * normal + 5, "as long as any start takes on this machine at this time"
+            began = time.monotonic()
+            with pytest.raises(grpc.aio.AioRpcError, match="nobody knows"):
+                await a.resolve("nobody")
+            assert await a.stop() == 0
+            assert time.monotonic() - began < PATIENCE / 2
 
 
 async def test_a_flood_costs_bounded_memory_and_honest_lookups_work(chain: Mesh) -> None:
