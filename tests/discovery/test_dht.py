@@ -44,7 +44,7 @@ real = socket.getaddrinfo
 socket.getaddrinfo = lambda host, *a, **k: time.sleep(3600) if "invalid" in str(host) else real(host, *a, **k)
 """
 # Pairs of calls, as fast as they go.
-FLOOD = 200
+FLOOD = 150
 
 
 @pytest.fixture
@@ -70,6 +70,11 @@ def at(node: Node, check: Callable[[pb.DhtStatus], bool]) -> Callable[[], Awaita
     return look
 
 
+def holds(node: Node, *holders: str) -> Callable[[], Awaitable[bool]]:
+    """To wait until exactly these are to keep the node's record."""
+    return at(node, lambda dht: set(dht.holders) == set(holders))
+
+
 async def test_a_name_that_no_contact_of_mine_was_told_is_found_through_the_dht(chain: Mesh) -> None:
     # b publishes at z, c asks x; x and z know each other over y only.
     nodes = ("x",), ("y", "x"), ("z", "y"), ("b", "z"), ("c", "x")
@@ -91,11 +96,11 @@ async def test_a_name_that_no_contact_of_mine_was_told_is_found_through_the_dht(
 
 async def test_after_a_restart_the_servers_of_the_last_run_are_asked(chain: Mesh) -> None:
     async with running(chain("x"), chain("y", "x"), chain("a", "x")) as (x, _y, a):
-        await until(at(a, lambda dht: "y" in dht.holders), "a knows y from x", a)
+        await until(holds(a, "x", "y"), "a knows y from x", a)
         await a.stop()
         await x.stop()
         await a.start()
-        await until(at(a, lambda dht: list(dht.holders) == ["y"]), "a finds y without its only contact", a)
+        await until(holds(a, "y"), "a finds y without its only contact", a)
 
         async def published() -> bool:
             return "published at 1 of 2" in (await a.status()).sources["lookup"]
@@ -105,7 +110,7 @@ async def test_after_a_restart_the_servers_of_the_last_run_are_asked(chain: Mesh
 
 async def test_f26_who_died_is_soon_named_to_nobody_and_its_place_is_taken(chain: Mesh) -> None:
     async with running(chain("x"), chain("y", "x"), chain("z", "x"), chain("a", "x")) as (x, y, _z, a):
-        await until(at(a, lambda dht: {"x", "y", "z"} == set(dht.holders)), "a knows all", a)
+        await until(holds(a, "x", "y", "z"), "a knows all", a)
         y.kill()
         port = 0
 
@@ -133,7 +138,7 @@ async def test_f26_who_died_is_soon_named_to_nobody_and_its_place_is_taken(chain
 async def test_f27_a_node_that_was_cut_off_has_lost_nobody(chain: Mesh) -> None:
     """Everybody else stops answering, as it looks to one whose own network fails."""
     async with running(chain("x"), chain("y", "x"), chain("z", "x"), chain("a", "x")) as (x, y, z, a):
-        await until(at(a, lambda dht: {"x", "y", "z"} == set(dht.holders)), "a knows all", a)
+        await until(holds(a, "x", "y", "z"), "a knows all", a)
         others = [psutil.Process(node.pid) for node in (x, y, z)]
         for process in others:
             process.suspend()
@@ -164,7 +169,8 @@ async def test_f27_a_lan_without_its_uplink_forgets_nobody_beyond_it(node_config
         nodes = [Node(node_config(it.name, modules=modules), it.namespace) for it in hosts]
         async with running(*nodes) as (r, s, x, y):
             for node, other in ((x, "y"), (y, "x")):
-                await until(at(node, lambda dht: dht.server and dht.servers == 3), f"it knows r, s and {other}", node)
+                await until(holds(node, "r", "s", other), f"it knows r, s and {other}", node)
+                await until(at(node, lambda dht: dht.server), "its neighbour has called it", node)
             # Who is behind a NAT is nobody's server outside.
             assert (await r.status()).dht.servers == (await s.status()).dht.servers == 1
             assert home.wire is not None
@@ -173,7 +179,8 @@ async def test_f27_a_lan_without_its_uplink_forgets_nobody_beyond_it(node_config
                 names = [f"nobody-{number}-{it}" for it in range(2)]
                 results = await asyncio.gather(*map(x.resolve, names), return_exceptions=True)
                 assert all(isinstance(it, grpc.aio.AioRpcError) for it in results)
-            assert (await x.status()).dht.servers == 3
+            standing = (await x.status()).dht
+            assert standing.servers == 3 and set(standing.holders) == {"r", "s", "y"}
             home.wire.mend()
             await x.report(tunnel=pb.TunnelReport(port=1))
             await x.published()
@@ -207,11 +214,12 @@ async def test_f29_neither_silent_contacts_nor_broken_dns_hold_up_the_start(
             assert (await a.resolve("a")).verified
             seconds = time.monotonic() - began
             assert seconds < 3 * normal + 5, "as long as any start takes on this machine at this time"
-            began = time.monotonic()
-            with pytest.raises(grpc.aio.AioRpcError, match="nobody knows"):
-                await a.resolve("nobody")
+
+            async def silence() -> bool:
+                return f"{where}: no answer" in (await a.status()).sources["lookup"]
+
+            await until(silence, "it says who does not answer", a)
             assert await a.stop() == 0
-            assert time.monotonic() - began < PATIENCE / 2
 
 
 async def test_a_flood_costs_bounded_memory_and_honest_lookups_work(chain: Mesh) -> None:
