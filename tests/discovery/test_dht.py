@@ -109,6 +109,7 @@ async def test_after_a_restart_the_servers_of_the_last_run_are_asked(chain: Mesh
 
 
 async def test_f26_who_died_is_soon_named_to_nobody_and_its_place_is_taken(chain: Mesh) -> None:
+    """FAILURES 26: stale entries in front of live ones, in others' tables and among one's own holders."""
     async with running(chain("x"), chain("y", "x"), chain("z", "x"), chain("a", "x")) as (x, y, _z, a):
         await until(holds(a, "x", "y", "z"), "a knows all", a)
         y.kill()
@@ -136,7 +137,7 @@ async def test_f26_who_died_is_soon_named_to_nobody_and_its_place_is_taken(chain
 
 
 async def test_f27_a_node_that_was_cut_off_has_lost_nobody(chain: Mesh) -> None:
-    """Everybody else stops answering, as it looks to one whose own network fails."""
+    """FAILURES 27: own loss blamed on the peers. All others stop answering, as it looks to one whose network fails."""
     async with running(chain("x"), chain("y", "x"), chain("z", "x"), chain("a", "x")) as (x, y, z, a):
         await until(holds(a, "x", "y", "z"), "a knows all", a)
         others = [psutil.Process(node.pid) for node in (x, y, z)]
@@ -159,7 +160,7 @@ async def test_f27_a_node_that_was_cut_off_has_lost_nobody(chain: Mesh) -> None:
 
 @pytest.mark.lab
 async def test_f27_a_lan_without_its_uplink_forgets_nobody_beyond_it(node_config: WriteConfig) -> None:
-    """Here neighbours answer all the time, so that it is not as plain whose fault it is."""
+    """FAILURES 27: the same when neighbours answer all the time, so that it is not as plain whose fault it is."""
     require_simulation()
     with Network() as net:
         home = net.lan("home", shape=Shape(delay=0.001))
@@ -190,6 +191,7 @@ async def test_f27_a_lan_without_its_uplink_forgets_nobody_beyond_it(node_config
 async def test_f29_neither_silent_contacts_nor_broken_dns_hold_up_the_start(
     chain: Mesh, node_config: WriteConfig, loopback_ip: Callable[[], str], short_path: Path
 ) -> None:
+    """FAILURES 29: the start waits for first contacts, or for a name server that never answers."""
     with socket.create_server((loopback_ip(), 0), backlog=1) as silent, contextlib.ExitStack() as stack:
         # Once its queue is full, a connection is neither accepted nor refused.
         for _ in range(3):
