@@ -93,6 +93,7 @@ def merge(
         "listeners": [_listener(listener) for listener in proxy.listeners] if proxy else [],
         "known_services": discovery.services if discovery else 0,
         "sources": dict(sorted(discovery.sources.items())) if discovery else {},
+        "dht": _dht(discovery.dht if discovery and discovery.HasField("dht") else discovery_pb2.DhtStatus()),
         "streams": {"open": tunnel.streams if tunnel else 0, "total": tunnel.streams_total if tunnel else 0},
         "migrations": dict(tunnel.migrations) if tunnel else {},
         "connections": {
@@ -117,6 +118,19 @@ def _self(record: discovery_pb2.PeerRecord) -> dict[str, Any]:
         "relay_port": record.relay_port,
         "discovery_port": record.discovery_port,
         "reservations": [{"relay": held.relay, "rtt_ms": milliseconds(held.rtt)} for held in record.reservations],
+    }
+
+
+def _dht(dht: discovery_pb2.DhtStatus) -> dict[str, Any]:
+    return {
+        "server": dht.server,
+        "servers": dht.servers,
+        "estimated": dht.estimated,
+        "records": dht.records,
+        "record_bytes": dht.record_bytes,
+        "relays": dht.relays,
+        "holders": list(dht.holders),
+        "refreshed": seconds(dht.refreshed) if dht.HasField("refreshed") else None,
     }
 
 

@@ -50,6 +50,7 @@ def status(output: str, watch: float | None, config: Path | None, run_dir: Path 
       listeners[]      {address, network, service, endpoints, error}
       known_services, sources {name: state}
       migrations {reason: n}
+      dht              {server, servers, estimated, records, record_bytes, relays, holders[], refreshed: s ago or null}
       streams {open, total}, connections {accepted_total, dialled_total, refused {reason: n}}
       warnings[]       {service, message}
     """

@@ -69,6 +69,8 @@ class Directory:
             discovery_port=settings.listen_port,
         )
         self.interfaces: tuple[Interface, ...] = ()
+        # Of the DHT, as they are kept on disk: name and "ip:port,…".
+        self.servers: tuple[tuple[str, str], ...] = ()
         self.watchers = 0
         # Set when discovery stops; watches then end in good order.
         self.closing = False

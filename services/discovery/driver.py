@@ -14,7 +14,6 @@ from services.runtime.serve import LocalServer
 from . import interfaces
 from .config import Settings
 from .core.backoff import Backoff
-from .core.routing import Node
 from .core.snapshot import Snapshot
 from .core.vantage import Guard
 from .directory import Directory
@@ -58,7 +57,7 @@ class Driver:
         resolver = Resolver()
         self._client = NodeClient(service.identity, resolver)
         self._dht = Dht(directory, self._client, rng)
-        self._cache = Cache(directory, self._dht)
+        self._cache = Cache(directory)
         self._lookup = Lookup(directory, self._client, self._dht)
         guard = Guard()
         self._prober = Prober(directory, self._client, rng)
@@ -172,7 +171,7 @@ class Driver:
         own = self._directory.own
         own.last_revision = max(own.last_revision, snapshot.revision)
         own.tunnel, own.relay = snapshot.tunnel, snapshot.relay
-        self._dht.remember(Node(self._dht.key(name), name, where) for name, where in snapshot.servers)
+        self._directory.servers = snapshot.servers
         self._adopted = (snapshot.tunnel, snapshot.relay)
 
     async def _drop_unconfirmed(self) -> None:

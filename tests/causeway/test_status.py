@@ -19,6 +19,9 @@ SERVICES = dict.fromkeys(("discovery", "tunnel", "relay", "proxy"), UP)
 def discovery() -> discovery_pb2.GetStatusResponse:
     status = discovery_pb2.GetStatusResponse(node_name="edge-a", cluster="lab", services=2, warnings=["clock is off"])
     status.sources["mdns"] = "2 interfaces"
+    status.dht.servers = 3
+    status.dht.holders.extend(["r1", "r2"])
+    status.dht.refreshed.FromSeconds(12)
     status.self.node_name = "edge-a"
     status.self.tunnel_port = 20006
     status.self.addresses.add(ip="10.0.0.1")
@@ -80,6 +83,11 @@ def test_peers_are_joined_with_their_sessions_and_without_the_node_itself() -> N
     assert (r1["is_relay"], r1["relay_rank"], r1["verified"]) == (True, 1, False)
 
 
+def test_the_dht_is_shown() -> None:
+    found = full()["dht"]
+    assert (found["servers"], found["holders"], found["refreshed"]) == (3, ["r1", "r2"], 12)
+
+
 def test_a_session_with_a_node_that_discovery_does_not_know_is_shown() -> None:
     found = snapshot.merge(Path("/run/c"), SERVICES, tunnel=tunnel())
     assert [peer["name"] for peer in found["peers"]] == ["edge-b"]
@@ -90,7 +98,7 @@ def test_the_keys_do_not_depend_on_what_runs() -> None:
     none = snapshot.merge(Path("/run/c"), {name: {"up": False, "error": "down"} for name in SERVICES})
     everything = full()
     assert none.keys() == everything.keys()
-    for part in ("roles", "streams", "connections"):
+    for part in ("roles", "streams", "connections", "dht"):
         assert none[part].keys() == everything[part].keys()
     assert none["roles"]["relay"].keys() == everything["roles"]["relay"].keys()
 

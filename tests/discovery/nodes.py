@@ -51,11 +51,13 @@ class Node:
         self.channel = dial.local_channel(self.run_dir, "discovery")
         self.stub: Any = pb_grpc.DiscoveryServiceStub(self.channel)
         self.process: Child | None = None
+        # More variables of its environment, "NAME=value".
+        self.environment: list[str] = []
 
     async def start(self) -> None:
         """Returns when the local socket is there."""
         command = [sys.executable, "-m", "services.discovery", "--config", str(self.config)]
-        environment = ["env", "CAUSEWAY_LOG_LEVEL=debug"]
+        environment = ["env", "CAUSEWAY_LOG_LEVEL=debug", *self.environment]
         self.process = Child([*environment, *command], output=self.log, namespace=self.namespace)
         await until(self._answers, "it serves", self)
 

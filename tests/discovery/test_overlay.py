@@ -79,6 +79,7 @@ def test_f26_who_has_no_address_or_does_not_answer_is_handed_to_nobody() -> None
 
 
 def test_f26_a_neighbour_behind_our_nat_is_named_to_neighbours_only() -> None:
+    """FAILURES 26: a node advertised healthy with no dialable address."""
     overlay = Overlay(0)
     overlay.table.heard(node(1), NOW)
     overlay.table.heard(Node(2, "n2", "192.168.1.2:20008", near=True), NOW)

@@ -122,6 +122,21 @@ async def test_the_newest_record_is_given_to_whoever_asks(callers: Callable[[str
     assert (caught.value.code(), dial.reason(caught.value)) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_NODE")
 
 
+async def test_who_asks_for_a_key_gets_servers_and_no_record(callers: Callable[[str], Caller]) -> None:
+    a = callers("a")
+    await a.put(a.seal())
+    request = pb.FindNodeRequest(node_name="a", callback=["nonsense", "127.0.0.1:0", "[::1:5", "1.2.3.4:99999"] * 9)
+    answer = await a.stub.FindNode(request, timeout=PATIENCE)
+    assert peers.unseal(a.identity, peers.signed_from_wire(answer.record)).node_name == "a"
+    assert not answer.servers, "nobody has answered a call of the victim"
+    answer = await a.stub.FindNode(pb.FindNodeRequest(key=bytes(32)), timeout=PATIENCE)
+    assert not answer.HasField("record")
+    for nonsense in (pb.FindNodeRequest(), pb.FindNodeRequest(key=b"short"), pb.FindNodeRequest(key=bytes(33))):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await a.stub.FindNode(nonsense, timeout=PATIENCE)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
 async def test_a_former_run_is_handed_back(callers: Callable[[str], Caller]) -> None:
     a = callers("a")
     first = a.seal(revision=5, instance_id="first")

@@ -1,5 +1,7 @@
 """What is on disk is read as it was written, or refused."""
 
+import hashlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +21,7 @@ FULL = Snapshot(
     ),
     relay=RelayReport(20007, RelayRole(True, 10, 2)),
     peers=(Signed(b"\x00\xff", b"sig", b"cert"), Signed(b"", b"", b"")),
+    servers=(("r1", "203.0.113.1:20008,[2001:db8::1]:20008"),),
 )
 
 
@@ -54,11 +57,24 @@ def test_another_version_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", ['{"savedAt":1}', "[]", '{"savedAt":1,"revision":1,"tunnel":5,"relay":null,"peers":[]}']
+    "body",
+    [
+        '{"savedAt":1}',
+        "[]",
+        '{"savedAt":1,"revision":1,"tunnel":5,"relay":null,"peers":[]}',
+        '{"savedAt":1,"revision":1,"tunnel":null,"relay":null,"peers":[],"servers":[["r1","nowhere"]]}',
+    ],
 )
 def test_a_body_of_another_shape_is_refused(body: str) -> None:
-    import hashlib
-
-    header = f'{{"format": "causeway-registry", "version": 1, "sha256": "{hashlib.sha256(body.encode()).hexdigest()}"}}'
     with pytest.raises(BadSnapshot, match="cannot be read"):
-        decode(f"{header}\n{body}\n".encode())
+        decode(file_of(body))
+
+
+def test_a_file_from_before_the_dht_is_read() -> None:
+    body = '{"savedAt":5,"revision":7,"tunnel":null,"relay":null,"peers":[]}'
+    assert decode(file_of(body)) == Snapshot(5, 7)
+
+
+def file_of(body: str) -> bytes:
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    return f'{{"format": "causeway-registry", "version": 1, "sha256": "{digest}"}}\n{body}\n'.encode()

@@ -306,6 +306,7 @@ async def test_metrics_tell_what_is_known_and_done(node_config: WriteConfig, loo
             'causeway_discovery_lookups_total{result="unknown"} 1.0',
             'causeway_discovery_lookups_total{result="local"} 1.0',
             'causeway_discovery_publishes_total{result="ok"} 1.0',
+            "causeway_discovery_dht_servers 1.0",
         ):
             assert line in lines, raw
         watch.cancel()

@@ -18,7 +18,6 @@ from ..core.model import Signed, Source
 from ..core.registry import Entry
 from ..core.snapshot import BadSnapshot, Snapshot, decode, encode
 from ..directory import Directory
-from .dht import Dht
 
 FILE = "registry.json"
 # Peers kept: relays and those of the LAN first, then the newest.
@@ -35,15 +34,14 @@ BATCH = 16
 class Cache:
     """The file, in both directions."""
 
-    def __init__(self, directory: Directory, dht: Dht) -> None:
+    def __init__(self, directory: Directory) -> None:
         self._directory = directory
-        self._dht = dht
         self._path: Path = directory.settings.state_dir / FILE
         self._restored: tuple[Signed, ...] = ()
         self._kept = 0
         self._size = 0
         self._written: Snapshot | None = None
-        self._seen = (-1, -1, -1)
+        self._seen: tuple[object, ...] = ()
 
     def load(self) -> Snapshot:
         """What the last run left; an empty snapshot when there is nothing usable."""
@@ -92,7 +90,7 @@ class Cache:
 
     async def _save(self) -> None:
         directory = self._directory
-        seen = (directory.peers_bell.count, directory.own_bell.count, self._dht.refreshes)
+        seen = (directory.peers_bell.count, directory.own_bell.count, directory.servers)
         if seen == self._seen:
             return
         snapshot = self._snapshot()
@@ -114,8 +112,7 @@ class Cache:
         entries = [entry for entry in self._directory.registry.entries() if entry.signed is not None]
         entries.sort(key=_worth, reverse=True)
         kept = tuple(entry.signed for entry in entries[:MAX_KEPT] if entry.signed is not None)
-        servers = tuple((node.name, node.where) for node in self._dht.memorable())
-        return Snapshot(0.0, own.last_revision, own.tunnel, own.relay, kept, servers)
+        return Snapshot(0.0, own.last_revision, own.tunnel, own.relay, kept, self._directory.servers)
 
     def _write(self, snapshot: Snapshot) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)

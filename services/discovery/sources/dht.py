@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import random
-from collections.abc import Iterable
 from dataclasses import replace
 
 from ..bell import Bell
@@ -57,14 +56,11 @@ class Dht:
         self._table = self.overlay.table
         # Servers nearest to this node, as the last search found them; they are to keep its record.
         self.holders: list[Contact] = []
-        self._remembered: list[Node] = []
         self._waiting: dict[str, Contact] = {}
         self._visitors = Bell()
         self._doubts = Bell()
         self._called_at: float | None = None
         self._refreshed_at: float | None = None
-        # Grows with every refresh: the moment to write the table to disk.
-        self.refreshes = 0
 
     async def run(self) -> None:
         """For ever."""
@@ -162,14 +158,6 @@ class Dht:
             servers = list(self._table)
             for node in self._rng.sample(servers, min(FANOUT, len(servers))):
                 self.invite(_contact_of(node), proven=True)
-
-    def remember(self, servers: Iterable[Node]) -> None:
-        """Servers that a former run knew; first contacts, nothing more."""
-        self._remembered = [it for node in servers if (it := self._usable(node)).where]
-
-    def memorable(self) -> list[Node]:
-        """Servers for the next run to begin with."""
-        return self._table.nearest(self.overlay.own, MAX_REMEMBERED) or self._remembered
 
     # As one who asks
 
@@ -293,7 +281,7 @@ class Dht:
             nearest = self._spread(search.nearest())
             if nearest:
                 self._refreshed_at = _now()
-                self.refreshes += 1
+                self._remember()
                 found = [_contact_of(node) for node in nearest]
                 if found != self.holders:
                     self.holders = found
@@ -305,19 +293,30 @@ class Dht:
             await self._doubts.wait(doubts, max(0.0, pause - MIN_REFRESH))
             pause = min(2 * pause, REFRESH) if nearest else FIRST_REFRESH
 
+    def _remember(self) -> None:
+        """For the next run: who is there now, then who was; one that starts without its uplink shall not forget all that
+        is beyond."""
+        known = {node.name: node.where for node in self._table.nearest(self.overlay.own, MAX_REMEMBERED)}
+        for name, where in self._directory.servers:
+            known.setdefault(name, where)
+        self._directory.servers = tuple(known.items())[:MAX_REMEMBERED]
+
     def _spread(self, nearest: list[Node]) -> list[Node]:
-        """With as many from far as there should be, so that those who look from outside our LAN find a holder."""
+        """With as many from far as there should be, so that those who look from outside our LAN find a holder. When only
+        neighbours answer, our uplink is to blame, and those beyond it stay."""
         found = [self._table.get(node.id) or node for node in nearest]
-        missing = COPIES - sum(not node.near for node in found)
+        far = sum(not node.near for node in found)
         others = (it for it in self._table.nearest(self.overlay.own, len(self._table)) if not it.near)
-        fit = [it for it in others if it not in found and not self._table.doubted(it.id)]
-        return found + fit[:missing]
+        fit = [it for it in others if it not in found and not (far and self._table.doubted(it.id))]
+        return found + fit[: max(0, COPIES - far)]
 
     # Whom to ask first
 
     def _contacts(self) -> list[Contact]:
         directory = self._directory
-        return [*directory.contacts(), *directory.neighbours(), *map(_contact_of, self._remembered)]
+        nodes = (self._usable(Node(self.key(name), name, where)) for name, where in directory.servers)
+        remembered = [_contact_of(node) for node in nodes if node.where]
+        return [*directory.contacts(), *directory.neighbours(), *remembered]
 
     def _strangers(self) -> list[Contact]:
         """First contacts that are not in the table: some, since many may be dead. The configuration's first."""
