@@ -17,8 +17,8 @@ MAX_BYTES = 256 * 1024
 """Bytes that are read: what the other side measures itself by."""
 
 
-async def dial(ip: str, port: int, token: bytes, *, source: str) -> DialOutcome:
-    """How it went. `source`: local IP, empty: any."""
+async def dial(ip: str, port: int, token: bytes, *, source: str) -> DialOutcome | None:
+    """How it went; None: this host has no way to such an address. `source`: local IP, empty: any."""
     loop = asyncio.get_running_loop()
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC) as sock:
@@ -42,7 +42,9 @@ async def dial(ip: str, port: int, token: bytes, *, source: str) -> DialOutcome:
         return DialOutcome.CONNECTED
 
 
-def _outcome(error: OSError) -> DialOutcome:
+def _outcome(error: OSError) -> DialOutcome | None:
+    if error.errno in (errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL, errno.EACCES):
+        return None
     if error.errno in (errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE):
         return DialOutcome.RESET
     return DialOutcome.SILENCE if error.errno == errno.ETIMEDOUT else DialOutcome.UNREACHABLE

@@ -206,6 +206,7 @@ class Directory:
 def contact_of(peer: Peer) -> Contact:
     """How to ask a peer's discovery service."""
     record = peer.record
-    ips = dict.fromkeys(address.ip for address in record.addresses)
+    proven = record.relay.proven if record.relay is not None else ()
+    ips = dict.fromkeys((*(address.ip for address in record.addresses), *proven))
     endpoints = tuple(Endpoint(ip, record.discovery_port) for ip in ips if record.discovery_port)
     return Contact(record.node_name, endpoints[:MAX_ENDPOINTS], configured=bool(peer.relay_rank))

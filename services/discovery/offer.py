@@ -16,7 +16,7 @@ from .core.contacts import Contact, nearest
 from .core.errors import DiscoveryError, LimitReached
 from .core.model import Source
 from .core.round import Wish
-from .core.vantage import Guard, check
+from .core.vantage import DialOutcome, Guard, check
 from .directory import Directory
 from .peers import NodeClient, Refused, Report
 from .probe import Unreachable
@@ -102,6 +102,7 @@ class Offerer:
         try:
             outcome = await dialback.dial(ip, wish.port, wish.token, source=self._directory.settings.listen_address)
         finally:
-            self._guard.done()
+            self._guard.done(key)
+        outcome = outcome or DialOutcome.UNREACHABLE  # there was a way a moment ago
         self._directory.counts["dials", outcome.name.lower()] += 1
         return Report(wish.token, ip, outcome)

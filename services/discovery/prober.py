@@ -164,7 +164,9 @@ class Prober:
                 return False
             # From here on it is called where it answered.
             contact = Contact(vantage, (endpoint,))
-            for ip in ("", *[ip for ip in self._addresses() if self._worth(ip)][:MAX_ADDRESSES]):
+            public = [ip for ip in self._addresses() if self._worth(ip)][:MAX_ADDRESSES]
+            # On loopback a call says nothing of where its caller listens.
+            for ip in public if self._directory.settings.loopback else ["", *public]:
                 if ip and ip == seen:
                     continue
                 if (token := round.take(vantage)) is None:

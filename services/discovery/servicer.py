@@ -21,7 +21,7 @@ from services.runtime.serve import abort
 from . import dialback, peers
 from .bell import Bell
 from .core.contacts import Contact
-from .core.errors import DiscoveryError, LimitReached, TooManyCalls, UnknownNode
+from .core.errors import BadTarget, DiscoveryError, LimitReached, TooManyCalls, UnknownNode
 from .core.model import Peer, Record, Signed
 from .core.own import MAX_ADDRESSES, MAX_RESERVATIONS, RelayReport, TunnelReport
 from .core.service import Service
@@ -264,13 +264,16 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
             seen = visitor_ip(context.peer())
             ip = target(request.ip, seen, len(request.work), loopback=settings.loopback)
             self._guard.enter(caller, monotonic())
-        except DiscoveryError as error:
-            counts["dials", error.reason.lower()] += 1
-            await abort(context, code_of(error), error.reason, error.message)
+        except DiscoveryError as refusal:
+            counts["dials", refusal.reason.lower()] += 1
+            await abort(context, code_of(refusal), refusal.reason, refusal.message)
         try:
             outcome = await dialback.dial(ip, request.port, request.token, source=settings.listen_address)
         finally:
-            self._guard.done()
+            self._guard.done(caller)
+        if outcome is None:
+            error = BadTarget(f"there is no way from here to {ip}")
+            await abort(context, code_of(error), error.reason, error.message)
         counts["dials", outcome.name.lower()] += 1
         return pb.DialBackResponse(ip=ip, outcome=pb.DialBackOutcome.ValueType(outcome))
 

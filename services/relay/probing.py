@@ -87,6 +87,7 @@ class Prober:
                 error = self._current.exception()
                 if isinstance(error, ConnectionError):
                     self._log.debug("nobody asked to dial back", extra={"error": str(error)})
+                    self._pace.hurry()
                     await asyncio.sleep(ABSENT)
                 elif error is not None:
                     raise error
@@ -100,8 +101,8 @@ class Prober:
         """Ends when it is time for the next one."""
         settled = self.found.settled
         tokens = self.proofs.issue(TOKENS)
-        pace = min(USUAL, self._interval) if settled else FIRST
         soon = self._pace.pause(settled)
+        pace = min(USUAL, soon)
         loop = asyncio.get_running_loop()
         try:
             # Undecided, it lasts until somebody comes: there may be nobody yet.

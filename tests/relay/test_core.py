@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from services.relay.core import drain, load, role
 from services.relay.core.fairness import Account, Accounts
-from services.relay.core.greeting import GREETING_LENGTH, LEG_MAGIC, Kind, classify, token
+from services.relay.core.greeting import (
+    GREETING_LENGTH,
+    LEG_MAGIC,
+    PROOF_LENGTH,
+    PROOF_MAGIC,
+    Kind,
+    classify,
+    proof_token,
+    token,
+)
 from services.relay.core.halfopen import HalfOpen, source_of
 from services.relay.core.report import Report
 
@@ -138,6 +147,8 @@ def test_any_first_bytes_are_classified_and_never_change_their_kind(head: bytes)
         assert set(kinds) == {Kind.CONTROL}
     elif LEG_MAGIC.startswith(head[:4]) or head.startswith(LEG_MAGIC):
         assert len(settled) == (1 if len(head) == GREETING_LENGTH else 0)
+    elif PROOF_MAGIC.startswith(head[:4]):
+        assert set(settled) == ({Kind.PROOF} if len(head) >= PROOF_LENGTH else set())
     else:
         assert settled[0] is Kind.JUNK
 
@@ -147,6 +158,13 @@ def test_a_leg_is_known_at_its_last_byte() -> None:
     assert [classify(head[:n]) for n in range(len(head))] == [Kind.MORE] * len(head)
     assert classify(head) is Kind.LEG
     assert token(head) == bytes(range(32))
+
+
+def test_a_dial_back_is_known_at_its_last_byte() -> None:
+    head = PROOF_MAGIC + bytes(range(16))
+    assert [classify(head[:n]) for n in range(len(head))] == [Kind.MORE] * len(head)
+    assert classify(head) is classify(head + b"more") is Kind.PROOF
+    assert proof_token(head + b"more") == bytes(range(16))
 
 
 # --- role, load, drain, reports --------------------------------------------------------------------------------------
@@ -160,8 +178,8 @@ def test_a_leg_is_known_at_its_last_byte() -> None:
         ("auto", [("r", ["0.0.0.0", "2001:db8::1"])], True, True, "Configured"),
         ("auto", [("r", [])], False, True, "NoUsableAddress"),
         ("auto", [("r", ["0.0.0.0", "224.0.0.1"])], False, True, "NoUsableAddress"),
-        ("auto", [("x", ["192.0.2.1"])], False, False, "NotConfigured"),
-        ("auto", [], False, False, "NotConfigured"),
+        ("auto", [("x", ["192.0.2.1"])], False, False, "Unproven"),
+        ("auto", [], False, False, "Unproven"),
         ("on", [], True, False, "Forced"),
         ("on", [("r", [])], True, True, "Forced"),
         ("off", [("r", ["192.0.2.1"])], False, True, "Disabled"),

@@ -16,6 +16,7 @@ import pytest
 
 from protos import relay_pb2 as pb
 from services.runtime.identity import Rejection
+from services.runtime.tls import TlsError
 
 from .harness import PATIENCE, Client, RelayProcess, Stream, circuit, identity, leg, relay_process, until
 
@@ -287,7 +288,7 @@ async def test_greeting_must_fit_certificate_version_cluster_and_relay(relay: Re
     ("relay_section", "named", "active", "condition"),
     [
         ("mode: auto", True, True, "Configured"),
-        ("mode: auto", False, False, "NotConfigured"),
+        ("mode: auto", False, False, "Unproven"),
         ("mode: on", False, True, "Forced"),
         ("mode: off", True, False, "Disabled"),
     ],
@@ -297,10 +298,16 @@ async def test_role(tmp_path: Path, relay_section: str, named: bool, active: boo
         status = await relay.status()
         assert status.active is active
         assert status.reason
-        assert [(c.type, c.reason) for c in status.conditions] == [("RelayCapable", condition)]
-        if active:
-            _, writer = await asyncio.open_connection(relay.ip, 20007)
-            writer.close()
+        found = [(c.type, c.status, c.reason) for c in status.conditions]
+        assert found == [("RelayCapable", active, condition), ("Reachable", False, "NotProbed")]
+        if relay_section != "mode: off":
+            # Who may become a relay is dialled back there, and serves nobody.
+            client = Client.dial(relay.ip, identity(relay.folder, "a"))
+            if active:
+                (await client).close()
+            else:
+                with pytest.raises((OSError, EOFError, TlsError)):
+                    await client
         else:
             with pytest.raises(ConnectionRefusedError):
                 await asyncio.open_connection(relay.ip, 20007)

@@ -20,7 +20,7 @@ TOKEN_LENGTH = 16
 WORK = 32 * 1024
 """Bytes demanded for another address (AutoNATv2: 30 to 100 KB)."""
 PEER_PER_MINUTE, PER_MINUTE, MAX_OPEN = 12, 60, 4
-"""Dials for one node and for all, and at once (AutoNATv2: 12, 60, 2; ours read for a moment and stay open longer)."""
+"""Dials for one node and for all, and at once, one for each (AutoNATv2: 12, 60, 2; ours read and stay open longer)."""
 
 
 class DialOutcome(IntEnum):
@@ -37,23 +37,25 @@ class Guard:
     """Grants dials; each granted one is to be given back by `done`. `now` is monotonic, seconds."""
 
     def __init__(self) -> None:
-        self.open = 0
+        self.open: set[str] = set()
         self._peers = Allowance(rate=PEER_PER_MINUTE / 60, burst=PEER_PER_MINUTE)
         self._all = Allowance(rate=PER_MINUTE / 60, burst=PER_MINUTE, capacity=1)
 
     def enter(self, peer: str, now: float) -> None:
         """LimitReached: not now."""
-        if self.open >= MAX_OPEN:
+        if peer in self.open:
+            raise LimitReached(f"a dial for {peer} is under way; ask again when it is over")
+        if len(self.open) >= MAX_OPEN:
             raise LimitReached(f"{MAX_OPEN} dials are under way, which is the limit; ask again in a few seconds")
         if not self._peers.spend(peer, now):
             raise LimitReached(f"{peer} has had {PEER_PER_MINUTE} dials within a minute, which is the limit")
         if not self._all.spend("", now):
             raise LimitReached(f"{PER_MINUTE} dials were made within a minute, which is the limit; ask again later")
-        self.open += 1
+        self.open.add(peer)
 
-    def done(self) -> None:
-        """A dial is over."""
-        self.open -= 1
+    def done(self, peer: str) -> None:
+        """The dial for this peer is over."""
+        self.open.discard(peer)
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -84,7 +86,9 @@ def target(ip: str, caller: str, work: int, *, loopback: bool) -> str:
     if loopback and parsed.is_loopback:
         return str(parsed)
     # 203.0.113.0/24 and the like are for documentation, and so for simulated networks: not private to anybody.
-    if parsed.is_multicast or parsed.is_unspecified or parsed.is_loopback or parsed.is_link_local or private(parsed):
+    local = parsed.is_unspecified or parsed.is_loopback or parsed.is_link_local or private(parsed)
+    # Reserved ones include IPv6 addresses that stand for an IPv4 one, whichever that is.
+    if local or parsed.is_multicast or parsed.is_reserved:
         raise BadTarget(f"{ip} is not the address of the call ({caller}) and not a public one")
     if work < WORK:
         raise WorkRequired(f"{ip} is not the address of the call ({caller}): {WORK} bytes of work are expected")
