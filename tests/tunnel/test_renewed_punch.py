@@ -9,6 +9,7 @@ import pytest
 
 from services.tunnel.core.lifetime import LATE, SAFE
 from services.tunnel.core.link import PUNCHED, RELAYED, Link
+from services.tunnel.core.punch import MIN_BETWEEN
 from services.tunnel.peers import PeerInfo
 from tests.tunnel.inside import Inner, Inside, inside
 from tests.tunnel.local import until
@@ -36,6 +37,7 @@ async def two(here: Inside) -> tuple[Inner, Inner]:
     await until(lambda: a.reserved() == b.reserved() == {"r1"}, "both have the relay")
     await a.tunnel.ping("b", 1, 30)
     await until(lambda: settled(a, b), "a hole is punched")
+    await asyncio.sleep(MIN_BETWEEN)  # until a takes part in another attempt
     return a, b
 
 
