@@ -119,6 +119,10 @@ class Punching:
         if attempt is not None and any(link.usable and link not in attempt.former for link in punched(pairing)):
             attempt.linked.set()
 
+    def trying(self, pairing: Pairing) -> bool:
+        """An attempt is under way."""
+        return pairing in self._running
+
     def expects(self, ip: str) -> bool:
         """A connection from there may be a punched one."""
         return any(ip == expected for attempt in self._running.values() for expected, _ in attempt.addresses)

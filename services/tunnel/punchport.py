@@ -4,9 +4,9 @@ The first attempt of a session takes the listen port: its mapping is known, sinc
 from it. Every later one takes a fresh port, which a short control connection shows to a relay. What a former punched
 link left is in nobody's way then. The lab showed what that is, after a NAT had cut such a link without a word: for
 15 s (TCP_USER_TIMEOUT) the kernel holds on to the connection that it cannot close, and `connect` from the same port to
-the same peer is "Cannot assign requested address"; and for hours the routers keep the flow as established, and drop
-the SYNs that would begin another one between the same ports. A fresh port also has a mapping of its own, as old as
-itself, so a new link can be made while the old one still serves.
+the same peer is "Cannot assign requested address"; and for up to 5 minutes (Linux' conntrack) a router that was told
+nothing keeps the flow as established, and no SYN begins another one between the same ports. A fresh port also has a
+mapping of its own, as old as itself, so a new link can be made while the old one still serves.
 """
 
 import asyncio

@@ -145,9 +145,13 @@ class Rotation:
 
     async def _punch(self, pairing: Pairing, old: Link) -> Link:
         """Another punched link beside this one."""
+        punching = self._sessions.punching
         if _younger(pairing, old) is None:
-            self._sessions.punching.renew(pairing, old)
-        await _until(lambda: _younger(pairing, old) is not None)
+            punching.renew(pairing, old)
+        # The other side's attempt begins later than it is asked for.
+        await _until(
+            lambda: _younger(pairing, old) is not None or (pairing.punch.starter and not punching.trying(pairing))
+        )
         if (new := _younger(pairing, old)) is None:
             raise LinkFailed(f"no hole was punched: {pairing.punch.outcome}")
         return new

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from services.tunnel.core.lifetime import MAX_PATHS, SAFE, SPREAD, TRIAL_FIRST, TRIAL_MOST, Lifetimes
+from services.tunnel.core.lifetime import LATE, MAX_PATHS, SAFE, SPREAD, TRIAL_FIRST, TRIAL_MOST, Lifetimes
 
 PATH = ("192.168.1.7", "203.0.113.1")
 OTHER = ("192.168.1.7", "203.0.113.2")
@@ -97,6 +97,13 @@ def test_connections_are_replaced_before_the_cut_and_not_all_at_once() -> None:
     assert ages[0] <= SAFE * 60 + 1
     assert ages[0] > ages[1] > ages[2] >= SAFE * (1 - SPREAD) * 60 - 1
     assert not lifetimes.due(OTHER, 0, 10_000, 0.0, expendable=False)
+
+
+def test_one_that_could_not_be_replaced_is_late_before_it_is_cut() -> None:
+    lifetimes = believed().lifetimes
+    assert SAFE < LATE < 1
+    assert not lifetimes.late(PATH, 0, LATE * 60 - 1) and lifetimes.late(PATH, 0, LATE * 60)
+    assert not lifetimes.late(OTHER, 0, 10_000)
 
 
 def test_a_belief_that_is_outlived_is_dropped() -> None:

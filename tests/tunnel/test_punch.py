@@ -5,9 +5,11 @@ import json
 import pytest
 
 from services.tunnel.core.punch import (
+    AGAIN,
     ANSWER_WITHIN,
     GO,
     MAX_ADDRESSES,
+    NO_ADDRESS,
     OFFER,
     PROVEN_AFTER,
     READY,
@@ -127,6 +129,62 @@ def test_a_lost_link_is_punched_again_at_once_if_it_had_lived(lived: float, at_o
         answerer.ended("punched")
     starter.lost(lived)
     assert bool(starter.begin(A, 20.0 + lived)) == at_once
+
+
+def test_the_replacement_of_a_link_waits_for_no_former_attempt_and_is_tried_as_often_as_a_first_one() -> None:
+    """FAILURES 18, 23: a link that is to be replaced clears the pauses once."""
+    starter, answerer = pair()
+    for now in (0.0, 5.0, 20.0):
+        talk(starter, answerer, now)
+        starter.ended("no answer")
+        answerer.ended("no answer")
+    attempts, now = 0, 30.0
+    while now < 600.0:
+        starter.renew(7)
+        told, _ = talk(starter, answerer, now)
+        if told:
+            attempts += 1
+            starter.ended("no answer")
+            answerer.ended("no answer")
+        now += 0.5
+    assert 3 <= attempts < 10
+    starter.renew(8)
+    assert starter.begin(A, now), "and once more for the next link"
+
+
+def test_only_the_first_attempt_is_made_where_nothing_was_left() -> None:
+    starter, answerer = pair()
+    assert not starter.tried and not answerer.tried
+    talk(starter, answerer, 0.0)
+    assert starter.tried and answerer.tried
+    starter.forget()
+    assert starter.tried, "what is left is left whatever else is forgotten"
+
+
+def test_without_an_own_address_the_next_look_is_a_while_away() -> None:
+    starter, answerer = pair()
+    starter.unable(0.0)
+    answerer.unable(0.0)
+    assert not starter.due(NO_ADDRESS - 0.1) and starter.due(NO_ADDRESS)
+    offer = Word(OFFER, 1, A)
+    assert not answerer.would_answer(offer, NO_ADDRESS - 0.1) and answerer.would_answer(offer, NO_ADDRESS)
+    assert starter.attempts == 0
+
+
+def test_the_word_again_is_understood_and_says_nothing_of_an_attempt() -> None:
+    word = Word(AGAIN, 0)
+    assert Word.decode(word.encode()) == word
+    for side in pair():
+        assert side.receive(word, A, RTT, 0.0) == [] and not side.busy(0.0)
+
+
+def test_a_word_is_waited_for_as_long_as_it_may_come() -> None:
+    starter, _ = pair()
+    assert starter.patience(0.0) == 0.0
+    starter.begin(A, 10.0)
+    assert starter.patience(11.0) == ANSWER_WITHIN - 1.0
+    starter.receive(Word(READY, 1, B), A, RTT, 11.0)
+    assert starter.patience(11.0) == 0.0
 
 
 def test_a_starter_that_floods_gets_one_attempt_a_second() -> None:
