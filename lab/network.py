@@ -26,6 +26,7 @@ from lab.panel import Panel, Wire
 from lab.wire import Shape
 
 GATEWAY = "203.0.113.254"
+CITY_GATEWAY = "192.0.2.1"  # a city's end (RFC 5737): it must not take the address of its own gateway for itself
 GATEWAY6 = "fe80::1"  # the internet's end of every link
 UNROUTED = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")
 MAX_PUBLIC = 253  # addresses in 203.0.113.0/24, without the gateway's
@@ -52,6 +53,16 @@ class Host:
     def name(self) -> str:
         """Name given at creation."""
         return self.namespace.name
+
+
+class City:
+    """A router of the internet with machines of its own: the way to others of them does not leave it."""
+
+    def __init__(self, router: Namespace, address: str, wire: Wire | None) -> None:
+        self.router = router
+        self.address = address
+        self.wire = wire
+        """Its link to the rest of the internet."""
 
 
 class Lan:
@@ -161,10 +172,18 @@ class Network:
             self._panel = Panel()
         return self._panel.wire(a, a_name, b, b_name, shape)
 
-    def public(self, name: str, *, shape: Shape | None = None, ipv6: bool = False) -> Host:
-        """A machine with a public address. `shape`: of its link, both ways; None: a plain cable."""
+    def city(self, name: str, *, shape: Shape | None = None) -> City:
+        """A place whose machines are near each other. `shape`: of its link to the rest of the internet, both ways."""
+        router = self.namespace(name)
+        _forward(router)
+        address, wire, _ = self._uplink(router, "wan", shape, ipv6=False)
+        return City(router, address, wire)
+
+    def public(self, name: str, *, shape: Shape | None = None, ipv6: bool = False, city: City | None = None) -> Host:
+        """A machine with a public address. `shape`: of its link, both ways; None: a plain cable. `city`: where it is;
+        there is no IPv6 there."""
         namespace = self.namespace(name, ipv6=ipv6)
-        return Host(namespace, *self._uplink(namespace, "eth0", shape, ipv6))
+        return Host(namespace, *self._uplink(namespace, "eth0", shape, ipv6, city))
 
     def lan(
         self,
@@ -175,8 +194,9 @@ class Network:
         behind: Lan | None = None,
         carrier: bool = False,
         ipv6: bool = False,
+        city: City | None = None,
     ) -> Lan:
-        """A LAN whose router hangs on the internet, or on the switch of another LAN (double NAT).
+        """A LAN whose router hangs on the internet (in a `city`, perhaps), or on the switch of another LAN (double NAT).
 
         nat: what the router does, PORT_RESTRICTED by default. shape: of the router's link upwards.
         carrier: use the address range of carriers, for the outer of two. ipv6: needs it in `behind`, too.
@@ -192,7 +212,7 @@ class Network:
             subnet = (f"{'100.64' if carrier else '192.168'}.{number}", 1, 24)
         lan = Lan(self, name, nat, router, subnet, f"2001:db8:1:{number:x}" if ipv6 else "", behind)
         if behind is None:
-            lan.wan_address, lan.wire, lan.wan_address6 = self._uplink(router, "wan", shape, ipv6)
+            lan.wan_address, lan.wire, lan.wan_address6 = self._uplink(router, "wan", shape, ipv6, city)
         else:
             lan.wan_address, lan.wire, lan.wan_address6 = behind.plug(router, "wan", shape, ipv6=ipv6)
         if not nat.translates:
@@ -231,18 +251,23 @@ class Network:
             lan = lan.behind
 
     def _uplink(
-        self, namespace: Namespace, interface: str, shape: Shape | None, ipv6: bool
+        self, namespace: Namespace, interface: str, shape: Shape | None, ipv6: bool, city: City | None = None
     ) -> tuple[str, Wire | None, str]:
         """Joins a namespace to the internet: its address, its link and its IPv6 address (empty without)."""
         number = next(self._public)
         address = f"203.0.113.{number}"
         port = self.port()
-        wire = self.cable(namespace, interface, self.internet, port, shape)
-        self.internet.ip(f"addr add {GATEWAY}/32 dev {port}", f"route add {address}/32 dev {port}")
+        above, gateway = (self.internet, GATEWAY) if city is None else (city.router, CITY_GATEWAY)
+        wire = self.cable(namespace, interface, above, port, shape)
+        above.ip(f"addr add {gateway}/32 dev {port}", f"route add {address}/32 dev {port}")
+        if city is not None:
+            if ipv6:
+                raise ValueError("a city has no IPv6")
+            self.internet.ip(f"route add {address}/32 via {city.address}")
         namespace.ip(
             f"addr add {address}/32 dev {interface}",
-            f"route add {GATEWAY}/32 dev {interface}",
-            f"route add default via {GATEWAY}",
+            f"route add {gateway}/32 dev {interface}",
+            f"route add default via {gateway}",
         )
         address6 = ""
         if ipv6:

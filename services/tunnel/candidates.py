@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from services.tunnel import dialling
-from services.tunnel.core.choice import Use
+from services.tunnel.core.choice import LOAD_LIMIT, Use
 from services.tunnel.core.gaps import BETTER, STANDBY
 from services.tunnel.core.link import DIRECT, RELAYED
 from services.tunnel.peers import PeerInfo
@@ -24,6 +24,8 @@ class Candidate:
     ip: str = ""
     port: int = 0
     relay: str = ""
+    full: bool = False
+    """The relay is over its limit: asked when no other has answered for a while."""
 
     @property
     def fills(self) -> str:
@@ -41,5 +43,5 @@ def find(
         found.setdefault(where, Candidate(DIRECT, where, address.ip, address.port))
     for name in relays.ranked(peer, use, suggested)[:MAX_RELAYED]:
         if name not in (peer, relays.settings.node_name) and not relays.draining(name):
-            found.setdefault(name, Candidate(RELAYED, name, relay=name))
+            found.setdefault(name, Candidate(RELAYED, name, relay=name, full=relays.load(name) >= LOAD_LIMIT))
     return list(found.values())

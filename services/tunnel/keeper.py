@@ -35,6 +35,8 @@ STAGGER_PUBLIC, STAGGER_PRIVATE = 0.25, 0.03
 """Seconds between dials of one peer's addresses (go-libp2p)."""
 RELAY_HEADSTART = 0.05
 """Seconds that direct addresses get before the relays are asked."""
+FULL_DELAY = 1.0
+"""Seconds later a relay is asked that is over its limit: however near it is, others with room shall answer first."""
 BACKOFF_URGENT = 1.0
 """Longest pause between attempts while streams wait for a link, seconds."""
 BACKOFF_CALM = 60.0
@@ -314,7 +316,7 @@ class Keeper:
                 start += STAGGER_PRIVATE if dialling.is_private(candidate.ip) else STAGGER_PUBLIC
                 relay_start = max(relay_start, RELAY_HEADSTART)
             else:
-                delay = relay_start
+                delay = relay_start + FULL_DELAY * candidate.full
                 relay_start += STAGGER_PRIVATE if ANY in gaps else STANDBY_STAGGER
             delay = max(delay, self._backoff(candidate).until - now)
             tasks[asyncio.create_task(self._attempt(candidate, delay, gaps))] = candidate

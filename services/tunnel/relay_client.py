@@ -306,7 +306,8 @@ class RelayClient:
         except TlsError as error:  # it was closed while this request waited for its turn
             raise LinkFailed(f"relay {self.name}: {error}") from None
         except asyncio.CancelledError:
-            if waiting.cancelled():
+            task = asyncio.current_task()
+            if waiting.cancelled() and not (task is not None and task.cancelling()):
                 raise LinkFailed(f"the connection to relay {self.name} broke") from None
             raise
         finally:

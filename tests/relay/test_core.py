@@ -215,13 +215,13 @@ def test_busy_share_follows_what_was_measured() -> None:
 
 @given(st.integers(0, 10_000), st.floats(0, 600))
 def test_spread_leaves_time_to_move(holders: int, deadline: float) -> None:
-    assert 0 <= drain.spread(holders, deadline) <= deadline / 3
+    assert 0 <= drain.spread(holders, 0, deadline) <= deadline / 3
 
 
 def test_the_more_have_to_move_the_longer_they_are_spread() -> None:
     """FAILURES 10: the relay that stops smears its clients, for it alone knows how many they are."""
-    assert drain.spread(1, 600.0) < 0.1
-    assert drain.spread(1000, 600.0) >= 10.0
+    assert drain.spread(1, 0, 600.0) < 0.1
+    assert drain.spread(500, 500, 600.0) >= 10.0
 
 
 def test_a_drain_is_shortened_never_extended() -> None:

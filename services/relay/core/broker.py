@@ -228,7 +228,7 @@ class Broker:
     def drain(self, deadline: float) -> list[Action]:
         """Grant nothing any more; ask everybody connected to move within `deadline` seconds. May be repeated."""
         self.draining = True
-        notice = DrainNotice(deadline, spread(len(self.connections), deadline))
+        notice = DrainNotice(deadline, spread(len(self.connections), len(self.circuits), deadline))
         return [Send(conn, 0, notice) for conn in self.connections]
 
     @property

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-SPREAD_PER_HOLDER = 0.02
+SPREAD_PER_MOVE = 0.02
 """Seconds between two moves on average: a move costs each end a dial and a handshake elsewhere."""
 
 
-def spread(holders: int, deadline: float) -> float:
-    """Seconds within which `holders` begin to move at random times, so that they do not fall on the next relay
-    all at once. At most a third of the time there is: a move begun late must still end before the deadline."""
-    return min(holders * SPREAD_PER_HOLDER, deadline / 3)
+def spread(holders: int, circuits: int, deadline: float) -> float:
+    """Seconds within which `holders` begin to move, with the `circuits` they have, at random times, so that they do not
+    fall on the next relay all at once. At most a third of the time there is: a move begun late must still end before the
+    deadline."""
+    return min((holders + circuits) * SPREAD_PER_MOVE, deadline / 3)
 
 
 class Drain:

@@ -24,7 +24,7 @@ def among(links: Collection[Link], active: Link | None) -> set[str]:
 
 def left(links: Collection[Link]) -> set[str]:
     """As `among`, while links are being added: one that was just joined counts although the peer has not confirmed it."""
-    serving = [link for link in links if not link.closing and link.suspect_since is None]
+    serving = [link for link in links if not (link.closing or link.draining) and link.suspect_since is None]
     kinds = {link.kind for link in serving}
     if DIRECT in kinds:
         return set()
