@@ -38,9 +38,6 @@ GAP = 1.0
 ASK_MS = 3000
 # Seconds the goodbye may take.
 GOODBYE = 1.5
-# Addresses announced, the best ones: with their names and the TXT record they fit one packet of 1,500 bytes, so that no
-# announcement depends on fragments.
-MAX_ANNOUNCED = 24
 # Times that sockets are opened anew for the sake of an interface that does not join in: an IPv6 address cannot be used
 # in the first second or two (duplicate address detection, RFC 4862), while a kernel that joins no more than 20 groups
 # (igmp_max_memberships) never will.
@@ -222,7 +219,8 @@ class Mdns:
         from zeroconf.asyncio import AsyncServiceInfo
 
         record = self._directory.record()
-        # Each string of a TXT record holds at most 255 bytes, and a node name may have 253.
+        # Each string of a TXT record holds at most 255 bytes, and a node name may have 253. Lists have no place here: the
+        # library divides many records into packets of 1,500 bytes, but not one record.
         properties = {
             "v": "1",
             "n": record.node_name,
@@ -380,10 +378,10 @@ class Mdns:
 
 
 def announced(interfaces: tuple[Interface, ...]) -> tuple[str, ...]:
-    """The addresses of an announcement: one of each interface before the second of any."""
+    """The addresses of an announcement: one of each interface before the second of any, and no more than are tried."""
     first = [(interface.ips or interface.link_local)[0] for interface in interfaces]
     every = [*addresses(interfaces), *(ip for interface in interfaces for ip in interface.link_local)]
-    return tuple(dict.fromkeys([*first, *every]))[:MAX_ANNOUNCED]
+    return tuple(dict.fromkeys([*first, *every]))[:MAX_ENDPOINTS]
 
 
 def _speakers(interfaces: tuple[Interface, ...]) -> tuple[list[str], list[int]]:
