@@ -197,7 +197,8 @@ class Driver:
         directory.interfaces = found
         directory.own.set_interfaces(ips)
         directory.own_changed()
-        directory.board.say("interfaces", ", ".join(ips) or "no address but loopback")
+        shown = [*ips, *(f"{ip}%{it.name}" for it in found for ip in it.link_local)]
+        directory.board.say("interfaces", ", ".join(shown) or "no address but loopback")
         directory.log.info("addresses", extra={"address": ",".join(ips)})
         self._mdns.use(found)
 

@@ -33,12 +33,17 @@ _log = logging.getLogger("causeway.discovery")
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One network interface with the addresses others may use, best first."""
+    """One network interface with the addresses others may use, best first.
+
+    link_local: its IPv6 addresses of that kind, when it has no other address. They mean something on its own network
+    only, where a reader adds its own interface; so they are announced there, and are not in the node's record.
+    """
 
     name: str
     index: int
     ips: tuple[str, ...]
     networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    link_local: tuple[str, ...] = ()
 
     def near(self, ip: str) -> bool:
         """Whether an address is on one of its own networks."""
@@ -53,6 +58,7 @@ def usable(listen_address: str) -> tuple[Interface, ...]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for adapter in ifaddr.get_adapters():
             lengths = {ip.ip if isinstance(ip.ip, str) else ip.ip[0]: ip.network_prefix for ip in adapter.ips}
+            bare: list[str] = []
             if listen_address:
                 wanted = ipaddress.ip_address(listen_address)
                 ips = [ip for ip in lengths if ipaddress.ip_address(ip) == wanted]
@@ -60,13 +66,14 @@ def usable(listen_address: str) -> tuple[Interface, ...]:
                 continue
             else:
                 ips = sorted(filter(_dialable, lengths), key=_order)
-            if ips:
-                networks = tuple(ipaddress.ip_network(f"{ip}/{lengths[ip]}", strict=False) for ip in ips)
-                found.append(Interface(adapter.name, adapter.index or 0, tuple(ips), networks))
+                bare = [] if ips else sorted(filter(_link_local, lengths))
+            if ips or bare:
+                networks = tuple(ipaddress.ip_network(f"{ip}/{lengths[ip]}", strict=False) for ip in (*ips, *bare))
+                found.append(Interface(adapter.name, adapter.index or 0, tuple(ips), networks, tuple(bare)))
     if listen_address and not found and ipaddress.ip_address(listen_address).is_loopback:
         # All of 127.0.0.0/8 is on lo, though only 127.0.0.1 is listed.
         found.append(Interface("lo", 1, (listen_address,)))
-    return tuple(sorted(found, key=lambda interface: (_order(interface.ips[0]), interface.index)))
+    return tuple(sorted(found, key=lambda it: (_order((it.ips or it.link_local)[0]), it.index)))
 
 
 def addresses(interfaces: tuple[Interface, ...]) -> tuple[str, ...]:
@@ -122,12 +129,15 @@ def _up(name: str, probe: socket.socket) -> bool:
     return flags & IFF_UP != 0 and flags & IFF_RUNNING != 0
 
 
+def _link_local(ip: str) -> bool:
+    parsed = ipaddress.ip_address(ip.partition("%")[0])
+    return parsed.version == 6 and parsed.is_link_local
+
+
 def _dialable(ip: str) -> bool:
     parsed = ipaddress.ip_address(ip.partition("%")[0])
     # A link-local IPv6 address means nothing without the reader's own interface.
-    return not (parsed.is_loopback or parsed.is_multicast or parsed.is_unspecified) and not (
-        parsed.version == 6 and parsed.is_link_local
-    )
+    return not (parsed.is_loopback or parsed.is_multicast or parsed.is_unspecified or _link_local(ip))
 
 
 def _order(ip: str) -> tuple[bool, int]:

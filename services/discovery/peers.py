@@ -489,7 +489,8 @@ class NodeClient:
         generation, channel = self._channels.get(key, (0, None))
         if channel is None or generation != self._identity.generation:
             channel = grpc.aio.secure_channel(
-                f"ipv{6 if ':' in endpoint.host else 4}:{endpoint}",
+                # A URI, in which the % before the interface of a link-local address has to be written so.
+                f"ipv{6 if ':' in endpoint.host else 4}:{str(endpoint).replace('%', '%25')}",
                 self._identity.channel_credentials(),
                 options=self._options(name),
                 interceptors=dial.interceptors(),

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import secrets
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,10 @@ async def test_strangers_in_the_lan_are_counted_or_explained(local: WriteNode, c
             assert not (await node.status()).peers
 
 
-async def test_a_duplicate_in_the_lan_raises_an_alarm(
+async def test_f28_a_duplicate_in_the_lan_raises_an_alarm(
     local: WriteNode, short_path: Path, loopback_ip: Callable[[], str]
 ) -> None:
+    """FAILURES 28: two machines with one identity, found by mDNS."""
     first = local("a")
     twin = short_path / "twin"
     twin.mkdir()
@@ -118,17 +120,26 @@ async def lan(switch: Namespace, node_config: WriteConfig, cluster: str) -> Asyn
     """`lan("a", "192.168.5.1/24")`: a node in a network of its own, with a cable to the switch and no route out."""
     spaces: list[Namespace] = []
 
-    def plug(name: str, *addresses: str) -> Node:
+    def plug(name: str, *addresses: str, first: str = "", **keys: Any) -> Node:
+        """first: address on another network, which the node's first interface is in."""
         space = Namespace(name)
         spaces.append(space)
+        if first:
+            space.ip(
+                "link add lonely type veth peer name nobody",
+                "link set nobody addrgenmode none up",  # without an address
+                "link set lonely up",
+                f"addr add {first} dev lonely",
+                "route add default dev lonely",
+            )
         connect(space, "eth0", switch, f"p{len(spaces)}")
         switch.ip(f"link set p{len(spaces)} master br0", f"link set p{len(spaces)} up")
         space.ip(
             "link set lo up",
             "link set eth0 up",
-            *(f"addr add {a} dev eth0 nodad" if ":" in a else f"addr add {a} dev eth0" for a in addresses),
+            *(f"addr add {a} dev eth0" for a in addresses),
         )
-        return Node(node_config(name, cluster=cluster, modules=MDNS), space)
+        return Node(node_config(name, cluster=cluster, modules=MDNS, **keys), space)
 
     yield plug
     for space in spaces:
@@ -157,9 +168,22 @@ async def test_a_lan_without_a_way_out(lan: Callable[..., Node]) -> None:
 
 @pytest.mark.lab
 async def test_ipv6_only(lan: Callable[..., Node]) -> None:
+    # Right after the addresses were given: the kernel still looks for duplicates, and they cannot be used.
     async with running(lan("a", "fd00:5::1/64"), lan("b", "fd00:5::2/64")) as (a, _):
         peer = await a.sees("b")
         assert ips(peer) == ["fd00:5::2"] and peer.verified
+
+
+@pytest.mark.lab
+async def test_link_local_addresses_only(lan: Callable[..., Node]) -> None:
+    async with running(lan("a"), lan("b")) as (a, b):
+        for node, other in ((a, "b"), (b, "a")):
+            peer = await node.sees(other)
+            (ip,) = ips(peer)
+            assert ip.startswith("fe80::") and "%" in ip and peer.verified
+        # What means something on this network only is not told to the world.
+        assert not (await a.status()).self.addresses
+        assert "%eth0" in (await a.status()).sources["interfaces"]
 
 
 @pytest.mark.lab
@@ -179,6 +203,8 @@ async def test_an_address_that_changes_is_followed(lan: Callable[..., Node]) -> 
 @pytest.mark.lab
 async def test_no_network_at_first(lan: Callable[..., Node]) -> None:
     late = lan("b")
+    assert late.namespace is not None
+    late.namespace.sysctl("ipv6/conf/eth0/disable_ipv6", 1)
     async with running(lan("a", "192.168.5.1/24"), late) as (a, b):
         status = await b.status()
         assert status.sources["interfaces"] == "no address but loopback"
@@ -194,13 +220,14 @@ async def test_no_network_at_first(lan: Callable[..., Node]) -> None:
 
 
 @pytest.mark.lab
-async def test_container_bridges_are_left_out_and_all_else_is_used(lan: Callable[..., Node]) -> None:
+async def test_f25_container_bridges_are_left_out_and_all_else_is_used(lan: Callable[..., Node]) -> None:
+    """FAILURES 25: mDNS on docker bridges; and 17: more than 16 interfaces."""
     node = lan("a", "192.168.5.1/24")
     assert node.namespace is not None
     for number in range(20):
         node.namespace.ip(
             f"link add net{number} type veth peer name other{number}",
-            f"link set other{number} up",
+            f"link set other{number} addrgenmode none up",  # without an address
             f"addr add 10.1.{number}.1/24 dev net{number}",
             f"link set net{number} up",
         )
@@ -211,3 +238,68 @@ async def test_container_bridges_are_left_out_and_all_else_is_used(lan: Callable
         found = ips(await b.sees("a"))
         assert sorted(found) == sorted(["192.168.5.1", *(f"10.1.{number}.1" for number in range(20))])
         assert "21 interfaces" in (await a.status()).sources["mdns"]
+
+
+@pytest.mark.lab
+async def test_f25_the_lan_is_not_on_the_first_interface(lan: Callable[..., Node]) -> None:
+    """FAILURES 25: mDNS on the wrong or only the first interface, here the one with the default route."""
+    one = lan("a", "192.168.5.1/24", first="10.66.0.1/24")
+    other = lan("b", "192.168.5.2/24", first="10.77.0.1/24")
+    async with running(one, other) as (a, b):
+        for node, name, ip in ((a, "b", "192.168.5.2"), (b, "a", "192.168.5.1")):
+            peer = await node.sees(name, lambda peer: pb.PEER_SOURCE_MDNS in peer.sources)
+            assert ip in ips(peer)
+        assert "2 interfaces" in (await a.status()).sources["mdns"]
+
+
+@pytest.mark.lab
+async def test_f25_announcements_fit_a_packet(lan: Callable[..., Node]) -> None:
+    """FAILURES 25: records over 1,500 bytes, which need fragments that many networks drop."""
+    long = f"{'a' * 60}.{'b' * 60}.{'c' * 60}.{'d' * 60}"
+    addresses = [f"192.168.5.{number}/24" for number in range(1, 40)]
+    addresses += [f"fd00:5:{number:x}::1/64" for number in range(1, 20)]
+    node = lan("a", *addresses, nodeName=long)
+    other = lan("b", "192.168.5.100/24")
+    assert other.namespace is not None
+    group = socket.inet_aton("224.0.0.251") + socket.inet_aton("192.168.5.100")
+    with other.namespace.socket(socket.SOCK_DGRAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+        listener.setblocking(False)
+        listener.bind(("224.0.0.251", 5353))
+        async with running(node, other) as (_, b):
+            assert (await b.sees(long)).verified
+            sizes = []
+            while True:
+                try:
+                    async with asyncio.timeout(2):
+                        sizes.append(len(await asyncio.get_running_loop().sock_recv(listener, 65536)))
+                except TimeoutError:
+                    break
+    # 1,500 bytes without the headers of IP and UDP.
+    assert sizes and max(sizes) <= 1472, sizes
+
+
+@pytest.mark.lab
+async def test_f25_mdns_that_cannot_start_is_a_warning_and_tried_again(lan: Callable[..., Node]) -> None:
+    """FAILURES 25: mDNS failing to start kills the process."""
+    node = lan("a", "192.168.5.1/24")
+    assert node.namespace is not None
+    holder = node.namespace.socket(socket.SOCK_DGRAM)
+    try:
+        holder.bind(("", 5353))  # as a program that does not share the port
+        async with running(node, lan("b", "192.168.5.2/24")) as (a, b):
+
+            async def said() -> bool:
+                status = await a.status()
+                return "in use" in status.sources["mdns"] and any("mDNS does not work" in it for it in status.warnings)
+
+            await until(said, "a says why there is no mDNS")
+            assert not (await b.status()).peers
+            assert a.process is not None and a.process.code is None
+            holder.close()
+            await asyncio.gather(a.sees("b"), b.sees("a"))
+            assert not (await a.status()).warnings
+    finally:
+        holder.close()

@@ -283,9 +283,10 @@ async def test_a_damaged_cache_is_set_aside(mesh: Callable[..., Path]) -> None:
         assert not (await a.status()).warnings
 
 
-async def test_one_name_on_two_machines_raises_an_alarm_on_both(
+async def test_f28_one_name_on_two_machines_raises_an_alarm_on_both(
     mesh: Callable[..., Path], short_path: Path, loopback_ip: MakeIp
 ) -> None:
+    """FAILURES 28: two machines with one name, which meet at a relay only."""
     first = mesh("a")
     twin = short_path / "twin"
     shutil.copytree(first.parent, twin)

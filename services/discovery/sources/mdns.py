@@ -38,6 +38,10 @@ GAP = 1.0
 ASK_MS = 3000
 # Seconds the goodbye may take.
 GOODBYE = 1.5
+# Times that sockets are opened anew for the sake of an interface that does not join in: an IPv6 address cannot be used
+# in the first second or two (duplicate address detection, RFC 4862), while a kernel that joins no more than 20 groups
+# (igmp_max_memberships) never will.
+MAX_REOPENED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,7 @@ class Mdns:
         self._backoff = Backoff(1.0, 30.0, rng)
         self.interfaces: tuple[Interface, ...] = ()
         self._moved = asyncio.Event()
+        self._reopened = 0
         self._station: AsyncZeroconf | None = None
         self._followers: dict[str, asyncio.Task[None]] = {}
         self._news: dict[str, asyncio.Event] = {}
@@ -78,6 +83,7 @@ class Mdns:
     def use(self, interfaces: tuple[Interface, ...]) -> None:
         """The interfaces to speak on; called again when they change."""
         self.interfaces = interfaces
+        self._reopened = 0
         self._moved.set()
 
     async def run(self) -> None:
@@ -94,11 +100,10 @@ class Mdns:
             self._moved.clear()
             leaving = True
             try:
-                await self._open()
+                missing = await self._open()
                 board.clear("mdns")
-                self._backoff.reset()
                 self._show()
-                await self._announce_changes()
+                await self._announce_changes(self._again(missing))
                 leaving = False
             except Exception as error:
                 # zeroconf raises whatever its sockets raise, and its own.
@@ -119,7 +124,8 @@ class Mdns:
 
     # The station: sockets, the own announcement, the browser
 
-    async def _open(self) -> None:
+    async def _open(self) -> int:
+        """Returns how many of the ways to speak are missing; raises when all are."""
         from zeroconf import IPVersion
         from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
 
@@ -130,12 +136,39 @@ class Mdns:
         station = AsyncZeroconf(interfaces=[*v4, *v6], ip_version=version)
         self._station = station
         await station.zeroconf.async_wait_for_start()
+        # zeroconf leaves out what it cannot use, and says so in its own log at most.
+        speaking = len(station.zeroconf.engine.senders)
+        if not speaking:
+            raise OSError(f"none of {len(self.interfaces)} interfaces can be used yet")
         # The name is random: probing for its holder would only cost most of a second.
         await station.async_register_service(self._describe(), cooperating_responders=True)
         self._browser = AsyncServiceBrowser(station.zeroconf, TYPE, handlers=[self._heard])
+        return len(v4) + len(v6) - speaking
 
-    async def _announce_changes(self) -> None:
-        """Keeps the announced revision up to date until the interfaces change."""
+    def _again(self, missing: int) -> float | None:
+        """Seconds after which to open anew, for the sake of `missing` ways to speak; None: no need, or no use."""
+        board = self._directory.board
+        if not missing:
+            self._backoff.reset()
+            board.clear("mdns interfaces")
+            return None
+        if self._reopened < MAX_REOPENED:
+            self._reopened += 1
+            return self._backoff.next()
+        text = f"mDNS: {missing} of {len(self.interfaces)} interfaces do not join in; see net.ipv4.igmp_max_memberships"
+        if board.warn("mdns interfaces", text):
+            self._directory.log.warning(text)
+        return None
+
+    async def _announce_changes(self, limit: float | None) -> None:
+        """Keeps the announced revision up to date until the interfaces change, or for `limit` seconds."""
+        try:
+            async with asyncio.timeout(limit):
+                await self._keep_announcing()
+        except TimeoutError:
+            self._moved.set()
+
+    async def _keep_announcing(self) -> None:
         directory = self._directory
         loop = asyncio.get_running_loop()
         announced, at = directory.record(), loop.time()
@@ -186,7 +219,8 @@ class Mdns:
         from zeroconf.asyncio import AsyncServiceInfo
 
         record = self._directory.record()
-        # Each string of a TXT record holds at most 255 bytes, and a node name may have 253.
+        # Each string of a TXT record holds at most 255 bytes, and a node name may have 253. Lists have no place here: the
+        # library divides many records into packets of 1,500 bytes, but not one record.
         properties = {
             "v": "1",
             "n": record.node_name,
@@ -202,7 +236,7 @@ class Mdns:
             port=record.discovery_port,
             properties=properties,
             server=self._server,
-            parsed_addresses=list(addresses(self.interfaces)),
+            parsed_addresses=list(announced(self.interfaces)),
         )
 
     # The others
@@ -265,7 +299,8 @@ class Mdns:
             return None
         text = {key: value or "" for key, value in info.decoded_properties.items()}
         # A neighbour announces all its addresses everywhere; those on a common network are the ones to try first.
-        ips = sorted(dict.fromkeys(ip for ip in info.parsed_addresses() if "%" not in ip), key=self._near, reverse=True)
+        # Link-local ones come with the number of the interface on which they were heard.
+        ips = sorted(dict.fromkeys(info.parsed_scoped_addresses()), key=self._near, reverse=True)
         revision = text.get("r", "")
         return Announcement(
             cluster=text.get("c", ""),
@@ -284,7 +319,8 @@ class Mdns:
         if not found.node_name or not found.endpoints:
             return False
         own = found.node_name == directory.settings.node_name
-        if own and all(endpoint.host in addresses(self.interfaces) for endpoint in found.endpoints):
+        mine = announced(self.interfaces)
+        if own and all(endpoint.host.partition("%")[0] in mine for endpoint in found.endpoints):
             return True  # this node's former run
         known = directory.registry.entry(found.node_name)
         if (
@@ -341,6 +377,13 @@ class Mdns:
         self._directory.board.say("mdns", text)
 
 
+def announced(interfaces: tuple[Interface, ...]) -> tuple[str, ...]:
+    """The addresses of an announcement: one of each interface before the second of any, and no more than are tried."""
+    first = [(interface.ips or interface.link_local)[0] for interface in interfaces]
+    every = [*addresses(interfaces), *(ip for interface in interfaces for ip in interface.link_local)]
+    return tuple(dict.fromkeys([*first, *every]))[:MAX_ENDPOINTS]
+
+
 def _speakers(interfaces: tuple[Interface, ...]) -> tuple[list[str], list[int]]:
     """What zeroconf wants: for IPv4 an address of each interface, for IPv6 the interface's index."""
     v4 = [
@@ -348,5 +391,5 @@ def _speakers(interfaces: tuple[Interface, ...]) -> tuple[list[str], list[int]]:
         for interface in interfaces
         if any(":" not in ip for ip in interface.ips)
     ]
-    v6 = [interface.index for interface in interfaces if any(":" in ip for ip in interface.ips)]
+    v6 = [it.index for it in interfaces if it.link_local or any(":" in ip for ip in it.ips)]
     return v4, v6
