@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import settings
 
 # A PSK for tests; real ones are random.
 PSK = "test-only-psk-0123456789-abcdefghijklmnop"
+
+# No test asserts a time: the machine may be busy with something else.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 WriteConfig = Callable[..., Path]
 

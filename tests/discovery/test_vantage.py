@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from services.discovery.core.allowance import MAX_CALLERS
 from services.discovery.core.errors import BadTarget, LimitReached, WorkRequired
 from services.discovery.core.round import (
     FORGOTTEN,
@@ -20,6 +19,7 @@ from services.discovery.core.round import (
     Round,
 )
 from services.discovery.core.vantage import MAX_OPEN, PEER_PER_MINUTE, PER_MINUTE, WORK, Guard, check, target
+from services.runtime.core.allowance import CAPACITY
 
 CALLER = "203.0.113.9"
 TOKENS = [bytes([number]) * 16 for number in range(200)]
@@ -113,9 +113,9 @@ def test_dials_under_way_are_bounded_one_for_each() -> None:
 
 def test_the_memory_of_who_asked_is_bounded() -> None:
     guard = Guard()
-    for number in range(3 * MAX_CALLERS):
+    for number in range(3 * CAPACITY):
         granted(guard, f"node-{number}", float(number))
-    assert len(guard) <= MAX_CALLERS
+    assert len(guard) <= CAPACITY
 
 
 # --- who is asked ------------------------------------------------------------------------------------------------------

@@ -147,7 +147,6 @@ async def test_strangers_make_a_tunnel_hold_two_reservations_more_at_most(here: 
         return {name for name, client in b.tunnel.relays.clients.items() if client.hold}
 
     await until(lambda: b.reserved() == held() and len(held()) == 5, "two more")
-    assert held() > {"r1", "r2", "r3"}
 
 
 # ---------------------------------------------------------------- forgotten
