@@ -3,9 +3,12 @@
 import asyncio
 import hashlib
 import random
+import shutil
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -56,11 +59,20 @@ class Backends:
 
 
 @pytest.fixture
-async def backends(running_mesh: Mesh) -> AsyncIterator[Backends]:
-    if running_mesh.is_simulated:
-        pytest.skip("the backends are processes of this machine")
-    mesh = running_mesh
-    await mesh.heal()
+async def mesh() -> AsyncIterator[Mesh]:
+    """On loopback: the backends are processes of this machine."""
+    folder = Path(tempfile.mkdtemp(prefix="cw-"))
+    mesh = Mesh.loopback(folder)
+    try:
+        await mesh.start(lean=True)
+        yield mesh
+    finally:
+        await mesh.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+async def backends(mesh: Mesh) -> AsyncIterator[Backends]:
     documents = service(
         "several",
         cluster_ip=mesh.cluster_ips[0],
@@ -118,8 +130,8 @@ async def ejected(mesh: Mesh) -> int:
     return next(row.ejected for row in (await mesh.a.proxy()).listeners if row.service.startswith("default/several"))
 
 
-async def test_a_backend_is_killed_and_no_request_fails(running_mesh: Mesh, backends: Backends) -> None:
-    mesh, dead = running_mesh, FIRST + 1
+async def test_a_backend_is_killed_and_no_request_fails(mesh: Mesh, backends: Backends) -> None:
+    dead = FIRST + 1
 
     async def served() -> bool:
         return (await ask(mesh, 0)) > 0
@@ -149,12 +161,12 @@ async def settled(mesh: Mesh) -> bool:
     return await ejected(mesh) == 0
 
 
-async def test_with_all_backends_dead_a_client_is_told_at_once(running_mesh: Mesh, backends: Backends) -> None:
+async def test_with_all_backends_dead_a_client_is_told_at_once(mesh: Mesh, backends: Backends) -> None:
     async def served() -> bool:
-        return (await ask(running_mesh, 0)) > 0
+        return (await ask(mesh, 0)) > 0
 
     await eventually(served, "the service is there")
     await backends.stop()
     for number in range(5):
         with pytest.raises(ConnectionResetError):
-            await ask(running_mesh, number)
+            await ask(mesh, number)
