@@ -12,12 +12,13 @@ from time import monotonic
 
 from . import dialback
 from .core.backoff import Backoff
-from .core.contacts import Contact, nearest
+from .core.contacts import nearest
 from .core.errors import DiscoveryError, LimitReached
 from .core.model import Source
 from .core.round import Wish
 from .core.vantage import DialOutcome, Guard, check
 from .directory import Directory
+from .keepers import Keepers
 from .peers import NodeClient, Refused, Report
 from .probe import Unreachable
 
@@ -39,8 +40,7 @@ class Offerer:
         self._client = client
         self._guard = guard
         self._rng = rng
-        self._contacts: dict[str, Contact] = {}
-        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._keepers = Keepers(self._keep, "offer to")
 
     async def run(self) -> None:
         """Follows the registry: contacts come and go."""
@@ -49,27 +49,18 @@ class Offerer:
             while True:
                 seen = self._directory.peers_bell.count
                 wanted = nearest(settings.cluster, settings.node_name, self._directory.contacts())
-                await self._reconcile({contact.key: contact for contact in wanted})
+                await self._keepers.reconcile(wanted)
                 await self._directory.peers_bell.wait(seen)
                 await asyncio.sleep(RECONCILE)
         finally:
-            await self._reconcile({})
-
-    async def _reconcile(self, wanted: dict[str, Contact]) -> None:
-        gone = [self._keepers.pop(key) for key in self._keepers.keys() - wanted.keys()]
-        for task in gone:
-            task.cancel()
-        await asyncio.gather(*gone, return_exceptions=True)
-        self._contacts = wanted
-        for key in wanted.keys() - self._keepers.keys():
-            self._keepers[key] = asyncio.create_task(self._keep(key), name=f"offer to {key}")
+            await self._keepers.reconcile(())
 
     async def _keep(self, key: str) -> None:
         backoff = Backoff(2.0, 60.0, self._rng)
         reports: list[Report] = []
         directory = self._directory
         while True:
-            contact = self._contacts[key]
+            contact = self._keepers.contacts[key]
             try:
                 answer, endpoint = await self._client.offer(contact, reports, timeout=TIMEOUT)
                 directory.try_take(answer.own, Source.LOOKUP, key, expected=contact.node_name)

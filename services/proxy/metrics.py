@@ -1,5 +1,6 @@
 """The proxy's counters in Prometheus' format, read when somebody asks. Imported only where metrics are served."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -18,18 +19,10 @@ class ProxyCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         counters = self._counters
-        accepted = CounterMetricFamily(
-            "causeway_proxy_accepted", "Connections and flows accepted from applications.", labels=["target"]
-        )
-        for service, count in counters.accepted.copy().items():
-            accepted.add_metric([service], count)
-        yield accepted
-        dialled = CounterMetricFamily(
-            "causeway_proxy_dialled", "Connections and flows made to backends on this node.", labels=["target"]
-        )
-        for service, count in counters.dialled.copy().items():
-            dialled.add_metric([service], count)
-        yield dialled
+        yield _by_service("accepted", "Connections and flows accepted from applications.", counters.accepted)
+        yield _by_service("dialled", "Connections and flows made to backends on this node.", counters.dialled)
+        yield _by_service("retried", "Attempts beyond a client's first, before anything was sent.", counters.retried)
+        yield _by_service("ejected", "Times a backend was left out because it failed.", counters.ejected)
         refused = CounterMetricFamily(
             "causeway_proxy_refused", "Clients and inbound streams refused.", labels=["direction", "target", "reason"]
         )
@@ -38,18 +31,6 @@ class ProxyCollector(Collector):
         for (service, reason), count in counters.refused_local.copy().items():
             refused.add_metric(["outbound", service, reason], count)
         yield refused
-        retried = CounterMetricFamily(
-            "causeway_proxy_retried", "Attempts beyond a client's first, before anything was sent.", labels=["target"]
-        )
-        for service, count in counters.retried.copy().items():
-            retried.add_metric([service], count)
-        yield retried
-        ejected = CounterMetricFamily(
-            "causeway_proxy_ejected", "Times a backend was left out because it failed.", labels=["target"]
-        )
-        for service, count in counters.ejected.copy().items():
-            ejected.add_metric([service], count)
-        yield ejected
         dropped = CounterMetricFamily(
             "causeway_proxy_datagrams_dropped", "First datagrams of flows that were dropped.", labels=["reason"]
         )
@@ -60,6 +41,13 @@ class ProxyCollector(Collector):
         yield GaugeMetricFamily(
             "causeway_proxy_waiting", "Sockets and answers that wait for the tunnel to take them.", self._waiting()
         )
+
+
+def _by_service(name: str, text: str, counts: Counter[str]) -> Metric:
+    family = CounterMetricFamily(f"causeway_proxy_{name}", text, labels=["target"])
+    for service, count in counts.copy().items():
+        family.add_metric([service], count)
+    return family
 
 
 def register(counters: Counters, listeners: Callable[[], int], waiting: Callable[[], int]) -> Callable[[], None]:

@@ -120,11 +120,20 @@ class StreamIO:
             self._listen(self._mask & ~IN)
             self.pairing.blocked[self] = None
             return
-        if self.early is not None:
-            self._read_early(self.early)
+        early = self.early
+        if early is not None and len(early) >= EARLY:
+            self._listen(self._mask & ~IN)  # `settle` resumes
             return
         try:
-            size = self._read_message(sock) if self._messages else sock.recv_into(session.slot(stream))
+            if self._messages:
+                size = self._read_message(sock)
+            else:
+                slot = session.slot(stream)
+                if early is not None:
+                    slot = slot[: EARLY - len(early)]
+                size = sock.recv_into(slot)
+                if early is not None:
+                    early += slot[:size]
         except BlockingIOError:
             return
         except OSError:
@@ -139,30 +148,6 @@ class StreamIO:
         session.finish(stream)
         self._listen(self._mask & ~IN)
         self._maybe_close()
-
-    def _read_early(self, early: bytearray) -> None:
-        """As _read, with a copy of what was read; not more than the copy may hold."""
-        sock, stream, session = self.sock, self.stream, self.pairing.session
-        room = EARLY - len(early)
-        if sock is None or room <= 0:
-            self._listen(self._mask & ~IN)  # `settle` resumes
-            return
-        slot = session.slot(stream)[:room]
-        try:
-            size = sock.recv_into(slot)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._fail()
-            return
-        self.pairing.mark()
-        if size:
-            early += slot[:size]
-            session.commit(stream, size)
-            return
-        self.eof = True
-        session.finish(stream)
-        self._listen(self._mask & ~IN)
 
     def settle(self) -> None:
         """The exit has accepted: what is read now goes nowhere else."""

@@ -14,6 +14,7 @@ from ..core.errors import DiscoveryError
 from ..core.model import Record, Signed, Source
 from ..core.own import LIFETIME, due_in
 from ..directory import Directory
+from ..keepers import Keepers
 from ..peers import NodeClient, Refused
 from ..probe import Unreachable
 from .dht import Dht
@@ -35,9 +36,8 @@ class Publisher:
         self._client = client
         self._dht = dht
         self._rng = rng
-        self._contacts: dict[str, Contact] = {}
         self._state: dict[str, str] = {}
-        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._keepers = Keepers(self._keep, "publish at")
         # Who answered at first contacts, which are known by their address only.
         self._names: dict[str, str] = {}
 
@@ -47,11 +47,11 @@ class Publisher:
             seen = -1
             while True:
                 seen = self._directory.peers_bell.count
-                await self._reconcile({contact.key: contact for contact in self._wanted()})
+                await self._reconcile(self._wanted())
                 await self._directory.peers_bell.wait(seen)
                 await asyncio.sleep(RECONCILE)
         finally:
-            await self._reconcile({})
+            await self._reconcile([])
 
     def _wanted(self) -> list[Contact]:
         """Relays and first contacts, then the servers of the DHT nearest to this node, nobody twice."""
@@ -60,15 +60,9 @@ class Publisher:
         known = {self._names.get(contact.key, contact.node_name) for contact in contacts}
         return contacts + [holder for holder in self._dht.holders if holder.node_name not in known]
 
-    async def _reconcile(self, wanted: dict[str, Contact]) -> None:
-        gone = [self._keepers.pop(key) for key in self._keepers.keys() - wanted.keys()]
-        for task in gone:
-            task.cancel()
-        await asyncio.gather(*gone, return_exceptions=True)
-        self._contacts = wanted
-        self._state = {key: state for key, state in self._state.items() if key in wanted}
-        for key in wanted.keys() - self._keepers.keys():
-            self._keepers[key] = asyncio.create_task(self._keep(key), name=f"publish at {key}")
+    async def _reconcile(self, wanted: list[Contact]) -> None:
+        await self._keepers.reconcile(wanted)
+        self._state = {key: state for key, state in self._state.items() if key in self._keepers.contacts}
         self._show()
 
     async def _keep(self, key: str) -> None:
@@ -78,12 +72,12 @@ class Publisher:
             seen = self._directory.own_bell.count
             signed, record = self._directory.signed(max_age=LIFETIME / 4), self._directory.record()
             try:
-                taken = await self._put(self._contacts[key], signed, record, published)
+                taken = await self._put(self._keepers.contacts[key], signed, record, published)
             except Exception as error:
                 # Whatever one contact brings about must not end publishing there.
                 self._directory.counts["publishes", "failed"] += 1
                 self._note(key, str(error), known=isinstance(error, Unreachable | Refused | DiscoveryError))
-                self._dht.lost(self._contacts[key])
+                self._dht.lost(self._keepers.contacts[key])
                 taken = False
             if not taken:
                 woken = self._directory.wake_bell.count
@@ -149,9 +143,9 @@ class Publisher:
 
     def _show(self) -> None:
         board = self._directory.board
-        good = [key for key in self._contacts if self._state.get(key) == ""]
+        good = [key for key in self._keepers.contacts if self._state.get(key) == ""]
         bad = {key: state for key, state in self._state.items() if state}
-        text = f"published at {len(good)} of {len(self._contacts)}"
+        text = f"published at {len(good)} of {len(self._keepers.contacts)}"
         if bad:
             text += "; " + "; ".join(f"{key}: {state}" for key, state in sorted(bad.items()))
-        board.say("lookup", text if self._contacts else "no contacts: no relayNodes and no bootstrap")
+        board.say("lookup", text if self._keepers.contacts else "no contacts: no relayNodes and no bootstrap")
