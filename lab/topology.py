@@ -18,9 +18,10 @@ from lab.network import MAX_BEHIND_FIREWALL, MAX_BEHIND_NAT
 from lab.references import machines, references
 from lab.wire import Shape
 from services.runtime import address, document, schema
-from services.runtime.config import ConfigError, Problem, Section, validate
+from services.runtime.config import ConfigError, Problem, validate
 from services.runtime.document import KeyPath
 from services.runtime.problems import nearest
+from services.runtime.section import Section
 
 MAX_DELAY = 60.0  # seconds; a wire holds what is under way in memory
 

@@ -155,7 +155,7 @@ def _know_host(topology: Topology, command: tuple[str, ...]) -> None:
 
 def _empty(folder: Path, topology: Topology) -> Path:
     """The folder, made; it must hold nothing yet and have a path that is short enough for sockets."""
-    from services.runtime.config import LONGEST_SOCKET, SUN_PATH_MAX
+    from services.runtime.section import LONGEST_SOCKET, SUN_PATH_MAX
 
     path = folder.absolute()
     longest = path / max(topology.nodes, key=len, default="") / "run" / LONGEST_SOCKET

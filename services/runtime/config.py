@@ -7,115 +7,38 @@ its keys without effect are removed by `edgemesh` and reported in `Config.warnin
 import os
 import socket
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
-from pydantic.alias_generators import to_camel
+from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
-from services.runtime import address, document, edgemesh, schema
+from services.runtime import document, edgemesh, schema
 from services.runtime.document import KeyPath
 from services.runtime.problems import ConfigError, Problem, nearest
+from services.runtime.proxy_section import EdgeProxy
+from services.runtime.section import (
+    Count,
+    FilePath,
+    NodeName,
+    Port,
+    Section,
+    Switch,
+    cluster_name,
+    contact,
+    endpoint,
+    ip_or_empty,
+    short_enough,
+)
 
 __all__ = ["Config", "ConfigError", "Problem", "RelayNode", "load"]
-
-# sockaddr_un.sun_path holds 108 bytes with the final zero (unix(7)); the longest socket name of a node.
-SUN_PATH_MAX = 107
-LONGEST_SOCKET = "discovery.sock"
 
 # Where EdgeMesh's DaemonSet mounts the secret; used when no path is given and nothing lies beside the file.
 EDGEMESH_PSK = Path("/etc/edgemesh/psk")
 
 
-def _absolute(path: Path, info: ValidationInfo) -> Path:
-    # Without a base, as in the defaults below, a path stays as it is; `load` gives the base.
-    return Path(os.path.normpath(info.context / path.expanduser())) if isinstance(info.context, Path) else path
-
-
-def _short_enough(path: Path) -> Path:
-    length = len(os.fsencode(path)) + 1 + len(LONGEST_SOCKET)
-    if length > SUN_PATH_MAX:
-        raise ValueError(
-            f"a path of at most {SUN_PATH_MAX - 1 - len(LONGEST_SOCKET)} bytes (it holds Unix sockets, whose "
-            f"names are limited to {SUN_PATH_MAX}), not the {len(os.fsencode(path))} bytes of {path}"
-        )
-    return path
-
-
-def _node_name(text: str) -> str:
-    # DNS does not tell cases apart and the kubelet lower-cases host names; nor do we.
-    name = text.strip().lower()
-    if not address.is_node_name(name):
-        raise ValueError("letters, digits, '-' and '.' (RFC 1123), beginning and ending with a letter or digit, ≤ 253")
-    return name
-
-
-def _cluster_name(text: str) -> str:
-    if not address.is_cluster_name(text):
-        raise ValueError("lower-case letters, digits and '-' (RFC 1123 label), at most 63 characters")
-    return text
-
-
-def _ip_or_empty(text: str) -> str:
-    if text and not address.is_ip(text):
-        raise ValueError("one IP address of this host, or nothing for all interfaces")
-    return text
-
-
-def _endpoint(text: str) -> str:
-    address.split(text)
-    return text
-
-
-def _contact(text: str) -> str:
-    host, port = address.split(text, 20008)
-    return address.join(host, port)
-
-
-def _target_pattern(text: str) -> str:
-    if not address.is_target_pattern(text):
-        raise ValueError("cidr:port or host:port, where port is a number, a range as 8000-8100, or *")
-    return text
-
-
-def _switch(value: Any) -> Any:
-    # YAML 1.1 reads a bare `on` and `off` as booleans.
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
-
-
-FilePath = Annotated[Path, AfterValidator(_absolute)]
-NodeName = Annotated[str, AfterValidator(_node_name)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
-Count = Annotated[int, Field(ge=1, le=10_000_000)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, no unknown keys."""
-
-    model_config = ConfigDict(
-        alias_generator=to_camel,
-        populate_by_name=True,
-        extra="forbid",
-        frozen=True,
-        validate_default=True,
-        revalidate_instances="always",
-    )
-
-
 class Metrics(Section):
     """Prometheus metrics. base_port 0: off; else discovery +0, tunnel +1, relay +2, proxy +3."""
 
-    listen_address: Annotated[str, AfterValidator(_ip_or_empty)] = "127.0.0.1"
+    listen_address: Annotated[str, AfterValidator(ip_or_empty)] = "127.0.0.1"
     base_port: Annotated[int, Field(ge=0, le=65532)] = 0
 
 
@@ -137,7 +60,7 @@ class EdgeDiscovery(Section):
     listen_port: Port = 20008
     mdns: Mdns = Mdns()
     dht: Dht = Dht()
-    bootstrap: list[Annotated[str, AfterValidator(_contact)]] = Field(default=[], max_length=256)
+    bootstrap: list[Annotated[str, AfterValidator(contact)]] = Field(default=[], max_length=256)
     services_file: FilePath | None = None
 
 
@@ -145,7 +68,7 @@ class RelayNode(Section):
     """A node named as relay. advertise_address: IP or DNS name, ":port" where it differs from the relay port."""
 
     node_name: NodeName
-    advertise_address: list[Annotated[str, AfterValidator(_endpoint)]] = Field(default=[], max_length=64)
+    advertise_address: list[Annotated[str, AfterValidator(endpoint)]] = Field(default=[], max_length=64)
 
 
 class Psk(Section):
@@ -187,7 +110,7 @@ class EdgeTunnel(Section):
 
     enable: bool = True
     listen_port: Port = 20006
-    advertise_address: list[Annotated[str, AfterValidator(_endpoint)]] = Field(default=[], max_length=64)
+    advertise_address: list[Annotated[str, AfterValidator(endpoint)]] = Field(default=[], max_length=64)
     psk: Psk = Psk()
     ca: Ca = Ca()
     relay_nodes: Annotated[list[RelayNode], AfterValidator(_each_once)] = Field(default=[], max_length=256)
@@ -229,39 +152,6 @@ class EdgeRelay(Section):
     limits: RelayLimits = RelayLimits()
 
 
-class Socks5Proxy(Section):
-    """SOCKS5 with node names as targets."""
-
-    enable: bool = False
-    listen_port: Port = 10800
-
-
-class ConsistentHash(Section):
-    """The ring of load balancing by source address."""
-
-    partition_count: int = Field(default=1000, ge=1, le=65_536)
-    replication_factor: int = Field(default=100, ge=1, le=1000)
-    load: float = Field(default=1.25, ge=1.0, le=100.0)
-
-
-class LoadBalancer(Section):
-    """How clients are spread over the endpoints of services that do not say."""
-
-    default_lb_strategy: Literal[
-        "RoundRobin", "Random", "ConsistentHash", "LeastLatency", "LeastConnections", "P2C", "SourceIP"
-    ] = Field(default="RoundRobin", alias="defaultLBStrategy")
-    consistent_hash: ConsistentHash = ConsistentHash()
-
-
-class EdgeProxy(Section):
-    """What applications talk to. allowed_targets: what may be dialled here beyond the endpoints of services."""
-
-    enable: bool = True
-    load_balancer: LoadBalancer = LoadBalancer()
-    socks5_proxy: Socks5Proxy = Field(default=Socks5Proxy(), alias="socks5Proxy")
-    allowed_targets: list[Annotated[str, AfterValidator(_target_pattern)]] = Field(default=[], max_length=4096)
-
-
 class Modules(Section):
     """One section for each service."""
 
@@ -275,10 +165,10 @@ class Config(Section):
     """The whole configuration of a node. All paths are absolute after `load`."""
 
     node_name: NodeName
-    cluster: Annotated[str, AfterValidator(_cluster_name)] = "default"
+    cluster: Annotated[str, AfterValidator(cluster_name)] = "default"
     state_dir: FilePath = Path("state")
-    run_dir: Annotated[FilePath, AfterValidator(_short_enough)] = Path("run")
-    listen_address: Annotated[str, AfterValidator(_ip_or_empty)] = ""
+    run_dir: Annotated[FilePath, AfterValidator(short_enough)] = Path("run")
+    listen_address: Annotated[str, AfterValidator(ip_or_empty)] = ""
     metrics: Metrics = Metrics()
     modules: Modules = Modules()
     _source: Path | None = PrivateAttr(default=None)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.runtime import config
+from services.runtime import config, section
 from services.runtime.config import ConfigError, RelayNode
 from services.runtime.problems import Problem
 
@@ -16,7 +16,7 @@ Write = Callable[[str], Path]
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     monkeypatch.setenv("NODE_NAME", "from-env")
     # A path as short as users have; pytest's would be too long for Unix sockets.
-    monkeypatch.setattr(config, "SUN_PATH_MAX", 1000)
+    monkeypatch.setattr(section, "SUN_PATH_MAX", 1000)
 
     def make(text: str) -> Path:
         path = tmp_path / "causeway.yaml"
@@ -310,7 +310,7 @@ def test_file_that_cannot_be_read(write: Write, tmp_path: Path) -> None:
 
 
 def test_run_dir_too_long_for_sockets(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "SUN_PATH_MAX", 107)
+    monkeypatch.setattr(section, "SUN_PATH_MAX", 107)
     problem = only(write(f"runDir: /{'r' * 92}\n"))
     assert problem.key == "runDir"
     assert "92" in problem.expected
