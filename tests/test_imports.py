@@ -61,9 +61,9 @@ def violations(module: str, text: str, *, package: bool = False) -> list[str]:
         for line, name in found:
             if within(name, *OURS) and not within(name, *allowed):
                 problems.append(f"{module}:{line} imports {name}, which is another service's or not a service's at all")
-    if parts[0] == "services" and parts[1:2] != ["runtime"] and parts[-1] not in ("servicer", "peers"):
+    if parts[0] == "services" and parts[1:2] != ["runtime"] and parts[-1] not in ("servicer", "peers", "wire"):
         problems += [
-            f"{module}:{line} imports {name}, for servicer.py and peers.py only"
+            f"{module}:{line} imports {name}, for servicer.py, peers.py and wire.py only"
             for line, name in found
             if within(name, "protos")
         ]

@@ -25,7 +25,7 @@ from .core.registry import MAX_PEERS, Registry, lapse_of
 from .core.service import Service
 from .core.store import Store, origin_at
 from .interfaces import Interface
-from .peers import seal, unseal
+from .wire import seal, unseal
 
 # Peers known at once up to which published records are let in.
 MAX_VOLUNTEERS = MAX_PEERS * 3 // 4

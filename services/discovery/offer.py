@@ -19,8 +19,9 @@ from .core.round import Wish
 from .core.vantage import DialOutcome, Guard, check
 from .directory import Directory
 from .keepers import Keepers
-from .peers import NodeClient, Refused, Report
+from .peers import NodeClient, Refused
 from .probe import Unreachable
+from .wire import Report
 
 TIMEOUT = 5.0
 """Seconds for one call."""

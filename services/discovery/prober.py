@@ -20,8 +20,9 @@ from .core.round import Regulars, Round, Wish
 from .core.vantage import WORK, DialOutcome, private
 from .directory import Directory, contact_of
 from .interfaces import Interface
-from .peers import NodeClient, Refused, Report
+from .peers import NodeClient, Refused
 from .probe import Unreachable
+from .wire import Report
 
 PING = 3.0
 """Seconds for a vantage to answer at all."""

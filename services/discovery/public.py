@@ -17,10 +17,10 @@ from .core.backoff import Backoff
 from .core.vantage import Guard
 from .directory import Directory
 from .gate import Gate
-from .peers import MAX_MESSAGE
 from .prober import Prober
 from .servicer import PeerServicer, add_peer
 from .sources.dht import Dht
+from .wire import MAX_MESSAGE
 
 # Calls served at once; one takes about a millisecond.
 MAX_CALLS = 256

@@ -18,7 +18,7 @@ from services.runtime.core.allowance import Allowance
 from services.runtime.identity import Rejection
 from services.runtime.serve import abort
 
-from . import dialback, peers
+from . import dialback, wire
 from .bell import Bell
 from .core.contacts import Contact
 from .core.errors import BadTarget, DiscoveryError, LimitReached, TooManyCalls, UnknownNode
@@ -178,7 +178,7 @@ class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
         return pb.GetStatusResponse(
             node_name=directory.settings.node_name,
             cluster=directory.settings.cluster,
-            self=peers.record_to_wire(directory.record()),
+            self=wire.record_to_wire(directory.record()),
             peers=[_peer(peer) for peer in sorted(directory.peers.values(), key=lambda peer: peer.record.node_name)],
             services=len(directory.services),
             sources={**directory.board.sources, "dht": str(standing or "off: dht.enable is false")},
@@ -200,10 +200,10 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
 
     async def Ping(self, request: pb.PingRequest, context: Context) -> pb.PingResponse:
         await self._caller(context)
-        told = peers.relays_to_wire(self._dht.told())
-        for signed in peers.relays_from_wire(request.relays):
+        told = wire.relays_to_wire(self._dht.told())
+        for signed in wire.relays_from_wire(request.relays):
             self._dht.meet_relay(signed)
-        return pb.PingResponse(record=peers.signed_to_wire(self._directory.signed()), relays=told)
+        return pb.PingResponse(record=wire.signed_to_wire(self._directory.signed()), relays=told)
 
     async def FindNode(self, request: pb.FindNodeRequest, context: Context) -> pb.FindNodeResponse:
         caller = await self._caller(context)
@@ -212,11 +212,11 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
             text = f"the key has {len(request.key)} bytes, expected {KEY_BYTES}, or a node_name"
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
         target = self._dht.key(name) if name else int.from_bytes(request.key, "big")
-        response = pb.FindNodeResponse(servers=map(peers.server_to_wire, self._dht.named(target, caller)))
+        response = pb.FindNodeResponse(servers=map(wire.server_to_wire, self._dht.named(target, caller)))
         held = self._held(name) if name else None
         if held is not None:
-            response.record.CopyFrom(peers.signed_to_wire(held))
-        self._dht.invite(Contact(caller, tuple(peers.endpoints_from_wire(request.callback))))
+            response.record.CopyFrom(wire.signed_to_wire(held))
+        self._dht.invite(Contact(caller, tuple(wire.endpoints_from_wire(request.callback))))
         return response
 
     async def PutRecord(self, request: pb.PutRecordRequest, context: Context) -> pb.PutRecordResponse:
@@ -227,7 +227,7 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
         former, instance = (held.signed, _instance(held.record)) if held is not None else (None, "")
         conflicting: Signed | None = None
         try:
-            signed = peers.signed_from_wire(request.record)
+            signed = wire.signed_from_wire(request.record)
             record = directory.check(signed, expected=caller)
             if caller != directory.settings.node_name:
                 self._dht.keep(record, signed)
@@ -239,9 +239,9 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
             conflicting = directory.signed()
         elif former is not None and instance != record.instance_id:
             conflicting = former
-        response = pb.PutRecordResponse(record=peers.signed_to_wire(directory.signed()))
+        response = pb.PutRecordResponse(record=wire.signed_to_wire(directory.signed()))
         if conflicting is not None:
-            response.conflicting.CopyFrom(peers.signed_to_wire(conflicting))
+            response.conflicting.CopyFrom(wire.signed_to_wire(conflicting))
         return response
 
     async def GetRecord(self, request: pb.GetRecordRequest, context: Context) -> pb.GetRecordResponse:
@@ -250,7 +250,7 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
         if signed is None:
             text = f"{self._directory.settings.node_name} knows no node {request.node_name[:253]}"
             await abort(context, grpc.StatusCode.NOT_FOUND, UnknownNode.reason, text)
-        return pb.GetRecordResponse(record=peers.signed_to_wire(signed))
+        return pb.GetRecordResponse(record=wire.signed_to_wire(signed))
 
     def _held(self, name: str) -> Signed | None:
         own = name == self._directory.settings.node_name
@@ -283,11 +283,11 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
             error = LimitReached(f"{caller} offers too often; come again when it is said")
             await abort(context, code_of(error), error.reason, error.message)
         try:
-            reports = [peers.report_from_wire(report) for report in request.reports[:MAX_REPORTS]]
+            reports = [wire.report_from_wire(report) for report in request.reports[:MAX_REPORTS]]
         except ValueError as problem:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(problem))
         wish, again = self._prober.offered(caller, visitor_ip(context.peer()), reports)
-        response = pb.OfferDialBackResponse(record=peers.signed_to_wire(self._directory.signed()))
+        response = pb.OfferDialBackResponse(record=wire.signed_to_wire(self._directory.signed()))
         response.again.FromMilliseconds(round(again * 1000))
         if wish is not None:
             response.wish.CopyFrom(pb.DialBackWish(port=wish.port, token=wish.token))
@@ -329,7 +329,7 @@ def _instance(record: Record | None) -> str:
 
 def _peer(peer: Peer) -> pb.Peer:
     return pb.Peer(
-        record=peers.record_to_wire(peer.record),
+        record=wire.record_to_wire(peer.record),
         sources=[pb.PeerSource.ValueType(source) for source in peer.sources],
         verified=peer.verified,
         relay_rank=peer.relay_rank,
@@ -344,13 +344,13 @@ def _report(request: pb.ReportSelfRequest) -> TunnelReport | RelayReport:
                 ipaddress.ip_address(address.ip)
             return TunnelReport(
                 request.tunnel.port,
-                tuple(map(peers.reservation_from_wire, request.tunnel.reservations[:MAX_RESERVATIONS])),
-                tuple(map(peers.address_from_wire, request.tunnel.observed[:MAX_ADDRESSES])),
-                tuple(map(peers.address_from_wire, request.tunnel.mapped[:MAX_ADDRESSES])),
+                tuple(map(wire.reservation_from_wire, request.tunnel.reservations[:MAX_RESERVATIONS])),
+                tuple(map(wire.address_from_wire, request.tunnel.observed[:MAX_ADDRESSES])),
+                tuple(map(wire.address_from_wire, request.tunnel.mapped[:MAX_ADDRESSES])),
             )
         case "relay":
             role = request.relay.role if request.relay.HasField("role") else None
-            return RelayReport(request.relay.port, peers.role_from_wire(role) if role is not None else None)
+            return RelayReport(request.relay.port, wire.role_from_wire(role) if role is not None else None)
         case _:
             raise ValueError("the report is empty; expected tunnel or relay")
 

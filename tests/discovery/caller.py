@@ -11,7 +11,7 @@ import pytest
 
 from protos import discovery_pb2 as pb
 from protos import discovery_pb2_grpc as pb_grpc
-from services.discovery import peers
+from services.discovery import wire
 from services.discovery.core.model import Record, Signed
 from services.runtime import config as configuration
 from services.runtime import dial
@@ -38,10 +38,10 @@ class Caller:
         return replace(record, **changes)
 
     def seal(self, **changes: Any) -> Signed:
-        return peers.seal(self.identity, self.record(**changes))
+        return wire.seal(self.identity, self.record(**changes))
 
     async def put(self, signed: Signed) -> pb.PutRecordResponse:
-        request = pb.PutRecordRequest(record=peers.signed_to_wire(signed))
+        request = pb.PutRecordRequest(record=wire.signed_to_wire(signed))
         return await self.stub.PutRecord(request, timeout=PATIENCE)  # type: ignore[no-any-return]
 
     async def refused(self, signed: Signed) -> tuple[grpc.StatusCode, str, str]:

@@ -18,7 +18,7 @@ import pytest
 from lab.network import Network
 from lab.wire import Shape
 from protos import discovery_pb2 as pb
-from services.discovery import peers
+from services.discovery import wire
 from services.discovery.core.errors import TableFull
 from services.discovery.core.model import Record, Signed, Source
 from services.discovery.core.records import MAX_BYTES, MAX_RECORDS
@@ -234,11 +234,11 @@ async def test_a_flood_costs_bounded_memory_and_honest_lookups_work(chain: Mesh)
             caller.seal(instance_id="i" * 40_000),  # beyond what a record may have
             caller.seal(instance_id="i" * 100_000),  # beyond what a message may have
             caller.seal(node_name="a"),  # somebody else's name
-            peers.seal(caller.identity, caller.record(issued_at=1.0, expires_at=2.0)),
+            wire.seal(caller.identity, caller.record(issued_at=1.0, expires_at=2.0)),
         )
         refused = 0
         for number in range(FLOOD):
-            request = pb.PutRecordRequest(record=peers.signed_to_wire(kinds[number % len(kinds)]))
+            request = pb.PutRecordRequest(record=wire.signed_to_wire(kinds[number % len(kinds)]))
             garbage = pb.PingRequest(relays=[pb.SignedRecord(record=b"r" * 5000, certificate=b"c")] * 8)
             calls = caller.stub.PutRecord(request, timeout=PATIENCE), caller.stub.Ping(garbage, timeout=PATIENCE)
             results = await asyncio.gather(*calls, return_exceptions=True)

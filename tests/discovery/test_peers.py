@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from protos import discovery_pb2 as pb
-from services.discovery import peers
+from services.discovery import wire
 from services.discovery.core.contacts import Contact, Endpoint
 from services.discovery.core.model import Signed, node_id
-from services.discovery.peers import NodeClient, unseal
+from services.discovery.peers import NodeClient
 from services.discovery.probe import Unreachable, identify
 from services.discovery.resolver import Resolver
+from services.discovery.wire import unseal
 from services.runtime import config as configuration
 from services.runtime.identity import Identity
 
@@ -175,10 +176,10 @@ print("ended")
 
 def test_what_others_say_of_servers_is_cut_to_what_makes_sense() -> None:
     wheres = ["1.2.3.4:5", "host:5", "[2001:db8::1]:7", "1.2.3.4:0", "9.9.9.9:9"]
-    node = peers.server_from_wire(pb.Server(node_name="n" * 1000, addresses=wheres), "c")
+    node = wire.server_from_wire(pb.Server(node_name="n" * 1000, addresses=wheres), "c")
     assert node.where == "1.2.3.4:5,[2001:db8::1]:7" and len(node.name) == 253
     assert node.id == node_id("c", node.name), "nobody chooses an id"
-    assert not peers.server_from_wire(pb.Server(node_name="n"), "c").where
+    assert not wire.server_from_wire(pb.Server(node_name="n"), "c").where
     large = [Signed(b"r" * 15_000, b"", b"")] * 4
-    assert len(peers.relays_to_wire(large)) == 2
-    assert len(peers.relays_from_wire([pb.SignedRecord()] * 100)) == 4
+    assert len(wire.relays_to_wire(large)) == 2
+    assert len(wire.relays_from_wire([pb.SignedRecord()] * 100)) == 4

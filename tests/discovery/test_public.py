@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from protos import discovery_pb2 as pb
-from services.discovery import peers
+from services.discovery import wire
 from services.discovery.core.model import Signed
 from services.runtime import dial
 
@@ -65,14 +65,14 @@ async def test_a_node_speaks_only_for_itself(victim: tuple[Node, str], callers: 
 async def test_what_is_not_signed_is_refused(victim: tuple[Node, str], callers: Callable[[str], Caller]) -> None:
     a, b = callers("a"), callers("b")
     good = a.seal()
-    changed = peers.record_to_wire(a.record(tunnel_port=666)).SerializeToString()
+    changed = wire.record_to_wire(a.record(tunnel_port=666)).SerializeToString()
     for bad in (
         replace(good, record=changed),
         replace(good, signature=b""),
         replace(good, signature=a.identity.sign(good.record)),  # signed without the prefix
         replace(good, certificate=b.identity.certificate_der),
         replace(good, certificate=b""),
-        replace(good, record=b"\xff" * 100, signature=a.identity.sign(peers.SIGNED_PREFIX + b"\xff" * 100)),
+        replace(good, record=b"\xff" * 100, signature=a.identity.sign(wire.SIGNED_PREFIX + b"\xff" * 100)),
         Signed(b"", b"", b""),
     ):
         code, reason, text = await a.refused(bad)
@@ -112,11 +112,11 @@ async def test_the_newest_record_is_given_to_whoever_asks(callers: Callable[[str
     await a.put(second)
     await a.put(first)  # late, and of no consequence
     answer = await b.stub.GetRecord(pb.GetRecordRequest(node_name="a"), timeout=PATIENCE)
-    assert peers.signed_from_wire(answer.record) == second
-    assert peers.unseal(b.identity, second).revision == 6
+    assert wire.signed_from_wire(answer.record) == second
+    assert wire.unseal(b.identity, second).revision == 6
     own = await b.stub.GetRecord(pb.GetRecordRequest(node_name="r"), timeout=PATIENCE)
     ping = await b.stub.Ping(pb.PingRequest(), timeout=PATIENCE)
-    assert own.record == ping.record and peers.unseal(b.identity, peers.signed_from_wire(ping.record)).node_name == "r"
+    assert own.record == ping.record and wire.unseal(b.identity, wire.signed_from_wire(ping.record)).node_name == "r"
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await b.stub.GetRecord(pb.GetRecordRequest(node_name="b"), timeout=PATIENCE)
     assert (caught.value.code(), dial.reason(caught.value)) == (grpc.StatusCode.NOT_FOUND, "UNKNOWN_NODE")
@@ -127,7 +127,7 @@ async def test_who_asks_for_a_key_gets_servers_and_no_record(callers: Callable[[
     await a.put(a.seal())
     request = pb.FindNodeRequest(node_name="a", callback=["nonsense", "127.0.0.1:0", "[::1:5", "1.2.3.4:99999"] * 9)
     answer = await a.stub.FindNode(request, timeout=PATIENCE)
-    assert peers.unseal(a.identity, peers.signed_from_wire(answer.record)).node_name == "a"
+    assert wire.unseal(a.identity, wire.signed_from_wire(answer.record)).node_name == "a"
     assert not answer.servers, "nobody has answered a call of the victim"
     answer = await a.stub.FindNode(pb.FindNodeRequest(key=bytes(32)), timeout=PATIENCE)
     assert not answer.HasField("record")
@@ -144,10 +144,10 @@ async def test_a_former_run_is_handed_back(callers: Callable[[str], Caller]) -> 
     assert not (await a.put(a.seal(revision=6, instance_id="first"))).HasField("conflicting")
     newer = a.seal(revision=7, instance_id="second")
     answer = await a.put(newer)
-    assert peers.unseal(a.identity, peers.signed_from_wire(answer.conflicting)).revision == 6
+    assert wire.unseal(a.identity, wire.signed_from_wire(answer.conflicting)).revision == 6
     # One that comes too late learns what it has to outrun.
     answer = await a.put(a.seal(revision=6, instance_id="first"))
-    assert peers.signed_from_wire(answer.conflicting) == newer
+    assert wire.signed_from_wire(answer.conflicting) == newer
 
 
 async def test_a_caller_under_the_victims_own_name_raises_an_alarm(
@@ -165,7 +165,7 @@ async def test_a_caller_under_the_victims_own_name_raises_an_alarm(
     status = await victim[0].status()
     assert "duplicate identity" in status.warnings[0] and "instance of r" in status.warnings[0]
     assert not status.peers and status.self.instance_id != "instance of r"
-    assert peers.unseal(r.identity, peers.signed_from_wire(answer.conflicting)).instance_id == status.self.instance_id
+    assert wire.unseal(r.identity, wire.signed_from_wire(answer.conflicting)).instance_id == status.self.instance_id
 
 
 @pytest.mark.parametrize("stranger", [{"psk": "another-secret-0123456789-0123456789"}, {"cluster": "elsewhere"}])

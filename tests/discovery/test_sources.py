@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from protos import discovery_pb2 as pb
-from services.discovery import driver, peers
+from services.discovery import driver, wire
 from services.discovery.bell import Bell
 from services.discovery.core.backoff import Backoff
-from services.discovery.core.model import Address, AddressSource, Peer, Record, Reservation, Source
+from services.discovery.core.model import Address, AddressSource, Peer, Record, Reservation, Signed, Source
 from services.discovery.core.own import RelayReport, TunnelReport
 from services.discovery.core.snapshot import Snapshot
 from services.discovery.driver import Driver
@@ -118,12 +118,12 @@ async def test_names_are_looked_up_in_the_background_and_kept(
 # The cache
 
 
-def neighbour(home: Part, config: Path) -> peers.Signed:
+def neighbour(home: Part, config: Path) -> Signed:
     """A record that a node with this configuration has signed now."""
     identity = Identity.load(configuration.load(config))
     now = home.directory.wall()
     record = Record(identity.node_name, identity.cluster, int(now * 1000), now, now + 600, "i", (Address("10.0.0.1"),))
-    return peers.seal(identity, record)
+    return wire.seal(identity, record)
 
 
 async def test_a_disk_that_cannot_be_written_is_a_warning(node_config: WriteConfig) -> None:

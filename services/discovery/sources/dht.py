@@ -21,8 +21,9 @@ from ..core.routing import Node
 from ..core.search import Search
 from ..core.standing import Standing
 from ..directory import Directory, contact_of
-from ..peers import MAX_WHERE, NodeClient, Refused
+from ..peers import NodeClient, Refused
 from ..probe import Unreachable
+from ..wire import MAX_WHERE
 
 # Seconds one question may take; a search for a name, within what the tunnel waits; a search for the own neighbourhood.
 DEADLINE, LOOKUP, SEARCH = 2.0, 5.0, 20.0
