@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
-from functools import cache
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from lab import zygote
 from lab.namespace import Namespace
-
-
-@cache
-def tether() -> tuple[str, ...]:
-    """Prefix that has the kernel kill a command when the thread that started it ends (util-linux)."""
-    setpriv = shutil.which("setpriv")
-    return (setpriv, "--pdeathsig", "KILL", "--") if setpriv else ()
+from lab.tether import tether
 
 
 class Child:
@@ -29,6 +23,8 @@ class Child:
     `stdout` (and `stdin`) as pipes; standard error then goes to ours.
     """
 
+    _process: subprocess.Popen[bytes] | zygote.Forked
+
     def __init__(self, argv: Sequence[str], *, output: Path | None, namespace: Namespace | None = None) -> None:
         self.argv = list(argv)
         command = [*tether(), *argv]
@@ -37,6 +33,26 @@ class Child:
         else:
             with output.open("ab") as file:
                 self._process = _start(namespace, command, subprocess.DEVNULL, file, subprocess.STDOUT)
+
+    @classmethod
+    def service(
+        cls,
+        name: str,
+        config: Path,
+        *,
+        output: Path,
+        namespace: Namespace | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Child:
+        """`python -m services.NAME --config CONFIG`, forked from an interpreter that has imported it already.
+        `environment`: beside ours."""
+        child = cls.__new__(cls)
+        arguments = ["--config", str(config)]
+        child.argv = [sys.executable, "-m", f"services.{name}", *arguments]
+        with output.open("ab") as file:
+            env = os.environ | (environment or {})
+            child._process = zygote.fork(name, arguments, file.fileno(), env=env, namespace=namespace)
+        return child
 
     @property
     def pid(self) -> int:
@@ -73,13 +89,13 @@ class Child:
         if self._process.poll() is None:
             loop = asyncio.get_running_loop()
             ended = asyncio.Event()
-            pidfd = os.pidfd_open(self.pid)
-            loop.add_reader(pidfd, ended.set)
+            end = self._process.watch() if isinstance(self._process, zygote.Forked) else os.pidfd_open(self.pid)
+            loop.add_reader(end, ended.set)
             try:
                 await asyncio.wait_for(ended.wait(), timeout)
             finally:
-                loop.remove_reader(pidfd)
-                os.close(pidfd)
+                loop.remove_reader(end)
+                os.close(end)
         return self._process.wait()
 
     async def stop(self, timeout: float = 10.0) -> int:

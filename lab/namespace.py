@@ -23,7 +23,7 @@ COMMAND_TIMEOUT = 30.0  # seconds; `ip` and `nft` answer in milliseconds
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _environment() -> dict[str, str]:
@@ -74,11 +74,11 @@ class Namespace:
         """
         before = _own()
         try:
-            _checked(_libc.setns(self.fd, CLONE_NEWNET), f"entering namespace {self.name}")
+            _checked(libc.setns(self.fd, CLONE_NEWNET), f"entering namespace {self.name}")
             try:
                 yield
             finally:
-                _checked(_libc.setns(before, CLONE_NEWNET), f"leaving namespace {self.name}")
+                _checked(libc.setns(before, CLONE_NEWNET), f"leaving namespace {self.name}")
         finally:
             os.close(before)
 
@@ -136,7 +136,7 @@ def _make() -> int | None:
 
     def work() -> None:
         try:
-            _checked(_libc.unshare(CLONE_NEWNET), "making a network namespace")
+            _checked(libc.unshare(CLONE_NEWNET), "making a network namespace")
             box.append(_own())
         except LabError as error:
             box.append(error)

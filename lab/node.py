@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import sys
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,8 +117,9 @@ class Node:
         for service in services or SERVICES:
             if self.running(service):
                 raise NodeError(f"{self.name}: {service} runs already")
-            argv = [sys.executable, "-m", f"services.{service}", "--config", str(self.config_file)]
-            self._children[service] = Child(argv, output=self.log(service), namespace=self.place.namespace)
+            self._children[service] = Child.service(
+                service, self.config_file, output=self.log(service), namespace=self.place.namespace
+            )
 
     def running(self, service: str) -> bool:
         """Whether its process lives."""

@@ -17,10 +17,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab.child import tether
 from lab.namespace import LabError, connect
 from lab.nat import Nat
 from lab.network import Network
+from lab.tether import tether
 from lab.wire import Shape
 
 MARK = "CAUSEWAY_LAB_WRAPPED"  # environment variable: set inside the wrapper

@@ -22,10 +22,10 @@ from causeway.demo.story import Story
 from causeway.demo.view import View
 from causeway.errors import CommandError
 from lab import rootless
-from lab.child import tether
 from lab.mesh import HOME_SHAPE, Mesh
 from lab.namespace import LabError
 from lab.node import NodeError
+from lab.tether import tether
 from lab.wire import Shape
 
 # A home's link of 100 Mbit/s takes about 35 s for 384 MiB: time to watch, and for the mesh to be whole again

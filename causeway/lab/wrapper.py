@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from lab import rootless
-from lab.child import tether
+from lab.tether import tether
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INSIDE = "--inside"  # option of `causeway lab`: this is the inner process

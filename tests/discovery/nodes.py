@@ -51,14 +51,19 @@ class Node:
         self.channel = dial.local_channel(self.run_dir, "discovery")
         self.stub: Any = pb_grpc.DiscoveryServiceStub(self.channel)
         self.process: Child | None = None
-        # More variables of its environment, "NAME=value".
-        self.environment: list[str] = []
+        self.environment: dict[str, str] = {}
 
     async def start(self) -> None:
         """Returns when the local socket is there."""
-        command = [sys.executable, "-m", "services.discovery", "--config", str(self.config)]
-        environment = ["env", "CAUSEWAY_LOG_LEVEL=debug", *self.environment]
-        self.process = Child([*environment, *command], output=self.log, namespace=self.namespace)
+        debug = {"CAUSEWAY_LOG_LEVEL": "debug"}
+        if self.environment:  # an interpreter of its own, which reads them
+            command = [sys.executable, "-m", "services.discovery", "--config", str(self.config)]
+            variables = [f"{name}={value}" for name, value in (debug | self.environment).items()]
+            self.process = Child(["env", *variables, *command], output=self.log, namespace=self.namespace)
+        else:
+            self.process = Child.service(
+                "discovery", self.config, output=self.log, namespace=self.namespace, environment=debug
+            )
         await until(self._answers, "it serves", self)
 
     async def _answers(self) -> bool:

@@ -206,7 +206,7 @@ async def test_f29_neither_silent_contacts_nor_broken_dns_hold_up_the_start(
         }
         node = Node(node_config("a", listenAddress=loopback_ip(), modules=modules))
         (short_path / "sitecustomize.py").write_text(NO_DNS)
-        node.environment = [f"PYTHONPATH={short_path}"]
+        node.environment = {"PYTHONPATH": str(short_path)}
         began = time.monotonic()
         async with running(chain("plain")) as (plain,):
             await plain.status()

@@ -5,11 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import os
 import random
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -17,6 +14,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
+from lab.child import Child
 from protos import relay_pb2 as pb
 from protos import relay_pb2_grpc
 from services.runtime import config as configuration
@@ -61,16 +59,10 @@ class RelayProcess:
             f"  edgeRelay: {{{relay}}}\n"
         )
         self.log = folder / f"{name}.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
 
     def spawn(self, **environment: str) -> None:
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "services.relay", "--config", str(self.config)],
-                stdout=log,
-                stderr=log,
-                env=os.environ | environment,
-            )
+        self._process = Child.service("relay", self.config, output=self.log, environment=environment)
 
     @property
     def run_dir(self) -> Path:
@@ -84,11 +76,11 @@ class RelayProcess:
     @property
     def exit_code(self) -> int | None:
         assert self._process is not None
-        return self._process.poll()
+        return self._process.code
 
     def signal(self, number: int) -> None:
         assert self._process is not None
-        self._process.send_signal(number)
+        self._process.signal(number)
 
     async def wait(self) -> int:
         """Exit code, once it has ended."""
@@ -129,9 +121,8 @@ class RelayProcess:
         return last
 
     def end(self) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self._process.code is None:
             self._process.kill()
-            self._process.wait()
         self._run.cleanup()
 
 
