@@ -183,6 +183,7 @@ class Keeper:
                     gaps = self._due_gaps()
                     if gaps:
                         delay = await self._one_round(gaps)
+                    delay = min(delay, self._patience())
                 except Exception as error:  # without its keeper a session would neither recover nor end
                     log.error("keeper failed", extra={"peer": self.peer, "error": repr(error)}, exc_info=error)
                 with contextlib.suppress(TimeoutError):
@@ -222,14 +223,17 @@ class Keeper:
         """What is missing, and this side's to do something about now."""
         gaps, now = self._gaps(), time.monotonic()
         self._gap_since = {gap: self._gap_since.get(gap, now) for gap in gaps}
-        if self.pairing is None or self.pairing.keys.initiator:
-            return gaps
-        due = {gap: self._gap_since[gap] + patience for gap, patience in RESPONDER_PATIENCE.items() if gap in gaps}
-        early = {gap for gap, when in due.items() if now < when}
-        if early:
-            soonest = min(due[gap] for gap in early)
-            asyncio.get_running_loop().call_later(soonest - now + 0.01, self._poked.set)
-        return gaps - early
+        return {gap for gap in gaps if now >= self._due_at(gap)}
+
+    def _due_at(self, gap: str) -> float:
+        """When this side shall do something about a gap, on the monotonic clock."""
+        initiator = self.pairing is None or self.pairing.keys.initiator
+        return self._gap_since[gap] + (0.0 if initiator else RESPONDER_PATIENCE.get(gap, 0.0))
+
+    def _patience(self) -> float:
+        """Seconds until another gap becomes due."""
+        now = time.monotonic()
+        return min((due - now for due in map(self._due_at, self._gap_since) if due > now), default=POLL)
 
     async def _one_round(self, gaps: set[str]) -> float:
         """`_fill`, which `hurry` may break off."""
@@ -261,7 +265,7 @@ class Keeper:
             self._fresh_next = True  # what we know may be stale
             if not candidates:
                 self.failure = "nobody knows it" if info is None else "no address and no relay of it is known"
-        elif self._gaps() - gaps:
+        elif self._due_gaps() - gaps:
             return 0.0
         if not candidates:
             return BACKOFF_URGENT if ANY in gaps else POLL
