@@ -202,7 +202,7 @@ class Tunnel:
         self.relays.update(info)
         keeper = self.sessions.keeper_of(info.name)
         if keeper is not None:
-            keeper.poke()
+            keeper.learn(info)
 
     async def _on_circuit(self, sock: socket.socket, relay: str) -> None:
         self.sessions.door.admit(sock, relay)

@@ -21,7 +21,7 @@ from services.tunnel.config import HANDSHAKE_TIMEOUT, SESSION_IDLE, Settings
 from services.tunnel.core import gaps as missing
 from services.tunnel.core.choice import Use
 from services.tunnel.core.gaps import ANY, BETTER, STANDBY
-from services.tunnel.core.link import DIRECT, Link
+from services.tunnel.core.link import DIRECT, SUSPECT_CEILING, Link
 from services.tunnel.dialling import CONNECT_TIMEOUT
 from services.tunnel.errors import LinkFailed, RelayRefused
 from services.tunnel.relays import RelayPool
@@ -50,8 +50,11 @@ that answers first."""
 STANDBY_SMEAR = 0.5
 """Seconds within which a lost standby is looked for, at random: a relay that dies costs many sessions theirs, whose
 handshakes come just when all their streams are sent again."""
+DOUBT_PATIENCE = SUSPECT_CEILING
+"""Seconds for which a doubted link may still answer before the initiator looks for another standby: on a host that is too
+busy to answer in time every dial makes the next answer later."""
 POLL = 5.0
-"""Seconds between looks at what is missing; changes are told at once."""
+"""Seconds between looks at what is missing, and at what discovery knows of the peer; changes are told at once."""
 MAX_DIALS = 32
 """Addresses dialled at a time, for all peers together, while nobody waits for a path. Those that do not answer take 5 s
 each, and a router remembers the flow for 120 s (Linux): 800 flows at the most, where 5,000 fill it (FAILURES 23)."""
@@ -95,6 +98,9 @@ class Keeper:
         self._suggested: tuple[str, ...] = ()
         """Relays that the last one to refuse a circuit named in its place."""
         self._joining = asyncio.Lock()
+        self._info: peers.PeerInfo | None = None
+        self._known_at = float("-inf")
+        """What discovery knows of the peer, and when it said so."""
         self._gap_since: dict[str, float] = {}
         self._round: asyncio.Task[float] | None = None
         self._renewing: asyncio.Task[None] | None = None
@@ -121,6 +127,11 @@ class Keeper:
             self._backoffs.clear()
             self._fresh_next = True
         self._poked.set()
+
+    def learn(self, info: peers.PeerInfo) -> None:
+        """Discovery has news of the peer."""
+        self._info, self._known_at = info, time.monotonic()
+        self.poke()
 
     def hurry(self) -> None:
         """This host's network changed, and only this side knows: no patience. What is being tried may come from an
@@ -183,6 +194,7 @@ class Keeper:
                     gaps = self._due_gaps()
                     if gaps:
                         delay = await self._one_round(gaps)
+                    delay = min(delay, self._patience())
                 except Exception as error:  # without its keeper a session would neither recover nor end
                     log.error("keeper failed", extra={"peer": self.peer, "error": repr(error)}, exc_info=error)
                 with contextlib.suppress(TimeoutError):
@@ -222,14 +234,22 @@ class Keeper:
         """What is missing, and this side's to do something about now."""
         gaps, now = self._gaps(), time.monotonic()
         self._gap_since = {gap: self._gap_since.get(gap, now) for gap in gaps}
-        if self.pairing is None or self.pairing.keys.initiator:
-            return gaps
-        due = {gap: self._gap_since[gap] + patience for gap, patience in RESPONDER_PATIENCE.items() if gap in gaps}
-        early = {gap for gap, when in due.items() if now < when}
-        if early:
-            soonest = min(due[gap] for gap in early)
-            asyncio.get_running_loop().call_later(soonest - now + 0.01, self._poked.set)
-        return gaps - early
+        return {gap for gap in gaps if now >= self._due_at(gap)}
+
+    def _due_at(self, gap: str) -> float:
+        """When this side shall do something about a gap, on the monotonic clock."""
+        since, pairing = self._gap_since[gap], self.pairing
+        if pairing is None:
+            return since
+        if not pairing.keys.initiator:
+            return since + RESPONDER_PATIENCE.get(gap, 0.0)
+        doubt = gap == STANDBY and any(link.doubted for link in pairing.session.links)
+        return since + DOUBT_PATIENCE * doubt
+
+    def _patience(self) -> float:
+        """Seconds until another gap becomes due."""
+        now = time.monotonic()
+        return min((due - now for due in map(self._due_at, self._gap_since) if due > now), default=POLL)
 
     async def _one_round(self, gaps: set[str]) -> float:
         """`_fill`, which `hurry` may break off."""
@@ -245,7 +265,7 @@ class Keeper:
         """One round of attempts; returns how long to wait before the next."""
         if BETTER in gaps and self.pairing is not None:
             self.host.punch(self.pairing)
-        info = await self.host.resolve(self.peer, fresh=False, traceparent=self.traceparent)
+        info = await self._known()
         if self._fresh_next and (self._renewing is None or self._renewing.done()):
             # Beside the attempts: whatever cut us off from the peer may have cut off those whom discovery asks.
             self._renewing = asyncio.create_task(self._renew())
@@ -261,12 +281,20 @@ class Keeper:
             self._fresh_next = True  # what we know may be stale
             if not candidates:
                 self.failure = "nobody knows it" if info is None else "no address and no relay of it is known"
-        elif self._gaps() - gaps:
+        elif self._due_gaps() - gaps:
             return 0.0
         if not candidates:
             return BACKOFF_URGENT if ANY in gaps else POLL
         soonest = min(self._backoff(candidate).until for candidate in candidates)
         return min(max(soonest - time.monotonic(), 0.02), POLL)
+
+    async def _known(self) -> peers.PeerInfo | None:
+        """The peer. Discovery is asked when it did not know it, or has been silent about it for a while."""
+        now = time.monotonic()
+        if self._info is None or now - self._known_at >= POLL:
+            self._info = await self.host.resolve(self.peer, fresh=False, traceparent=self.traceparent)
+            self._known_at = now
+        return self._info
 
     async def _renew(self) -> None:
         """Others may know the peer better than we do. What is new reaches us like every change, and pokes us."""

@@ -3,7 +3,7 @@
 import pytest
 
 from services.tunnel.core import events, paths
-from services.tunnel.core.carrier import CLOSE_AFTER, CONFIRM_WITHIN
+from services.tunnel.core.carrier import CLOSE_AFTER, CONFIRM_WITHIN, STANDBY_KEPT, SURPLUS_AFTER
 from services.tunnel.core.link import DEAD_AFTER, DIRECT, PUNCHED, RELAYED, SUSPECT_CEILING, Link
 from tests.tunnel.harness import End, Net, PlainCipher
 
@@ -370,6 +370,25 @@ def test_a_draining_relay_is_left_as_soon_as_there_is_another() -> None:
     net.run(1.0)
     talk.check()
     assert not net.a.session.resent
+
+
+def test_a_standby_over_a_draining_relay_is_kept_until_there_is_another() -> None:
+    """Should the active link be doubted meanwhile, there is a way still; but the relay does not wait for ever."""
+    for another in (True, False):
+        net = two_relays()
+        net.run(SURPLUS_AFTER)
+        talk = Chatter(net)
+        standby = ({"r1", "r2"} - {active(net.a)}).pop()
+        for end in (net.a, net.b):
+            end.apply(end.session.drain_relay(standby))
+        talk.talk(STANDBY_KEPT - 0.5)
+        assert relays_of(net.a) == relays_of(net.b) == {"r1", "r2"}
+        if another:
+            net.link(relay="r3", delay=0.2)
+        talk.talk(SURPLUS_AFTER)
+        net.run(1.0)
+        talk.check()
+        assert relays_of(net.a) == relays_of(net.b) == {"r1", "r2", "r3"} - {standby} - (set() if another else {"r3"})
 
 
 def test_direct_beats_punched_beats_relayed_whatever_the_round_trip() -> None:

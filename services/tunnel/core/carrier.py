@@ -25,6 +25,9 @@ MAX_LOST = 8
 SURPLUS_AFTER = 3.0
 """A link younger than this is not retired as surplus, seconds: the other side may be about to put it into the place of
 another one."""
+STANDBY_KEPT = 2.0
+"""A standby over a relay that drains is kept for so long, or until there is another, seconds: the relay gives its clients
+5 s (relay/post), and they begin to move within the first third of it."""
 TRIAL_BYTES = 64 * 1024
 """What a standby gets before it answers: all of a request, and no more of a bulk stream than a slow path bears."""
 
@@ -133,8 +136,8 @@ class Carrier:
         """The relay said that it will stop: its links are left as soon as there is another."""
         out: list[Event] = []
         for link in self.links:
-            if link.relay == relay:
-                link.draining = True
+            if link.relay == relay and not link.draining:
+                link.draining, link.leave_at = True, self.now + STANDBY_KEPT
         self._elect(self.now, "drain", out)
         return out
 
@@ -191,7 +194,7 @@ class Carrier:
             self._surveyed_at = now
             self._elect(now, "better_path", out)
             if self.initiator:
-                for link in paths.surplus(self.links, self.active):
+                for link in paths.surplus(self.links, self.active, now):
                     if now - link.started >= SURPLUS_AFTER:
                         self.retire(link)
 

@@ -93,6 +93,7 @@ class Link:
         "inflight",
         "kind",
         "last_in",
+        "leave_at",
         "loaded",
         "next_ping",
         "note",
@@ -164,9 +165,11 @@ class Link:
         self.distrusted = False
         """The peer suspects it."""
         self.draining = False
+        """Its relay is about to stop: usable, but to be left, …"""
+        self.leave_at = now
+        """… at the latest then."""
         self.agreed = False
         """It goes over the relay on which both ends have agreed."""
-        """Its relay is about to stop: usable, but to be left."""
         self.closing = False
         """GOAWAY was said or heard: no new records."""
         self.closing_since = now

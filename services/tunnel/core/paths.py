@@ -45,7 +45,7 @@ def wants_standby(active: Link | None) -> bool:
     return active is not None and active.kind != DIRECT
 
 
-def surplus(links: Sequence[Link], active: Link | None) -> list[Link]:
+def surplus(links: Sequence[Link], active: Link | None, now: float) -> list[Link]:
     """Usable links that serve nothing: neither active nor the standby.
 
     None before the peer has answered on the active one since it became that: it may be lost at the other end already.
@@ -53,8 +53,9 @@ def surplus(links: Sequence[Link], active: Link | None) -> list[Link]:
     if active is None or active.doubted or active.progress <= active.active_since:
         return []
     keep = {active.id}
-    # A link over a relay that drains is no standby for long, and its relay waits for it.
-    if wants_standby(active) and (second := standby(links, active)) is not None and not second.draining:
+    # A link over a relay that drains is a standby until there is another, but its relay waits for it.
+    second = standby(links, active)
+    if wants_standby(active) and second is not None and not (second.draining and now >= second.leave_at):
         keep.add(second.id)
     return [
         link
