@@ -52,13 +52,18 @@ class ServiceFile:
     async def run(self) -> None:
         """Follows the file for ever."""
         while True:
-            await self._keep()
             await asyncio.sleep(PERIOD)
             if self._changed():
                 # A file of a megabyte takes a second.
                 self._apply(*await asyncio.to_thread(_load, self._path))
             elif self._standin is not None:
                 self._tell()  # it has grown older
+
+    async def keep(self) -> None:
+        """Keeps the file's content for the next start, for ever. A task of its own: a flush may take seconds."""
+        while True:
+            await self._keep()
+            await asyncio.sleep(PERIOD)
 
     def look(self) -> None:
         """Read the file now if it changed."""
@@ -132,7 +137,6 @@ class ServiceFile:
         return ""
 
     async def _keep(self) -> None:
-        """Keeps the file's content for the next start."""
         now = self._directory.wall()
         if self._good is None or not self._copy.due(self._good, now):
             return
