@@ -6,6 +6,7 @@ Keys are only ever added. Times are in seconds or, where the name says `_ms`, in
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,11 @@ def merge(
     tunnel: tunnel_pb2.GetStatusResponse | None = None,
     relay: relay_pb2.GetStatusResponse | None = None,
     proxy: proxy_pb2.GetStatusResponse | None = None,
+    now: float | None = None,
 ) -> dict[str, Any]:
-    """One dictionary with all keys always present; what an absent service would say is empty, null or 0."""
+    """One dictionary with all keys always present; what an absent service would say is empty, null or 0. `now`: seconds
+    since the Unix epoch, by default the clock's."""
+    now = time.time() if now is None else now
     known = {peer.record.node_name: peer for peer in discovery.peers} if discovery else {}
     sessions = {session.peer: session for session in tunnel.sessions} if tunnel else {}
     node = next((reply.node_name for reply in (discovery, tunnel, relay, proxy) if reply), "")
@@ -88,7 +92,9 @@ def merge(
         "services": services,
         "roles": {"relay": _relay_role(relay), "tunnel": {"listen_port": tunnel.listen_port if tunnel else 0}},
         "self": _self(discovery.self) if discovery else None,
-        "peers": [_peer(name, known.get(name), sessions.get(name)) for name in sorted({*known, *sessions} - {node})],
+        "peers": [
+            _peer(name, known.get(name), sessions.get(name), now) for name in sorted({*known, *sessions} - {node})
+        ],
         "relays": [_control(control) for control in tunnel.relays] if tunnel else [],
         "listeners": [_listener(listener) for listener in proxy.listeners] if proxy else [],
         "known_services": discovery.services if discovery else 0,
@@ -167,13 +173,14 @@ def _relay_role(relay: relay_pb2.GetStatusResponse | None) -> dict[str, Any]:
     }
 
 
-def _peer(name: str, peer: discovery_pb2.Peer | None, session: tunnel_pb2.Session | None) -> dict[str, Any]:
+def _peer(name: str, peer: discovery_pb2.Peer | None, session: tunnel_pb2.Session | None, now: float) -> dict[str, Any]:
     links = [_link(link) for link in session.links] if session else []
     active = next((link for link in links if link["state"] == "active"), None)
     return {
         "name": name,
         "sources": [peer_source(source) for source in peer.sources] if peer else [],
         "verified": peer.verified if peer else False,
+        "record_age": _age(peer.record, now) if peer else None,
         "addresses": [address.ip for address in peer.record.addresses] if peer else [],
         "is_relay": peer.record.HasField("relay") if peer else False,
         "relay_rank": peer.relay_rank if peer else 0,
@@ -185,6 +192,11 @@ def _peer(name: str, peer: discovery_pb2.Peer | None, session: tunnel_pb2.Sessio
         "session": _session(session) if session else None,
         "links": links,
     }
+
+
+def _age(record: discovery_pb2.PeerRecord, now: float) -> float | None:
+    """Seconds since the peer signed its record, by its own clock; None for one that only the configuration names."""
+    return round(max(0.0, now - record.issued_at.ToMilliseconds() / 1000), 3) if record.HasField("issued_at") else None
 
 
 def _session(session: tunnel_pb2.Session) -> dict[str, Any]:

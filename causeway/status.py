@@ -44,7 +44,7 @@ def status(output: str, watch: float | None, config: Path | None, run_dir: Path 
                        circuits[], bytes_total, circuits_total, refused_total}
       roles.tunnel     {listen_port}
       self             {revision, addresses[], tunnel_port, relay_port, discovery_port, reservations[]} or null
-      peers[]          {name, sources[], verified, addresses[], is_relay, relay_rank, reservations[],
+      peers[]          {name, sources[], verified, record_age: s or null, addresses[], is_relay, relay_rank, reservations[],
                        path: direct|punched|relayed|"", relay, rtt_ms, why, session {..} or null, links[]}
       relays[]         {relay, address, state, rtt_ms, observed, expires_in}
       listeners[]      {address, network, service, endpoints, error}

@@ -9,6 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from services.runtime.core.age import spell
+
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -79,6 +81,8 @@ def _peers(peers: list[dict[str, Any]]) -> Table:
         session = peer["session"]
         name = peer["name"] + (" (relay)" if peer["is_relay"] else "")
         sources = ", ".join(peer["sources"]) + ("" if peer["verified"] else " (unverified)")
+        if "cache" in peer["sources"] and peer["record_age"] is not None:
+            sources += f" ({spell(peer['record_age'])} old)"  # nobody has renewed it since
         if not peer["sources"]:
             sources = "its session"  # it dialled us, and proved its name there
         standby = [link["relay"] or link["kind"] for link in peer["links"] if link["state"] == "standby"]

@@ -131,6 +131,7 @@ class Driver:
             self._directory.board.say("lookup", "off: dht.enable is false")
         if self._services is not None:
             self._spawn("services", self._services.run)
+            self._spawn("services copy", self._services.keep)
         self._spawn("mdns", self._mdns.run)
 
     def _spawn(self, name: str, work: Callable[[], Awaitable[None]]) -> None:

@@ -112,6 +112,11 @@ class PublicPort:
     def port(self) -> int:
         return int(self._listener.getsockname()[1])
 
+    def adjust(self, limits: Limits) -> None:
+        """Other bounds for those who have not yet said who they are."""
+        for key in self._half_open.adjust(limits.max_half_open, limits.max_half_open_per_source):
+            self._dismiss(key, "half-open")
+
     def settle(self, key: int) -> None:
         """A control connection is greeted, or gone."""
         self._half_open.leave(key)

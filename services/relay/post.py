@@ -29,20 +29,7 @@ DRAIN = 5.0
 """Seconds for circuits to move away."""
 LOOK = 5.0
 """Seconds after which the role is judged again in any case: uptime grows, and a port that was taken may be free."""
-LIVE = (
-    "modules.edgeTunnel.relayNodes",
-    "modules.edgeRelay.mode",
-    *(
-        f"modules.edgeRelay.limits.{key}"
-        for key in (
-            "maxReservations",
-            "maxCircuits",
-            "maxCircuitsPerPeer",
-            "maxBytesPerSecondPerPeer",
-            "idleTimeoutSeconds",
-        )
-    ),
-)
+LIVE = ("modules.edgeTunnel.relayNodes", "modules.edgeRelay.mode", "modules.edgeRelay.limits")
 """What of the configuration is applied while running."""
 
 
@@ -121,7 +108,10 @@ class Post:
         self._prober.want(wanted.modules.edge_relay.mode != "off")
         role = self._decide(wanted)
         if role.active == self.relay.serving:
-            self.relay.adjust(role, _limits(wanted), config.alternatives(wanted))
+            limits = _limits(wanted)
+            self.relay.adjust(role, limits, config.alternatives(wanted))
+            if self._ear is not None:
+                self._ear.adjust(limits)
             self._listen_if_idle()
             self._tell()
             return

@@ -108,6 +108,8 @@ class Relay:
         self._broker.adjust(limits, alternatives)
         if self._engine is not None:
             self._engine.limit(idle_timeout=limits.idle_timeout, bytes_per_second=limits.max_bytes_per_second_per_peer)
+        if self._port is not None:
+            self._port.adjust(limits)
 
     async def drain(self, deadline: float) -> int:
         """Let nothing new in and ask all holders to move within `deadline` seconds. Returns when the circuits are

@@ -12,8 +12,10 @@ import random
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from services.runtime import telemetry
+from services.runtime.config import Config
 from services.runtime.identity import Identity
 from services.runtime.process import Service
 from services.runtime.serve import LocalServer
@@ -297,6 +299,11 @@ class Tunnel:
         """What lies between this node and the others."""
         return await self.netcheck.run()
 
+    def reconfigure(self, config: Config) -> None:
+        """How long a session without a path is held is judged anew with every look at it; nothing else changes."""
+        hold = config.modules.edge_tunnel.session_hold_seconds
+        self.sessions.settings = replace(self.sessions.settings, session_hold=hold)
+
     def status(self) -> status.TunnelStatus:
         """All there is to see."""
         pairings = self.sessions.pairings.values()
@@ -329,6 +336,7 @@ async def main(service: Service) -> None:
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     server = LocalServer(service)
     tunnel = Tunnel(settings, service.identity)
+    service.reload.on("modules.edgeTunnel.sessionHoldSeconds", tunnel.reconfigure)
     api = servicer.TunnelServicer(tunnel, tunnel.streams.offers, lambda: service.reload.warnings)
     server.add(servicer.add_to_server, api, servicer.FULL_NAME)
     try:

@@ -83,6 +83,26 @@ def test_peers_are_joined_with_their_sessions_and_without_the_node_itself() -> N
     assert (r1["is_relay"], r1["relay_rank"], r1["verified"]) == (True, 1, False)
 
 
+def test_what_is_remembered_of_a_peer_has_an_age() -> None:
+    reply = discovery()
+    reply.peers[1].sources[:] = [discovery_pb2.PEER_SOURCE_CACHE]
+    reply.peers[1].record.issued_at.FromSeconds(1_800_000_000)
+    found = snapshot.merge(Path("/run/c"), SERVICES, reply, now=1_800_010_000.0)
+    edge_b, r1 = found["peers"]
+    assert (edge_b["record_age"], r1["record_age"]) == (10_000, None)
+    assert "cache (2 h old)" in text_of(found)
+    # Somebody vouches for it now.
+    reply.peers[1].sources[:] = [discovery_pb2.PEER_SOURCE_MDNS]
+    found = snapshot.merge(Path("/run/c"), SERVICES, reply, now=1_800_010_000.0)
+    assert found["peers"][0]["record_age"] == 10_000 and " old)" not in text_of(found)
+
+
+def text_of(found: dict[str, Any]) -> str:
+    console = Console(width=400, record=True, file=io.StringIO())
+    console.print(view.render(found))
+    return console.export_text()
+
+
 def test_the_dht_is_shown() -> None:
     found = full()["dht"]
     assert (found["servers"], found["holders"], found["refreshed"]) == (3, ["r1", "r2"], 12)

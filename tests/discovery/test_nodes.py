@@ -17,6 +17,7 @@ from services.runtime import dial
 from ..conftest import WriteConfig
 from .caller import Caller
 from .nodes import PATIENCE, Node, running, until
+from .test_manifests import WEB
 
 # Each test starts several processes.
 pytestmark = pytest.mark.slow
@@ -264,6 +265,28 @@ async def test_an_offline_restart_remembers_the_peers(mesh: Callable[..., Path])
         assert (await a.resolve("b", fresh=True)).record.addresses[0].ip == address
         assert (await a.sees("r")).relay_rank == 1
         assert "2 peers remembered" in (await a.status()).sources["cache"]
+
+
+async def test_an_offline_restart_remembers_the_services(mesh: Callable[..., Path], short_path: Path) -> None:
+    file = short_path / "services.yaml"
+    file.write_text(WEB)
+    async with running(mesh("a", relays=(), discovery={"servicesFile": str(file)})) as (a,):
+        copy = a.config.parent / "state" / "services.last"
+
+        async def kept() -> bool:
+            return copy.exists()
+
+        await until(kept, "the file was copied", a)
+        a.kill()
+        file.unlink()
+        await a.start()
+        # A watcher gets them before it is told that it has all.
+        call = a.stub.WatchServices(pb.WatchServicesRequest(), timeout=PATIENCE)
+        assert (await call.read()).added.name == "web"
+        assert (await call.read()).synced
+        call.cancel()
+        (warning,) = (await a.status()).warnings
+        assert "no such file" in warning and warning.endswith("services that it had when it was last read are used")
 
 
 async def test_a_damaged_cache_is_set_aside(mesh: Callable[..., Path]) -> None:

@@ -1,11 +1,13 @@
 """The manifest file, watched: editors that replace it, ConfigMap volumes that swap a link, mistakes."""
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from protos import discovery_pb2 as pb
+from services.discovery.core import lastgood
 from services.discovery.sources import servicefile
 from services.discovery.sources.servicefile import ServiceFile
 
@@ -95,6 +97,107 @@ def test_a_file_that_is_too_large_is_refused(source: ServiceFile, monkeypatch: p
     source.look()
     assert "it has more than 1 MiB" in source._directory.board.sources["servicesFile"]
     assert len(source._directory.services) == 0
+
+
+# The last good file
+
+
+Damage = Callable[[Path], None]
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def break_(path: Path) -> None:
+    path.write_text("kind: Service\nmetadata: [")
+
+
+def obstruct(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [remove, break_, obstruct])
+async def test_services_outlive_a_restart_without_their_file(
+    node_config: WriteConfig, tmp_path: Path, damage: Damage
+) -> None:
+    path, config, clock = tmp_path / "services.yaml", node_config("a"), Clock()
+    path.write_text(manifest("127.1.0.1"))
+    first = started(config, path, clock)
+    await first._keep()
+    damage(path)
+    clock.now += 200
+    second = started(config, path, clock)
+    assert cluster_ip(second) == "127.1.0.1"
+    board = second._directory.board
+    said = "; the 1 services that it had when it was last read are used"
+    assert board.sources["servicesFile"].startswith("error: ")
+    assert board.sources["servicesFile"].endswith(f"{said}, 3 min old")
+    (warning,) = board.warnings
+    assert warning.startswith(f"{path}: error: ") and warning.endswith(said)
+    # A third start knows it still, and the file counts again as soon as it can be read.
+    clock.now += 3 * 86_400
+    third = started(config, path, clock)
+    assert third._directory.board.sources["servicesFile"].endswith(f"{said}, 3 days old")
+    if path.is_dir():
+        path.rmdir()
+    path.write_text(manifest("127.1.0.2"))
+    third.look()
+    assert cluster_ip(third) == "127.1.0.2" and not third._directory.board.warnings
+    assert third._directory.board.sources["servicesFile"] == "1 services"
+
+
+async def test_what_is_too_old_or_damaged_is_not_used(node_config: WriteConfig, tmp_path: Path) -> None:
+    path, config, clock = tmp_path / "services.yaml", node_config("a"), Clock()
+    path.write_text(manifest("127.1.0.1"))
+    first = started(config, path, clock)
+    await first._keep()
+    path.unlink()
+    clock.now += lastgood.MAX_AGE + 1
+    late = started(config, path, clock)
+    assert len(late._directory.services) == 0
+    assert late._directory.board.sources["servicesFile"].endswith("; what it held 7 days ago is too old to be used")
+    clock.now -= lastgood.MAX_AGE
+    copy = first._copy.path
+    copy.write_bytes(copy.read_bytes().replace(b"127.1.0.1", b"127.1.0.7"))
+    damaged = started(config, path, clock)
+    assert len(damaged._directory.services) == 0
+    assert "is not used: its checksum is wrong" in damaged._directory.board.sources["servicesFile"]
+    # And it is replaced by the next good one.
+    path.write_text(manifest("127.1.0.3"))
+    damaged.look()
+    await damaged._keep()
+    path.unlink()
+    assert cluster_ip(started(config, path, clock)) == "127.1.0.3"
+
+
+async def test_an_unchanged_file_is_noted_once_an_hour(node_config: WriteConfig, tmp_path: Path) -> None:
+    path, clock = tmp_path / "services.yaml", Clock()
+    path.write_text(manifest("127.1.0.1"))
+    source = started(node_config("a"), path, clock)
+    at = []
+    for _ in range(5):
+        await source._keep()
+        kept = source._copy.load()
+        assert kept is not None and kept.data == path.read_bytes()
+        at.append(kept.at - Clock().now)
+        clock.now += 1500
+    assert at == [0, 0, 0, 4500, 4500]
+
+
+class Clock:
+    """Seconds since the Unix epoch, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1_800_000_000.0
+
+
+def started(config: Path, path: Path, clock: Clock) -> ServiceFile:
+    """The source of a discovery that has just been started."""
+    source = ServiceFile(part(config, wall=lambda: clock.now).directory, path)
+    source.look()
+    return source
 
 
 async def test_watchers_see_services_come_change_and_go(node_config: WriteConfig, short_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lab.mesh import Mesh
-from tests.e2e.traffic import PATIENCE, PORT, TARGET_PORT, Stream, connect, echo_server
+from tests.e2e.traffic import PATIENCE, PORT, TARGET_PORT, Stream, connect, echo_server, eventually
 
 HOLD = 3  # seconds instead of 60
 
@@ -19,15 +19,24 @@ async def test_streams_end_with_a_reason_after_the_hold() -> None:
     folder = Path(tempfile.mkdtemp(prefix="cw-"))
     mesh = Mesh.loopback(folder)
     try:
-        for node in (mesh.a, mesh.b):
-            config = yaml.safe_load(node.config_file.read_text())
-            config["modules"]["edgeTunnel"]["sessionHoldSeconds"] = HOLD
-            node.configure(config)
         mesh.publish("echo", PORT, TARGET_PORT)
         await mesh.start(lean=True)
         async with echo_server(mesh.b.place):
             stream = Stream(*await connect(mesh.a.place, mesh.cluster_ips[0]))
             await asyncio.wait_for(stream.say(b"before"), PATIENCE)
+            # Told while it runs; the stream does not notice.
+            for node in (mesh.a, mesh.b):
+                config = yaml.safe_load(node.config_file.read_text())
+                config["modules"]["edgeTunnel"]["sessionHoldSeconds"] = HOLD
+                node.configure(config)
+
+            async def applied() -> bool:
+                return all("sessionHoldSeconds" in node.log("tunnel").read_text() for node in (mesh.a, mesh.b))
+
+            await eventually(applied, "the new hold is in force")
+            for node in (mesh.a, mesh.b):
+                assert not (await node.tunnel()).warnings
+            await asyncio.wait_for(stream.say(b"still"), PATIENCE)
             await mesh.r1.kill("relay")
             await mesh.r2.kill("relay")
             with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):

@@ -191,6 +191,8 @@ async def test_a_lan_that_is_cut_off_goes_on_and_comes_back(island: Island) -> N
     # Both sides of the cut change while they do not hear of each other.
     former = await instances("b", "c")
     await island.b.kill()
+    # What it offers is known from its state alone.
+    island.b.services_file.unlink()
     await island.start("b")
     await island.c.restart("discovery")
     await find_each_other(island.a, island.b)

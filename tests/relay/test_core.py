@@ -23,6 +23,7 @@ from services.relay.core.greeting import (
 )
 from services.relay.core.halfopen import HalfOpen, source_of
 from services.relay.core.report import Report
+from services.relay.core.reservations import Reservations
 
 # --- fairness ------------------------------------------------------------------------------------------------------
 
@@ -120,6 +121,62 @@ def test_half_open_expires_in_order() -> None:
     assert table.expire(6.5) == [0, 1]
     table.leave(2)
     assert table.next_expiry is None
+
+
+@given(
+    st.lists(st.sampled_from("abcd"), max_size=30),
+    st.tuples(st.integers(1, 12), st.integers(1, 6)),
+    st.tuples(st.integers(1, 12), st.integers(1, 6)),
+)
+def test_half_open_bounds_hold_from_the_moment_they_change(
+    sources: list[str], first: tuple[int, int], second: tuple[int, int]
+) -> None:
+    table, live = HalfOpen(*first, 5.0), dict[int, str]()
+    for key, source in enumerate(sources):
+        yielded = table.enter(key, source, 0.0)
+        live[key] = source
+        live.pop(-1 if yielded is None else yielded, None)
+    before = list(live)
+    for key in table.adjust(*second):
+        del live[key]
+    limit, per_source = second
+    assert len(table) == len(live) <= limit
+    assert all(list(live.values()).count(it) <= per_source for it in "abcd")
+    # Nobody has to go for nothing, and the young stay.
+    if len(before) <= limit and per_source >= first[1]:
+        assert list(live) == before
+    for key in live:
+        table.leave(key)
+    assert table.next_expiry is None
+
+
+# --- reservations --------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(("grant", "ttl", "drop", "expire")), st.integers(0, 4), st.floats(0, 4)), max_size=60
+    )
+)
+def test_a_reservation_lasts_as_long_as_it_was_granted_for(events: list[tuple[str, int, float]]) -> None:
+    table, ends, now = Reservations(100, 3.0), dict[int, float](), 0.0
+    for event, number, seconds in events:
+        now += seconds
+        if event == "ttl":
+            table.ttl = float(number + 1)
+        elif event == "drop":
+            table.drop(number)
+            ends.pop(number, None)
+        elif event == "grant":
+            assert table.grant(number, f"p{number % 3}", now).expires_at == now + table.ttl
+            ends[number] = now + table.ttl
+        else:
+            over = {it.conn for it in table.expire(now)}
+            assert over == {conn for conn, end in ends.items() if end <= now}
+            ends = {conn: end for conn, end in ends.items() if end > now}
+        assert table.next_expiry == min(ends.values(), default=None)
+        assert set(table.holders) == set(ends)
+        assert len(table) == len({f"p{conn % 3}" for conn in ends})
 
 
 @pytest.mark.parametrize(

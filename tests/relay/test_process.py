@@ -352,3 +352,30 @@ async def test_metrics_are_read_while_circuits_run(tmp_path: Path) -> None:
         close(one, other)
         a.close()
         b.close()
+
+
+async def test_limits_change_under_an_open_circuit(relay: RelayProcess) -> None:
+    a, b = await pair(relay)
+    (reader, writer), (far_reader, far_writer) = await circuit(a, b, "b")
+    with socket.create_connection((relay.ip, 20007)) as crowd, socket.create_connection((relay.ip, 20007)) as last:
+        await relay.until(lambda status: status.warnings == [], "it has nothing to say")
+        text = relay.config.read_text()
+        limits = "limits: {maxHalfOpen: 4, reservationTtlSeconds: 120}"
+        relay.config.write_text(text.replace("edgeRelay: {}", f"edgeRelay: {{{limits}}}"))
+        status = await relay.until(lambda it: it.limits.max_half_open == 4, "the new limits are in force")
+        assert not status.warnings
+        # One from each source now: the older is closed, the younger stays.
+        crowd.settimeout(PATIENCE)
+        with pytest.raises(ConnectionResetError):
+            await asyncio.to_thread(crowd.recv, 1)
+        # What was granted lasts as long as it was granted for, what is granted now is shorter.
+        assert status.reservations[0].expires_in.seconds > 3000
+        assert (await b.reserve()).ttl.seconds == 120
+        assert (await relay.status()).reservations[0].expires_in.seconds <= 120
+        writer.write(b"still")
+        async with asyncio.timeout(PATIENCE):
+            assert await far_reader.readexactly(5) == b"still"
+        last.close()
+    close((reader, writer), (far_reader, far_writer))
+    a.close()
+    b.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.runtime.core.age import spell
 from services.runtime.core.allowance import Allowance
 from services.runtime.core.bucket import TokenBucket
 
@@ -47,3 +49,11 @@ def test_each_may_ask_so_often_and_many_cost_bounded_memory() -> None:
     for number in range(100):
         allowance.spend(f"n{number}", 1000.0)
     assert len(allowance) == 10
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-3, "0 s"), (0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "119 min"), (7200, "2 h"), (172_800, "2 days")],
+)
+def test_ages_are_spelt_in_the_unit_that_fits(seconds: float, text: str) -> None:
+    assert spell(seconds) == text

@@ -1,28 +1,23 @@
-"""What discovery keeps on disk, as bytes: two lines of JSON, a header with the checksum of the body, and the body.
+"""What discovery keeps of peers and of its own record on disk: JSON in an envelope (envelope.py).
 
-Version and checksum make a file of another release, or one that was cut off or flipped a bit, a clear refusal
-instead of a strange registry. Records are kept as signed, so that they are verified again when they are read.
+Records are kept as signed, so that they are verified again when they are read.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import ipaddress
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from .envelope import BadSnapshot, unwrap, wrap
 from .model import Address, AddressSource, RelayRole, Reservation, Signed
 from .own import RelayReport, TunnelReport
 
 FORMAT = "causeway-registry"
 VERSION = 1
-
-
-class BadSnapshot(ValueError):
-    """The bytes are not a whole snapshot of this version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +46,13 @@ def encode(snapshot: Snapshot) -> bytes:
         },
         separators=(",", ":"),
     ).encode()
-    header = {"format": FORMAT, "version": VERSION, "sha256": hashlib.sha256(body).hexdigest()}
-    return json.dumps(header).encode() + b"\n" + body + b"\n"
+    return wrap(FORMAT, VERSION, body)
 
 
 def decode(data: bytes) -> Snapshot:
     """A snapshot from its bytes; raises BadSnapshot with what is wrong."""
-    head, _, rest = data.partition(b"\n")
-    body = rest.removesuffix(b"\n")
+    body = unwrap(FORMAT, VERSION, data)
     try:
-        header = json.loads(head)
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise BadSnapshot("it is not a registry file")
-        if header.get("version") != VERSION:
-            raise BadSnapshot(f"it has version {header.get('version')!r}, expected {VERSION}")
-        if header.get("sha256") != hashlib.sha256(body).hexdigest():
-            raise BadSnapshot("its checksum is wrong: it was cut off or damaged")
         values = json.loads(body)
         return Snapshot(
             saved_at=float(values["savedAt"]),
@@ -77,8 +63,6 @@ def decode(data: bytes) -> Snapshot:
             # Files of versions before 0.3 have none.
             servers=tuple((str(name), _where(where)) for name, where in values.get("servers", ())),
         )
-    except BadSnapshot:
-        raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadSnapshot(f"it cannot be read ({type(error).__name__}: {error})") from error
 

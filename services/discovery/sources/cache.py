@@ -13,10 +13,11 @@ from pathlib import Path
 
 from services.runtime import files
 
+from ..core.envelope import BadSnapshot
 from ..core.errors import DiscoveryError
 from ..core.model import Signed, Source
 from ..core.registry import Entry
-from ..core.snapshot import BadSnapshot, Snapshot, decode, encode
+from ..core.snapshot import Snapshot, decode, encode
 from ..directory import Directory
 
 FILE = "registry.json"

@@ -3,6 +3,9 @@
 The file is looked at every two seconds (one `stat`, which follows symlinks, so editors that replace files and
 ConfigMap volumes that swap a link are both seen). inotify would need the folder, its links and their targets to
 be watched, by a thread of its own and 1 MiB of library.
+
+What it held when it was last read without an error is kept in the state folder, so that a node which restarts while
+the file is gone, unreadable or wrong has its services all the same.
 """
 
 from __future__ import annotations
@@ -14,9 +17,13 @@ from typing import Any
 import yaml
 
 from services.runtime import files
+from services.runtime.core.age import spell
 
+from ..core.envelope import BadSnapshot
+from ..core.lastgood import MAX_AGE, LastGood
 from ..core.manifests import Parsed, parse
 from ..directory import Directory
+from .lastgood import Copy
 
 # Seconds between two looks.
 PERIOD = 2.0
@@ -28,12 +35,19 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class ServiceFile:
-    """Keeps the services as the file says. A file with errors changes nothing, and the errors stand in status."""
+    """Keeps the services as the file says. A file with errors changes nothing, and the errors stand in status; at the
+    start, what the file held when it was last read stands in for it."""
 
     def __init__(self, directory: Directory, path: Path) -> None:
         self._directory = directory
         self._path = path
         self._stamp: object = ()
+        self._copy = Copy(directory.settings.state_dir)
+        # Content of the file while it is good.
+        self._good: bytes | None = None
+        self._complaint = ""
+        # While services of a former run stand in for those of the file.
+        self._standin: LastGood | None = None
 
     async def run(self) -> None:
         """Follows the file for ever."""
@@ -41,12 +55,20 @@ class ServiceFile:
             await asyncio.sleep(PERIOD)
             if self._changed():
                 # A file of a megabyte takes a second.
-                self._apply(await asyncio.to_thread(_load, self._path))
+                self._apply(*await asyncio.to_thread(_load, self._path))
+            elif self._standin is not None:
+                self._tell()  # it has grown older
+
+    async def keep(self) -> None:
+        """Keeps the file's content for the next start, for ever. A task of its own: a flush may take seconds."""
+        while True:
+            await self._keep()
+            await asyncio.sleep(PERIOD)
 
     def look(self) -> None:
         """Read the file now if it changed."""
         if self._changed():
-            self._apply(_load(self._path))
+            self._apply(*_load(self._path))
 
     def _changed(self) -> bool:
         stamp = files.stamp(self._path)
@@ -54,14 +76,15 @@ class ServiceFile:
         self._stamp = stamp
         return changed
 
-    def _apply(self, parsed: Parsed) -> None:
+    def _apply(self, parsed: Parsed, data: bytes) -> None:
         if parsed.errors:
             self._refuse(parsed.errors)
             return
         board = self._directory.board
         changed = self._directory.services.replace(parsed.services)
+        self._good, self._complaint, self._standin = data, "", None
         board.clear("services")
-        board.say("servicesFile", f"{len(parsed.services)} services")
+        self._tell()
         self._directory.log.info(
             "services read", extra={"file": str(self._path), "count": len(parsed.services), "changed": changed}
         )
@@ -71,35 +94,93 @@ class ServiceFile:
                 self._directory.log.warning(warning, extra={"file": str(self._path)})
 
     def _refuse(self, errors: list[str]) -> None:
-        kept = (
-            f"; the {len(self._directory.services)} services read before stay" if len(self._directory.services) else ""
-        )
-        text = f"error: {'; '.join(errors[:5])}{f'; and {len(errors) - 5} more' if len(errors) > 5 else ''}{kept}"
-        self._directory.board.say("servicesFile", text)
-        self._directory.board.warn("services", f"{self._path}: {text}")
+        first = self._good is None and not self._complaint
+        self._good = None
+        self._complaint = "; ".join(errors[:5]) + (f"; and {len(errors) - 5} more" if len(errors) > 5 else "")
         for error in errors[:20]:
             self._directory.log.error("services not read", extra={"file": str(self._path), "error": error})
+        if first:
+            self._complaint += self._stand_in()
+        self._directory.board.warn("services", f"{self._path}: {self._tell()}")
+
+    def _tell(self) -> str:
+        """The line in status. Its beginning is that of the warning, too, which has no age: it is raised once."""
+        count = len(self._directory.services)
+        text = f"{count} services"
+        if self._complaint:
+            text = f"error: {self._complaint}"
+            if self._standin is None and count:
+                text += f"; the {count} services read before stay"
+        shown = text
+        if self._standin is not None:
+            text += f"; the {count} services that it had when it was last read are used"
+            shown = f"{text}, {spell(self._standin.age(self._directory.wall()))} old"
+        self._directory.board.say("servicesFile", shown)
+        return text
+
+    def _stand_in(self) -> str:
+        """Use what a former run has left, if it is not too old; what is to be said if that is of no use."""
+        try:
+            kept = self._copy.load()
+            if kept is None:
+                return ""
+            age = kept.age(self._directory.wall())
+            if age > MAX_AGE:
+                return f"; what it held {spell(age)} ago is too old to be used"
+            parsed = parse(_documents(kept.data))
+            if parsed.errors:
+                raise BadSnapshot(parsed.errors[0])
+        except (OSError, BadSnapshot, *_UNREADABLE) as error:
+            return f"; its copy in {self._copy.path} is not used: {_one_line(error)}"
+        self._directory.services.replace(parsed.services)
+        self._standin = kept
+        return ""
+
+    async def _keep(self) -> None:
+        now = self._directory.wall()
+        if self._good is None or not self._copy.due(self._good, now):
+            return
+        board = self._directory.board
+        try:
+            await asyncio.to_thread(self._copy.save, self._good, now)
+        except OSError as error:
+            text = f"{self._copy.path} cannot be written: {error.strerror}; without it services need {self._path}"
+            if board.warn("services copy", text):
+                self._directory.log.warning(text)
+            return
+        board.clear("services copy")
 
 
-def _load(path: Path) -> Parsed:
+# What parsing raises for bytes that are no manifests.
+_UNREADABLE = (ValueError, yaml.YAMLError, RecursionError)
+
+
+def _load(path: Path) -> tuple[Parsed, bytes]:
     try:
-        return parse(_read(path))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        return Parsed(errors=[_one_line(error)])
+        data = _read(path)
+        return parse(_documents(data)), data
+    except OSError as error:
+        return Parsed(errors=[f"{_one_line(error)}; check servicesFile"]), b""
+    except _UNREADABLE as error:
+        return Parsed(errors=[_one_line(error)]), b""
 
 
-def _read(path: Path) -> list[object]:
-    """All documents of a YAML or JSON file (JSON is YAML)."""
+def _read(path: Path) -> bytes:
     with path.open("rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB, expected less")
+    return data
+
+
+def _documents(data: bytes) -> list[object]:
+    """All documents of a YAML or JSON file (JSON is YAML)."""
     return list(yaml.load_all(data, Loader=_Loader))  # a safe loader
 
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError):
-        return f"{(error.strerror or str(error)).lower()}; check servicesFile"
+        return (error.strerror or str(error)).lower()
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: not YAML: {error.problem}"

@@ -120,10 +120,10 @@ class Broker:
         self.circuits = Circuits(self.random, self.limits.pairing_timeout)
 
     def adjust(self, limits: Limits, alternatives: tuple[str, ...]) -> None:
-        """Other limits, for what comes from now on: nobody who is here has to go. Times stay as they were."""
+        """Other limits, for what comes from now on: nobody who is here has to go."""
         self.limits = limits
         self.alternatives = alternatives
-        self.reservations.limit = limits.max_reservations
+        self.reservations.limit, self.reservations.ttl = limits.max_reservations, limits.reservation_ttl
 
     # --- control connections -----------------------------------------------------------------------------------
 
@@ -250,8 +250,7 @@ class Broker:
             return self._refuse(Reason.DRAINING, f"{self.node_name} is about to stop")
         if self.reservations.full and not self.reservations.has(peer):
             return self._full("reservations")
-        self.reservations.grant(conn, peer, now)
-        ttl = self.limits.reservation_ttl
+        ttl = self.reservations.grant(conn, peer, now).ttl
         return Reserved(ttl, self.voucher(peer, ttl))
 
     def _connect(self, conn: int, id: int, callee: str, traceparent: str, now: float) -> list[Action]:  # noqa: A002

@@ -34,6 +34,19 @@ class HalfOpen:
     def __len__(self) -> int:
         return len(self._all)
 
+    def adjust(self, limit: int, per_source: int) -> list[int]:
+        """Other bounds; returns the connections that must be closed for them, the oldest of each source and of all."""
+        self._limit, self._per_source = limit, per_source
+        crowding = [key for mine in self._of_source.values() for key in list(mine)[: max(0, len(mine) - per_source)]]
+        self.evicted["source"] += len(crowding)
+        for key in crowding:
+            self.leave(key)
+        surplus = list(self._all)[: max(0, len(self._all) - limit)]
+        self.evicted["all"] += len(surplus)
+        for key in surplus:
+            self.leave(key)
+        return crowding + surplus
+
     def enter(self, key: int, source: str, now: float) -> int | None:
         """A connection came; returns the one that must be closed for it."""
         yielded: int | None = None

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Reservation:
-    """One holder's permission. `conn` is its control connection; times in seconds."""
+    """One holder's permission. `conn` is its control connection; `ttl`: how long it was granted for; times in seconds."""
 
     conn: int
     peer: str
+    ttl: float
     expires_at: float
 
 
@@ -23,14 +24,16 @@ class Reservations:
     to die. Kicking it would make the two reconnect against each other for ever (DERP). A refresh does not make
     the older active again, so that live duplicates do not flap.
 
-    Bounds: `limit` names; the caller bounds the connections of each name.
+    Bounds: `limit` names; the caller bounds the connections of each name. `ttl`: of what is granted from now on; what
+    was granted before lasts as long as its holder was told.
     """
 
     def __init__(self, limit: int, ttl: float) -> None:
         self.limit = limit
-        self._ttl = ttl
-        # Every reservation lives equally long from its last refresh, so insertion order is expiry order.
+        self.ttl = ttl
         self._by_conn: dict[int, Reservation] = {}
+        # Those of one time to live expire in the order in which they were granted: one queue for each, none empty.
+        self._queues: dict[float, dict[int, Reservation]] = {}
         self._by_peer: dict[str, list[int]] = {}  # oldest holder first; the last is active
 
     def __len__(self) -> int:
@@ -59,7 +62,10 @@ class Reservations:
         old = self._by_conn.pop(conn, None)
         if old is None:
             self._by_peer.setdefault(peer, []).append(conn)
-        reservation = self._by_conn[conn] = Reservation(conn, peer, now + self._ttl)
+        else:
+            self._leave_queue(old)
+        reservation = self._by_conn[conn] = Reservation(conn, peer, self.ttl, now + self.ttl)
+        self._queues.setdefault(self.ttl, {})[conn] = reservation
         return reservation
 
     def active(self, peer: str) -> int | None:
@@ -71,6 +77,7 @@ class Reservations:
         """The connection is gone, or its time is over. An older holder of the name becomes active."""
         reservation = self._by_conn.pop(conn, None)
         if reservation is not None:
+            self._leave_queue(reservation)
             conns = self._by_peer[reservation.peer]
             conns.remove(conn)
             if not conns:
@@ -79,13 +86,25 @@ class Reservations:
 
     @property
     def next_expiry(self) -> float | None:
-        return next(iter(self._by_conn.values())).expires_at if self._by_conn else None
+        first = self._first
+        return first.expires_at if first is not None else None
 
     def expire(self, now: float) -> list[Reservation]:
         """Drop and return those whose time is over."""
         over = []
-        while (expiry := self.next_expiry) is not None and expiry <= now:
-            reservation = self.drop(next(iter(self._by_conn)))
-            assert reservation is not None
-            over.append(reservation)
+        while (first := self._first) is not None and first.expires_at <= now:
+            self.drop(first.conn)
+            over.append(first)
         return over
+
+    @property
+    def _first(self) -> Reservation | None:
+        """The next to expire."""
+        heads = (next(iter(queue.values())) for queue in self._queues.values())
+        return min(heads, key=lambda it: it.expires_at, default=None)
+
+    def _leave_queue(self, reservation: Reservation) -> None:
+        queue = self._queues[reservation.ttl]
+        del queue[reservation.conn]
+        if not queue:
+            del self._queues[reservation.ttl]
