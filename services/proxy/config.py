@@ -1,8 +1,10 @@
 """The proxy's settings, taken from the one schema."""
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.proxy.core.plan import Site
 from services.proxy.core.traffic import Ring, Traffic, strategy_of
 from services.runtime.config import Config
 
@@ -17,6 +19,7 @@ class Settings:
     socks5: bool  # asked for; there is none yet
     allowed_targets: tuple[str, ...]  # beyond the endpoints on this node
     traffic: Traffic  # of services that do not say otherwise
+    site: Site
 
     @classmethod
     def of(cls, config: Config) -> "Settings":
@@ -28,6 +31,7 @@ class Settings:
             socks5=proxy.socks5_proxy.enable,
             allowed_targets=tuple(proxy.allowed_targets),
             traffic=traffic_of(config),
+            site=site_of(config),
         )
 
 
@@ -38,4 +42,14 @@ def traffic_of(config: Config) -> Traffic:
     return Traffic(
         strategy=strategy_of(balancer.default_lb_strategy),
         ring=Ring(ring.partition_count, ring.replication_factor, ring.load),
+    )
+
+
+def site_of(config: Config) -> Site:
+    """What listeners depend on beside the services."""
+    everywhere = ("0.0.0.0", "::") if socket.has_dualstack_ipv6() else ("0.0.0.0",)
+    return Site(
+        node=config.node_name,
+        addresses=(config.listen_address,) if config.listen_address else everywhere,
+        filter=config.modules.edge_proxy.service_filter_mode,
     )

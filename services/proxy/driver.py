@@ -4,7 +4,7 @@ import asyncio
 
 from services.proxy import peers, servicer
 from services.proxy.attach import AttachSocket
-from services.proxy.config import Settings, traffic_of
+from services.proxy.config import Settings, site_of, traffic_of
 from services.proxy.core import plan
 from services.proxy.core.catalog import Catalog
 from services.proxy.core.policy import Policy
@@ -52,6 +52,7 @@ class Proxy:
         self._synced = asyncio.Event()
         self._settling: asyncio.TimerHandle | None = None
         self._default = self.settings.traffic
+        self._site = self.settings.site
         self._problems: dict[str, str] = {}
         self._metrics = service.config.metrics.base_port != 0
         self._reload = service.reload
@@ -60,6 +61,7 @@ class Proxy:
             lambda config: self._policy.allow(config.modules.edge_proxy.allowed_targets),
         )
         self._reload.on("modules.edgeProxy.loadBalancer", self._rebalance)
+        self._reload.on("modules.edgeProxy.serviceFilterMode", self._refilter)
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -124,7 +126,6 @@ class Proxy:
 
     def _settle(self) -> None:
         self._settling = None
-        self._policy.update(self._catalog)
         self._spread()
         self._synced.set()
 
@@ -133,12 +134,18 @@ class Proxy:
         if self._synced.is_set():
             self._spread()
 
+    def _refilter(self, config: Config) -> None:
+        self._site = site_of(config)
+        if self._synced.is_set():
+            self._spread()
+
     def _spread(self) -> None:
+        self._policy.update(plan.served(self._catalog, self._site.filter))
         traffic, problems = plan.traffic_of(self._catalog, self._default)
         for key in problems.keys() - self._problems.keys():
             self._log.warning("load balancing not understood", extra={"target": key, "error": problems[key]})
         self._problems = problems
-        self._listeners.apply(self._catalog, traffic)
+        self._listeners.apply(self._catalog, traffic, self._site)
 
     def _result(self, message: bytes) -> None:
         try:
