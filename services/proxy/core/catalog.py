@@ -101,6 +101,9 @@ class Catalog:
     def __len__(self) -> int:
         return len(self._services)
 
+    def get(self, key: str) -> Service | None:
+        return self._services.get(key)
+
     def begin(self) -> None:
         """A snapshot from the beginning starts."""
         self._seen = set()
