@@ -1,5 +1,5 @@
 #!/bin/sh
-# The Debian packages for the simulated networks (nft, ip, conntrack, ping, miniupnpd), for the bench's peers (haproxy,
+# The Debian packages for the simulated networks (nft, ip, conntrack, ping, miniupnpd), for real clients (dig), for the bench's peers (haproxy,
 # nebula, ssh, socat) and for the pod (podman and what it stands on). Installs what is missing where that is permitted, else says what to install and goes on:
 # what needs a missing tool then skips, or fails, on its own. Says nothing when all is there.
 # Packages named as arguments are installed too.
@@ -25,6 +25,7 @@ need nebula nebula
 need sshd openssh-server
 need ssh openssh-client
 need socat socat
+need dig bind9-dnsutils
 need podman podman
 need runc runc
 need catatonit catatonit

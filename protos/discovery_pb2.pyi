@@ -604,7 +604,7 @@ class Service(_message.Message):
     """spec.trafficPolicy of the Istio DestinationRule whose host is this service, as JSON; empty: there is none."""
     @_builtins.property
     def cluster_ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """ClusterIPs (IP literals); empty for a headless service."""
+        """ClusterIPs (IP literals). A service without them, external IPs and node ports is headless."""
 
     @_builtins.property
     def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServicePort]: ...

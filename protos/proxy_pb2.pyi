@@ -113,9 +113,9 @@ class Listener(_message.Message):
     network: _builtins.str
     """"tcp" or "udp"."""
     service: _builtins.str
-    """"namespace/name:port"."""
+    """"namespace/name:port"; "dns" where the DNS listens."""
     endpoints: _builtins.int
-    """Ready endpoints."""
+    """Ready endpoints; of the DNS, the name servers that it asks."""
     error: _builtins.str
     """Empty, or why it does not listen."""
     balancing: _builtins.str

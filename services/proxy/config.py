@@ -1,10 +1,49 @@
 """The proxy's settings, taken from the one schema."""
 
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.proxy.core.plan import Site
 from services.proxy.core.traffic import Ring, Traffic, strategy_of
+from services.proxy.core.upstreams import Upstream
+from services.runtime import address
 from services.runtime.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class DnsSettings:
+    """What the DNS reads of the configuration."""
+
+    enable: bool
+    addresses: tuple[str, ...]  # to listen on; empty: those of `interface`
+    interface: str
+    port: int
+    domain: str  # of the cluster
+    upstreams: tuple[Upstream, ...]
+    cluster_dns: bool  # the cluster's name server is asked, too
+    cache_ttl: int  # s
+
+    @classmethod
+    def of(cls, config: Config) -> "DnsSettings":
+        own = config.modules.edge_dns
+        cache = own.cache_dns
+        default = "" if own.listen_interface else config.listen_address or "127.0.0.1"
+        return cls(
+            enable=own.enable,
+            addresses=tuple(filter(None, [own.listen_address or default])),
+            interface=own.listen_interface,
+            port=own.listen_port,
+            domain=own.cluster_domain,
+            upstreams=tuple(Upstream(*address.split(one)) for one in cache.upstream_servers) if cache.enable else (),
+            cluster_dns=cache.enable and cache.auto_detect,
+            cache_ttl=cache.cache_ttl,
+        )
+
+    def listens_as(self, other: "DnsSettings") -> bool:
+        """Whether nothing need be opened or closed to change from one to the other."""
+        mine, theirs = ((one.enable, one.addresses, one.interface, one.port, one.domain) for one in (self, other))
+        return mine == theirs
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +56,8 @@ class Settings:
     socks5: bool  # asked for; there is none yet
     allowed_targets: tuple[str, ...]  # beyond the endpoints on this node
     traffic: Traffic  # of services that do not say otherwise
+    site: Site
+    dns: DnsSettings
 
     @classmethod
     def of(cls, config: Config) -> "Settings":
@@ -28,6 +69,8 @@ class Settings:
             socks5=proxy.socks5_proxy.enable,
             allowed_targets=tuple(proxy.allowed_targets),
             traffic=traffic_of(config),
+            site=site_of(config),
+            dns=DnsSettings.of(config),
         )
 
 
@@ -38,4 +81,14 @@ def traffic_of(config: Config) -> Traffic:
     return Traffic(
         strategy=strategy_of(balancer.default_lb_strategy),
         ring=Ring(ring.partition_count, ring.replication_factor, ring.load),
+    )
+
+
+def site_of(config: Config) -> Site:
+    """What listeners depend on beside the services."""
+    everywhere = ("0.0.0.0", "::") if socket.has_dualstack_ipv6() else ("0.0.0.0",)
+    return Site(
+        node=config.node_name,
+        addresses=(config.listen_address,) if config.listen_address else everywhere,
+        filter=config.modules.edge_proxy.service_filter_mode,
     )

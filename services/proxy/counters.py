@@ -14,4 +14,5 @@ class Counters:
     refused_local: Counter[tuple[str, str]] = field(default_factory=Counter)  # clients, by service and reason
     retried: Counter[str] = field(default_factory=Counter)  # attempts beyond a client's first, by service
     ejected: Counter[str] = field(default_factory=Counter)  # times a backend was left out, by service
+    dns: Counter[tuple[str, str]] = field(default_factory=Counter)  # questions, by kind of record and result
     dropped: Counter[str] = field(default_factory=Counter)  # datagrams, by reason

@@ -4,13 +4,14 @@ import asyncio
 
 from services.proxy import peers, servicer
 from services.proxy.attach import AttachSocket
-from services.proxy.config import Settings, traffic_of
+from services.proxy.config import DnsSettings, Settings, site_of, traffic_of
 from services.proxy.core import plan
 from services.proxy.core.catalog import Catalog
 from services.proxy.core.policy import Policy
 from services.proxy.counters import Counters
 from services.proxy.departure import Departure
 from services.proxy.dialer import Dialer
+from services.proxy.dns import Dns
 from services.proxy.inbound import Inbound
 from services.proxy.listeners import Listeners
 from services.proxy.servicer import Status
@@ -26,6 +27,7 @@ FIRST_SNAPSHOT = 5.0  # s
 ATTACH = "tunnel.attach"
 
 SWITCHED_OFF = "edgeProxy.enable is false: no listener, and inbound streams are not served"
+NO_DNS = "edgeDNS.enable has no effect: the DNS is part of the proxy, and edgeProxy.enable is false"
 NO_SOCKS5 = "edgeProxy.socks5Proxy.enable has no effect: this version has no SOCKS5 proxy; use `causeway nc`"
 
 
@@ -49,9 +51,11 @@ class Proxy:
         self._departure = Departure(self.settings.node_name, self._attach, self._dialer, self._counters, service.log)
         self._listeners = Listeners(self._departure, self._counters, service.log)
         self._inbound = Inbound(self._policy, self._attach, self._dialer, self._counters, service.log)
+        self._dns = Dns(self.settings.dns, self._catalog, self._counters.dns, service.log)
         self._synced = asyncio.Event()
         self._settling: asyncio.TimerHandle | None = None
         self._default = self.settings.traffic
+        self._site = self.settings.site
         self._problems: dict[str, str] = {}
         self._metrics = service.config.metrics.base_port != 0
         self._reload = service.reload
@@ -60,6 +64,8 @@ class Proxy:
             lambda config: self._policy.allow(config.modules.edge_proxy.allowed_targets),
         )
         self._reload.on("modules.edgeProxy.loadBalancer", self._rebalance)
+        self._reload.on("modules.edgeProxy.serviceFilterMode", self._refilter)
+        self._reload.on("modules.edgeDNS", lambda config: self._dns.configure(DnsSettings.of(config)))
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -78,6 +84,7 @@ class Proxy:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(peers.follow_services(self.settings.run_dir, self._catalog, self._changed))
                 tasks.create_task(self._listen())
+                tasks.create_task(self._dns.run())
         finally:
             if unregister is not None:
                 unregister()
@@ -88,7 +95,7 @@ class Proxy:
         counters = self._counters
         return Status(
             node_name=self.settings.node_name,
-            rows=self._listeners.rows(),
+            rows=self._listeners.rows() + self._dns.rows(),
             accepted=counters.accepted.total(),
             dialled=counters.dialled.total(),
             refused=dict(counters.refused_inbound),
@@ -98,7 +105,7 @@ class Proxy:
     def _warnings(self) -> list[str]:
         warnings = self._reload.warnings
         if not self.settings.enable:
-            return [*warnings, SWITCHED_OFF]
+            return [*warnings, SWITCHED_OFF, *([NO_DNS] if self.settings.dns.enable else [])]
         if self.settings.socks5:
             warnings.append(NO_SOCKS5)
         if not self._attach.connected:
@@ -124,8 +131,8 @@ class Proxy:
 
     def _settle(self) -> None:
         self._settling = None
-        self._policy.update(self._catalog)
         self._spread()
+        self._dns.update()
         self._synced.set()
 
     def _rebalance(self, config: Config) -> None:
@@ -133,12 +140,18 @@ class Proxy:
         if self._synced.is_set():
             self._spread()
 
+    def _refilter(self, config: Config) -> None:
+        self._site = site_of(config)
+        if self._synced.is_set():
+            self._spread()
+
     def _spread(self) -> None:
+        self._policy.update(plan.served(self._catalog, self._site.filter))
         traffic, problems = plan.traffic_of(self._catalog, self._default)
         for key in problems.keys() - self._problems.keys():
             self._log.warning("load balancing not understood", extra={"target": key, "error": problems[key]})
         self._problems = problems
-        self._listeners.apply(self._catalog, traffic)
+        self._listeners.apply(self._catalog, traffic, self._site)
 
     def _result(self, message: bytes) -> None:
         try:

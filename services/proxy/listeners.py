@@ -2,13 +2,14 @@
 
 import asyncio
 import errno
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from logging import Logger
 
 from services.proxy.core import plan
-from services.proxy.core.catalog import Port, Service, Spot
-from services.proxy.core.plan import Wanted
+from services.proxy.core.catalog import Service, Spot
+from services.proxy.core.plan import RouteKey, Site, Wanted
 from services.proxy.core.traffic import Traffic
 from services.proxy.counters import Counters
 from services.proxy.departure import Departure, Route
@@ -19,6 +20,7 @@ RETRY_FIRST = 1.0  # s until an address that could not be had is tried again; do
 RETRY_LAST = 60.0
 
 NOT_LOCAL = "not a local address: give this host the address, or choose a clusterIP in 127.0.0.0/8"
+ELSEWHERE = "not an address of this host"  # as most externalIPs and most endpoints of headless services are
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +46,27 @@ class Listeners:
         self._open: dict[Spot, TcpListener | UdpListener] = {}
         self._failed: dict[Spot, tuple[Wanted, str]] = {}
         self._refused: list[tuple[Spot, Wanted, str]] = []
-        self._routes: dict[tuple[str, Port], Route] = {}
+        self._routes: dict[RouteKey, Route] = {}
         self._retry: asyncio.TimerHandle | None = None
         self._delay = RETRY_FIRST
 
-    def apply(self, services: Iterable[Service], traffic: Mapping[str, Traffic] | None = None) -> None:
+    def apply(
+        self, services: Iterable[Service], traffic: Mapping[str, Traffic] | None = None, site: Site | None = None
+    ) -> None:
         """These are all the services known now, and how their clients are spread, by the service's key."""
-        spots, self._refused = plan.wanted(services, traffic)
+        spots, self._refused = plan.wanted(services, traffic, site)
         steps = plan.diff(self._open, spots)
         for spot in steps.close:
             self._open.pop(spot).close()
             self._log.info("no longer listening for %s", spot.network, extra={"address": str(spot)})
         routes = {}
         for want in spots.values():
-            key = want.service, want.port
+            key = want.key
             if key not in routes:
                 routes[key] = self._route(key, want)
         self._routes = routes
         for spot, want in steps.keep.items():
-            self._open[spot].route = routes[want.service, want.port]
+            self._open[spot].route = routes[want.key]
         self._failed = {spot: entry for spot, entry in self._failed.items() if spot in steps.open}
         fresh = {spot: want for spot, want in steps.open.items() if spot not in self._failed}
         for spot, (_, error) in list(self._failed.items()):
@@ -90,7 +94,7 @@ class Listeners:
         while self._open:
             self._open.popitem()[1].close()
 
-    def _route(self, key: tuple[str, Port], want: Wanted) -> Route:
+    def _route(self, key: RouteKey, want: Wanted) -> Route:
         route = self._routes.get(key)
         if route is None:
             return self._departure.route(want)
@@ -99,7 +103,7 @@ class Listeners:
 
     def _try(self, spots: dict[Spot, Wanted]) -> None:
         for spot, want in spots.items():
-            route = self._routes[want.service, want.port]
+            route = self._routes[want.key]
             try:
                 listener = (
                     TcpListener(spot, route, self._departure, self._log)
@@ -107,9 +111,14 @@ class Listeners:
                     else UdpListener(spot, route, self._departure, self._counters.dropped, self._log)
                 )
             except OSError as error:
-                text = NOT_LOCAL if error.errno == errno.EADDRNOTAVAIL else f"cannot listen: {error.strerror}"
+                text = f"cannot listen: {error.strerror}"
+                level = logging.WARNING
+                if error.errno == errno.EADDRNOTAVAIL:
+                    usual = want.kind in ("externalIP", "endpoint")
+                    text, level = (ELSEWHERE, logging.DEBUG) if usual else (NOT_LOCAL, level)
                 if spot not in self._failed:
-                    self._log.warning(
+                    self._log.log(
+                        level,
                         "not listening for %s",
                         spot.network,
                         extra={"address": str(spot), "target": want.label, "error": text},

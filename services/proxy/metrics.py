@@ -37,6 +37,12 @@ class ProxyCollector(Collector):
         for reason, count in counters.dropped.copy().items():
             dropped.add_metric([reason], count)
         yield dropped
+        questions = CounterMetricFamily(
+            "causeway_proxy_dns_queries", "Questions to the DNS, by what became of them.", labels=["kind", "result"]
+        )
+        for (kind, result), count in counters.dns.copy().items():
+            questions.add_metric([kind, result], count)
+        yield questions
         yield GaugeMetricFamily("causeway_proxy_listeners", "Addresses listened on.", self._listeners())
         yield GaugeMetricFamily(
             "causeway_proxy_waiting", "Sockets and answers that wait for the tunnel to take them.", self._waiting()

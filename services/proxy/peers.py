@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from protos import discovery_pb2, discovery_pb2_grpc, tunnel_pb2, tunnel_pb2_grpc
 from services.proxy import errors
 from services.proxy.core.catalog import Backend, Catalog, Endpoint, Network, Port, Service
+from services.proxy.core.plan import FILTER_LABEL
 from services.proxy.core.traffic import ANNOTATION
 from services.runtime import dial
 
@@ -216,7 +217,7 @@ def service(message: discovery_pb2.Service) -> Service:
         key=f"{message.namespace}/{message.name}",
         cluster_ips=tuple(dict.fromkeys(_literals(message.cluster_ips))),
         ports=tuple(
-            Port(port.name, _NETWORKS[port.protocol], port.port)
+            Port(port.name, _NETWORKS[port.protocol], port.port, port.node_port if port.node_port < 65536 else 0)
             for port in message.ports
             if port.protocol in _NETWORKS and 0 < port.port < 65536
         ),
@@ -230,6 +231,7 @@ def service(message: discovery_pb2.Service) -> Service:
                 ),
                 node=endpoint.node_name.lower(),  # node names are lower case, as the kubelet makes them
                 ready=endpoint.ready,
+                hostname=endpoint.hostname.lower(),
             )
             for endpoint in message.endpoints
         ),
@@ -240,6 +242,8 @@ def service(message: discovery_pb2.Service) -> Service:
         internal_policy=message.internal_traffic_policy,
         balancing=message.annotations.get(ANNOTATION, ""),
         traffic_policy=message.traffic_policy,
+        external_ips=tuple(dict.fromkeys(_literals(message.external_ips))),
+        labelled=FILTER_LABEL in message.labels,
     )
 
 

@@ -9,6 +9,9 @@ read empty, and what they hold is dispatched by its source: to this flow, or to 
 
 The carrier ends idle flows. The next datagram of that client then reaches the listener again: no state is kept here.
 
+A listener on all addresses of the host (a nodePort) is told by the kernel at which of them each datagram came, and the
+socket of a flow is bound to that one. Until it is connected it ranks above the listener: again both queues are read.
+
 SO_REUSEADDR lets the sockets of flows share the address, and would let any other process take it over too. The kernel
 asks for the flag on both sides at the time of `bind`, so the listener has it set only while one of ours binds.
 """
@@ -20,7 +23,7 @@ from collections import Counter
 from logging import Logger
 from typing import Any
 
-from services.proxy import errors
+from services.proxy import errors, pktinfo
 from services.proxy.core.catalog import Spot
 from services.proxy.departure import Departure, Route
 
@@ -40,6 +43,7 @@ _MAPPED = "::ffff:"  # + an IPv4 address: RFC 4291, 2.5.5.2
 _scratch = memoryview(bytearray(65536))
 
 Address = tuple[Any, ...]  # (ip, port), for IPv6 with flow info and scope
+Client = tuple[Address, str]  # where it is, and the address of this host to which it sends
 
 
 class _Early:
@@ -63,13 +67,16 @@ class UdpListener:
         self._loop = asyncio.get_running_loop()
         self._family = socket.AF_INET6 if ":" in spot.ip else socket.AF_INET
         self._mapped = self._family == socket.AF_INET and socket.has_dualstack_ipv6()
-        self._address = (spot.ip, spot.port)
-        self._waiting: dict[Address, _Early] = {}
+        self._port = spot.port
+        self._own = "" if pktinfo.is_wildcard(spot.ip) else spot.ip  # "": of each datagram the kernel says it
+        self._waiting: dict[Client, _Early] = {}
         self._size = 0  # bytes in _waiting
-        self._recent: dict[Address, float] = {}  # client → loop time of its connect, oldest first
+        self._recent: dict[Client, float] = {}  # client → loop time of its connect, oldest first
         self._next: asyncio.Handle | None = None
         self._reading = False
-        self._sock = self._bound(self._family, self._address)
+        self._sock = self._bound(self._family, (spot.ip, spot.port))
+        if not self._own:
+            pktinfo.ask(self._sock)
         self._share(False)
         # More than this cannot have been queued before a connect; whoever reads on would serve a flood for ever.
         self._depth = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // _SKB
@@ -108,30 +115,35 @@ class UdpListener:
                 self._loop.remove_reader(self._sock)
 
     def _readable(self) -> None:
-        self._drain(self._sock)
+        self._drain(self._sock, self._own)
         if self._next is None:
             self._open_flows()
 
-    def _drain(self, sock: socket.socket) -> None:
-        """Reads what `sock` holds now and sorts it by client."""
+    def _drain(self, sock: socket.socket, own: str) -> None:
+        """Reads what `sock`, bound to `own`, holds now and sorts it by client."""
         for _ in range(self._depth):
             try:
-                size, source = sock.recvfrom_into(_scratch)
+                if own:
+                    size, source = sock.recvfrom_into(_scratch)
+                    to = own
+                else:
+                    size, messages, _, source = sock.recvmsg_into((_scratch,), pktinfo.ANCILLARY)
+                    to = pktinfo.destination(messages)
             except BlockingIOError:
                 return
             except OSError:  # an ICMP error: it says nothing about the datagrams behind it
                 continue
             if sock is not self._sock and self._mapped:
                 source = (source[0].removeprefix(_MAPPED), source[1])
-            self._keep(source, size)
+            self._keep((source, to), size)
 
-    def _keep(self, source: Address, size: int) -> None:
-        early = self._waiting.get(source)
+    def _keep(self, client: Client, size: int) -> None:
+        early = self._waiting.get(client)
         if early is None:
-            if self._recent and source in self._recent and not self._forget(source):
+            if self._recent and client in self._recent and not self._forget(client):
                 self._dropped[errors.LATE] += 1
                 return
-            if not source[1]:  # connect(2) to port 0 would receive from every port
+            if not client[0][1]:  # connect(2) to port 0 would receive from every port
                 return
             if not len(self.route):
                 self._dropped[errors.NO_ENDPOINT] += 1
@@ -139,7 +151,7 @@ class UdpListener:
             if len(self._waiting) >= MAX_CLIENTS:
                 self._dropped[errors.OVERFLOW] += 1
                 return
-            early = self._waiting[source] = _Early()
+            early = self._waiting[client] = _Early()
         if early.size + size > MAX_CLIENT_BYTES or len(early.datagrams) >= MAX_CLIENT_DATAGRAMS:
             self._dropped[errors.OVERSIZE] += 1
         elif self._size + size > MAX_BYTES:
@@ -163,40 +175,41 @@ class UdpListener:
                     return
                 self._take(client)  # nothing can be sent to such an address
                 continue
-            self._drain(self._sock)  # first what came before the new socket was there, …
-            self._drain(sock)  # … then what came to it, for whomever
+            self._drain(self._sock, self._own)  # first what came before the new socket was there, …
+            self._drain(sock, client[1])  # … then what came to it, for whomever
             self._recent.pop(client, None)
             self._recent[client] = self._loop.time()
             if len(self._recent) > MAX_RECENT:
                 del self._recent[next(iter(self._recent))]
-            self._departure.send(sock, client[:2], self.route, self._take(client))
+            self._departure.send(sock, client[0][:2], self.route, self._take(client))
         if self._waiting:
             self._next = self._loop.call_soon(self._open_flows)
         self._read(True)
 
-    def _take(self, client: Address) -> list[bytes]:
+    def _take(self, client: Client) -> list[bytes]:
         early = self._waiting.pop(client)
         self._size -= early.size
         return early.datagrams
 
-    def _connected(self, client: Address) -> socket.socket:
-        family, own = self._family, self._address
+    def _connected(self, client: Client) -> socket.socket:
+        family, (peer, ip) = self._family, client
+        own: Address = (ip, self._port, 0, peer[3]) if len(peer) > 2 else (ip, self._port)  # link-local: its scope
         if self._mapped:
-            family, own, client = socket.AF_INET6, (_MAPPED + own[0], own[1]), (_MAPPED + client[0], client[1])
+            family, own, peer = socket.AF_INET6, (_MAPPED + ip, self._port), (_MAPPED + peer[0], peer[1])
         self._share(True)
         try:
             sock = self._bound(family, own)
         finally:
             self._share(False)
         try:
-            sock.connect(client)
+            sock.connect(peer)
         except OSError:
-            self._drain(sock)
+            self._drain(sock, ip)
             sock.close()
             raise
         return sock
 
-    def _forget(self, client: Address) -> bool:
+    def _forget(self, client: Client) -> bool:
         """Whether the flow of `client` is old enough for a new one; forgets all that are."""
         now = self._loop.time()
         while self._recent:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, ValidationError, model_validator
 
 from services.runtime import document, edgemesh, schema
+from services.runtime.dns_section import EdgeDns
 from services.runtime.document import KeyPath
 from services.runtime.problems import ConfigError, Problem, nearest
 from services.runtime.proxy_section import EdgeProxy
@@ -159,6 +160,7 @@ class Modules(Section):
     edge_tunnel: EdgeTunnel = EdgeTunnel()
     edge_relay: EdgeRelay = EdgeRelay()
     edge_proxy: EdgeProxy = EdgeProxy()
+    edge_dns: EdgeDns = Field(default=EdgeDns(), alias="edgeDNS")
 
 
 class Config(Section):

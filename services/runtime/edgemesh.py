@@ -46,13 +46,9 @@ INERT: Tree = {
         "loadBalancer": _LOAD_BALANCER,
     },
     "modules": {
-        "edgeDNS": {
-            **_leaves("enable listenInterface listenPort"),
-            "kubeAPIConfig": _KUBE_API,
-            "cacheDNS": _leaves("enable autoDetect upstreamServers cacheTTL"),
-        },
+        "edgeDNS": {"kubeAPIConfig": _KUBE_API},
         "edgeProxy": {
-            **_leaves("listenInterface listenPort subNet serviceFilterMode"),
+            **_leaves("listenInterface listenPort subNet"),
             "loadBalancer": _leaves("caller nodeName supportLBStrategies supportedLBStrategies"),
             "socks5Proxy": _leaves("nodeName namespace"),
         },
@@ -107,6 +103,7 @@ def strip(raw: Tree, inert: Tree = INERT, path: str = "") -> tuple[Tree, list[st
 PARTLY = frozenset(
     {
         "modules",
+        "modules.edgeDNS",
         "modules.edgeProxy",
         "modules.edgeProxy.loadBalancer",
         "modules.edgeProxy.socks5Proxy",

@@ -1,8 +1,8 @@
 """The part of the configuration that the proxy reads: `modules.edgeProxy`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from services.runtime.section import Port, Section, target_pattern
 
@@ -31,10 +31,20 @@ class LoadBalancer(Section):
     consistent_hash: ConsistentHash = ConsistentHash()
 
 
+def _filter_mode(value: Any) -> Any:
+    # EdgeMesh's constants end in "Mode", its values do not.
+    return value.removesuffix("Mode") if isinstance(value, str) else value
+
+
 class EdgeProxy(Section):
-    """What applications talk to. allowed_targets: what may be dialled here beyond the endpoints of services."""
+    """What applications talk to. service_filter_mode: the services that are left out, those that have EdgeMesh's label
+    service-proxy-name or those that lack it. allowed_targets: what may be dialled here beyond the endpoints of services.
+    """
 
     enable: bool = True
     load_balancer: LoadBalancer = LoadBalancer()
     socks5_proxy: Socks5Proxy = Field(default=Socks5Proxy(), alias="socks5Proxy")
+    service_filter_mode: Annotated[
+        Literal["FilterIfLabelExists", "FilterIfLabelDoesNotExists"], BeforeValidator(_filter_mode)
+    ] = "FilterIfLabelExists"
     allowed_targets: list[Annotated[str, AfterValidator(target_pattern)]] = Field(default=[], max_length=4096)

@@ -102,6 +102,25 @@ def test_headless_has_no_address() -> None:
         assert parsed.errors == [] and parsed.services["default/web"].cluster_ips == ()
 
 
+def test_headless_has_no_other_way_in_either() -> None:
+    parsed = parse(changed("spec/clusterIP", "None"))
+    web = parsed.services["default/web"]
+    assert (web.external_ips, [port.node_port for port in web.ports]) == ((), [0, 0])
+    assert parsed.warnings == [
+        "document 1 (Service web): clusterIP is None, so its nodePorts and externalIPs are not used"
+    ]
+
+
+def test_a_node_port_or_an_external_ip_makes_the_cluster_ip_dispensable() -> None:
+    parsed = parse(changed("spec/clusterIP", None))
+    assert (parsed.errors, parsed.warnings) == ([], [])
+    assert parsed.services["default/web"].cluster_ips == ()
+    documents = changed("spec/type", "NodePort")
+    assert "not every port has a nodePort" in parse(documents).warnings[0]  # dns has none
+    del documents[0]["spec"]["ports"][1]
+    assert not any("nodePort" in warning for warning in parse(documents).warnings)
+
+
 def test_dual_stack_addresses_keep_their_order() -> None:
     documents = changed("spec/clusterIPs", ["127.1.0.1", "fd00::10"])
     assert parse(documents).services["default/web"].cluster_ips == ("127.1.0.1", "fd00::10")
@@ -156,12 +175,6 @@ def test_what_is_no_service_is_passed_over() -> None:
         ("metadata/name", 5, 0, "metadata.name is 5, expected text (put it in quotes)"),
         ("metadata/labels/app", True, 0, "metadata.labels.app is True, expected text"),
         ("spec", [], 0, "spec is [], expected an object"),
-        (
-            "spec/clusterIP",
-            None,
-            0,
-            "spec.clusterIP is missing; expected an IP address (standalone: one in 127.0.0.0/8)",
-        ),
         ("spec/clusterIP", "127.0.0.300", 0, "spec.clusterIP: '127.0.0.300' does not appear to be"),
         ("spec/ports/0/port", 0, 0, "spec.ports[0].port is 0, expected a whole number from 1 to 65535"),
         ("spec/ports/0/port", "80", 0, "spec.ports[0].port is '80', expected a whole number"),
@@ -192,6 +205,13 @@ def test_an_error_names_the_document_the_field_and_what_was_expected(
     (error,) = parse(changed(path, value, document)).errors
     assert says in error
     assert error.startswith(f"document {document + 1} (") and "\n" not in error
+
+
+def test_a_service_without_any_address_is_an_error() -> None:
+    documents = changed("spec/clusterIP", None)
+    del documents[0]["spec"]["externalIPs"], documents[0]["spec"]["ports"][0]["nodePort"]
+    (error,) = parse(documents).errors
+    assert "spec.clusterIP is missing; expected an IP address (standalone: one in 127.0.0.0/8)" in error
 
 
 def test_all_errors_are_found_at_once() -> None:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from services.proxy.core import plan
 from services.proxy.core.catalog import Backend, Catalog, Endpoint, Network, Port, Service, Spot
+from services.proxy.core.plan import FilterMode, Site
 from services.proxy.core.policy import Policy, PolicyError
 
 HTTP = Port("http", "tcp", 80)
@@ -85,7 +86,7 @@ def test_deltas() -> None:
 
 def test_every_cluster_ip_and_port_is_wanted_once() -> None:
     own = service("a/web", ("127.1.0.1", "::1"), endpoint("10.0.0.1"), ports=(HTTP, DNS))
-    spots, refused = plan.wanted([own, service("a/headless", (), endpoint("10.0.0.2"))])
+    spots, refused = plan.wanted([own])
     assert set(spots) == {
         Spot("tcp", "127.1.0.1", 80),
         Spot("udp", "127.1.0.1", 53),
@@ -105,6 +106,87 @@ def test_two_services_on_one_spot_the_first_by_name_wins() -> None:
         [(spot, loser, why)] = refused
         assert (str(spot), loser.label) == ("127.1.0.1:80", "a/web:80")
         assert "a/abc:80" in why
+
+
+def test_a_node_port_is_wanted_on_every_address_of_the_node_and_an_external_ip_with_the_services_port() -> None:
+    port = Port("http", "tcp", 80, node_port=30080)
+    own = Service("a/web", ("127.1.0.1",), (port,), (endpoint("10.0.0.1"),), external_ips=("203.0.113.5",))
+    spots, refused = plan.wanted([own], site=Site("n", ("0.0.0.0", "::")))
+    assert {spot: want.kind for spot, want in spots.items()} == {
+        Spot("tcp", "127.1.0.1", 80): "clusterIP",
+        Spot("tcp", "203.0.113.5", 80): "externalIP",
+        Spot("tcp", "0.0.0.0", 30080): "nodePort",
+        Spot("tcp", "::", 30080): "nodePort",
+    }
+    assert len({want.key for want in spots.values()}) == 1, "one balancer for all of them"
+    assert not refused
+    only = Service("a/only", (), (port,), (endpoint("10.0.0.1"),))
+    assert not only.headless
+    assert set(plan.wanted([only], site=Site("n", ("127.9.0.1",)))[0]) == {Spot("tcp", "127.9.0.1", 30080)}
+
+
+def test_endpoints_of_a_headless_service_are_wanted_each_under_its_own_address() -> None:
+    own = service(
+        "a/db",
+        (),
+        endpoint("127.8.0.1", "b"),
+        endpoint("127.8.0.2", "c", port=5432),
+        endpoint("127.8.0.3", "c", ready=False),
+        endpoint("127.8.0.4", "n"),  # here: it listens there itself
+        endpoint("127.8.0.5", ""),
+        endpoint("127.8.0.6", "b", name="other"),
+    )
+    assert own.headless
+    spots, refused = plan.wanted([own], site=Site("n", ("0.0.0.0",)))
+    assert {spot: want.backends for spot, want in spots.items()} == {
+        Spot("tcp", "127.8.0.1", 8080): (Backend("b", "127.8.0.1", 8080),),
+        Spot("tcp", "127.8.0.2", 5432): (Backend("c", "127.8.0.2", 5432),),
+    }
+    assert len({want.key for want in spots.values()}) == 2, "a balancer of its own for each"
+    assert not refused
+
+
+def test_an_endpoints_address_that_means_something_else_here_is_refused() -> None:
+    headless = service(
+        "a/db", (), endpoint("127.0.0.1"), endpoint("127.8.0.1"), endpoint("127.8.0.2"), endpoint("127.8.0.3")
+    )
+    others = [
+        service("b/own", ("127.1.0.1",), endpoint("127.8.0.1", "n")),
+        service("b/web", ("127.8.0.2",), ports=(Port("http", "tcp", 8080),)),
+    ]
+    spots, refused = plan.wanted([headless, *others], site=Site("n"))
+    assert {spot for spot, want in spots.items() if want.kind == "endpoint"} == {Spot("tcp", "127.8.0.3", 8080)}
+    reasons = {spot.ip: why for spot, _, why in refused}
+    assert "every host has this address" in reasons["127.0.0.1"]
+    assert "an endpoint on this node has this address" in reasons["127.8.0.1"]
+    assert "already served for b/web:8080; give one another address" in reasons["127.8.0.2"]
+
+
+def test_a_cluster_ip_comes_before_what_else_claims_the_spot() -> None:
+    external = Service("a/first", (), (HTTP,), (), external_ips=("127.1.0.1",))
+    spots, refused = plan.wanted([external, service("b/second", ("127.1.0.1",))])
+    assert spots[Spot("tcp", "127.1.0.1", 80)].service == "b/second"
+    assert [want.service for _, want, _ in refused] == ["a/first"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "left", "why"),
+    [("FilterIfLabelExists", "a/labelled", "it has the label"), ("FilterIfLabelDoesNotExists", "a/plain", "it lacks")],
+)
+def test_the_filter_leaves_out_those_with_the_label_or_those_without(mode: FilterMode, left: str, why: str) -> None:
+    ip = {"a/labelled": "127.1.0.1", "a/plain": "127.1.0.2"}
+    services = [Service(key, (ip[key],), (HTTP,), (), labelled=key == "a/labelled") for key in ip]
+    spots, [(spot, want, reason)] = plan.wanted(services, site=Site(filter=mode))
+    assert [want.service for want in spots.values()] == [key for key in ip if key != left]
+    assert (spot.ip, want.service) == (ip[left], left)
+    assert why in reason and plan.FILTER_LABEL in reason and mode in reason
+    assert [one.key for one in plan.served(services, mode)] == [key for key in ip if key != left]
+
+
+def test_who_is_left_out_claims_no_address() -> None:
+    labelled = Service("a/labelled", ("127.1.0.1",), (HTTP,), (), labelled=True)
+    spots, _ = plan.wanted([labelled, service("b/plain", ("127.1.0.1",))])
+    assert spots[Spot("tcp", "127.1.0.1", 80)].service == "b/plain"
 
 
 def test_the_diff_opens_closes_and_keeps() -> None:

@@ -26,7 +26,7 @@ async def ip(node: Node, loopback_ip: LoopbackIp) -> AsyncIterator[str]:
     node.discovery.put(
         service("web", "", ("n", address, 8080), ready=False),
         service("dns", "", ("n", address, 5454), udp=True),
-        service("far", "", ("b", address, 9090)),
+        service("far", loopback_ip(), ("b", address, 9090)),
     )
     await until(lambda: node.proxy is not None and node.proxy._policy.judge("tcp", f"{address}:8080").allowed)
     await node.settled()

@@ -209,11 +209,36 @@ def test_edgemesh_file_is_accepted_as_it_is(write: Write) -> None:
     assert tunnel.psk.path == Path("/etc/edgemesh/psk")
     assert loaded.modules.edge_proxy.socks5_proxy.enable
     told = "\n".join(loaded.warnings)
-    for key in ("kubeAPIConfig", "commonConfig", "modules.edgeDNS", "modules.edgeTunnel.rendezvous"):
+    own = loaded.modules.edge_dns
+    assert (own.enable, own.listen_port, own.cache_dns.enable, own.cache_dns.cache_ttl) == (True, 53, True, 30)
+    assert own.cache_dns.upstream_servers == ["10.96.0.10:53"]
+    assert "edgeDNS" not in told and "serviceFilterMode" not in told
+    for key in ("kubeAPIConfig", "commonConfig", "modules.edgeTunnel.rendezvous"):
         assert told.count(f"{key} has no effect") == 1
     assert "apiVersion" not in told
     assert "kubeAPIConfig.burst" not in told, "once for the whole subtree"
     assert ":4: kubeAPIConfig" in told
+
+
+def test_the_filter_mode_by_its_value_and_by_its_constants_name(write: Write) -> None:
+    for text in ("FilterIfLabelDoesNotExists", "FilterIfLabelDoesNotExistsMode"):
+        loaded = config.load(write(f"modules: {{edgeProxy: {{serviceFilterMode: {text}}}}}"))
+        assert loaded.modules.edge_proxy.service_filter_mode == "FilterIfLabelDoesNotExists"
+    (problem,) = problems(write("modules: {edgeProxy: {serviceFilterMode: FilterIfLabelExist}}"))
+    assert problem.key == "modules.edgeProxy.serviceFilterMode"
+
+
+def test_the_dns_section(write: Write) -> None:
+    text = "modules: {edgeDNS: {listenAddress: 169.254.96.16, cacheDNS: {upstreamServers: [9.9.9.9, '[fd00::1]:54']}}}"
+    own = config.load(write(text)).modules.edge_dns
+    assert own.cache_dns.upstream_servers == ["9.9.9.9:53", "[fd00::1]:54"]
+    assert (own.enable, own.cluster_domain) == (False, "cluster.local")
+    bad = "modules: {edgeDNS: {listenPort: 0, clusterDomain: 'A B', cacheDNS: {upstreamServers: [dns.test]}}}"
+    assert {problem.key for problem in problems(write(bad))} == {
+        "modules.edgeDNS.listenPort",
+        "modules.edgeDNS.clusterDomain",
+        "modules.edgeDNS.cacheDNS.upstreamServers[0]",
+    }
 
 
 def test_keys_with_nothing_below_are_as_if_absent(write: Write) -> None:

@@ -141,7 +141,7 @@ def _take(where: str, item: Fields, parsed: Parsed, backends: dict[str, _Backend
         found.has_slices = True
         found.slices += _slice(item, where, parsed)
     else:
-        found.legacy += _endpoints(item)
+        found.legacy += _endpoints(item, where, parsed)
 
 
 def _host(host: str, namespace: str) -> str:
@@ -157,30 +157,41 @@ def _service(namespace: str, name: str, metadata: Fields, spec: Fields, where: s
         return None
     config = spec.section("sessionAffinityConfig").section("clientIP")
     affinity = spec.choice("sessionAffinity", ("None", "ClientIP"))
+    ports, external_ips = tuple(_service_ports(spec, where, parsed)), tuple(spec.ips("externalIPs"))
+    if _headless(spec):
+        if external_ips or any(port.node_port for port in ports):
+            parsed.warnings.append(f"{where}: clusterIP is None, so its nodePorts and externalIPs are not used")
+        ports, external_ips = tuple(replace(port, node_port=0) for port in ports), ()
+    elif kind == "NodePort" and not all(port.node_port for port in ports):
+        parsed.warnings.append(f"{where}: type is NodePort, but not every port has a nodePort; nobody assigns one here")
     return Service(
         namespace=namespace,
         name=name,
-        cluster_ips=_cluster_ips(spec),
-        ports=tuple(_service_ports(spec, where, parsed)),
+        cluster_ips=_cluster_ips(spec, optional=bool(external_ips) or any(port.node_port for port in ports)),
+        ports=ports,
         labels=metadata.texts("labels"),
         annotations=metadata.texts("annotations"),
         session_affinity=affinity,
         affinity_timeout=float(config.number("timeoutSeconds", 1, 86_400) or AFFINITY_TIMEOUT)
         if affinity == "ClientIP"
         else 0.0,
-        external_ips=tuple(spec.ips("externalIPs")),
+        external_ips=external_ips,
         traffic_distribution=spec.text("trafficDistribution"),
         internal_traffic_policy=spec.text("internalTrafficPolicy"),
     )
 
 
-def _cluster_ips(spec: Fields) -> tuple[str, ...]:
-    """spec.clusterIP first, then spec.clusterIPs. A missing one is an error: only a cluster could assign it."""
-    single = spec.text("clusterIP")
-    if single == "None" or spec.strings("clusterIPs") == ["None"]:
+def _headless(spec: Fields) -> bool:
+    return spec.text("clusterIP") == "None" or spec.strings("clusterIPs") == ["None"]
+
+
+def _cluster_ips(spec: Fields, *, optional: bool) -> tuple[str, ...]:
+    """spec.clusterIP first, then spec.clusterIPs. A missing one is an error where the service has no other address:
+    only a cluster could assign it."""
+    if _headless(spec):
         return ()
     ips = dict.fromkeys([*spec.ips("clusterIP"), *spec.ips("clusterIPs")])
-    if not ips:
+    if not ips and not optional:
         raise FieldError(
             "spec.clusterIP is missing; expected an IP address (standalone: one in 127.0.0.0/8), "
             'or "None" for a headless service'
@@ -229,9 +240,9 @@ def _slice(item: Fields, where: str, parsed: Parsed) -> Iterator[Endpoint]:
         )
 
 
-def _endpoints(item: Fields) -> Iterator[Endpoint]:
+def _endpoints(item: Fields, where: str, parsed: Parsed) -> Iterator[Endpoint]:
     for subset in item.sections("subsets"):
-        ports = tuple(_endpoint_ports(subset.sections("ports"), "", Parsed()))
+        ports = tuple(_endpoint_ports(subset.sections("ports"), where, parsed))
         for key, ready in (("addresses", True), ("notReadyAddresses", False)):
             for address in subset.sections(key):
                 yield Endpoint(

@@ -47,8 +47,8 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A Service with the endpoints of all its slices. `cluster_ips` empty: headless. `affinity_timeout` in seconds.
-    `traffic_policy`: spec.trafficPolicy of its DestinationRule, as JSON."""
+    """A Service with the endpoints of all its slices. Without cluster IPs, external IPs and node ports: headless.
+    `affinity_timeout` in seconds. `traffic_policy`: spec.trafficPolicy of its DestinationRule, as JSON."""
 
     namespace: str
     name: str

@@ -40,6 +40,7 @@ class Port:
     name: str  # "" where there is only one
     network: Network
     number: int
+    node_port: int = 0  # of a service's port: where every node serves it; 0: nowhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Endpoint:
     ports: tuple[Port, ...]
     node: str
     ready: bool
+    hostname: str = ""  # its own name below a headless service's
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class Service:
     """A service with the endpoints of all its slices. `key` is "namespace/name"."""
 
     key: str
-    cluster_ips: tuple[str, ...]  # empty: headless
+    cluster_ips: tuple[str, ...]
     ports: tuple[Port, ...]
     endpoints: tuple[Endpoint, ...]
     sticky: float = 0.0  # s of spec.sessionAffinity ClientIP; 0: None
@@ -65,6 +67,13 @@ class Service:
     internal_policy: str = ""  # spec.internalTrafficPolicy
     balancing: str = ""  # the annotation, see core/traffic.py
     traffic_policy: str = ""  # of its DestinationRule, JSON
+    external_ips: tuple[str, ...] = ()
+    labelled: bool = False  # has FILTER_LABEL, see core/plan.py
+
+    @property
+    def headless(self) -> bool:
+        """It has no address of its own: clients talk to its endpoints by theirs."""
+        return not (self.cluster_ips or self.external_ips or any(port.node_port for port in self.ports))
 
     def backends(self, port: Port) -> tuple[Backend, ...]:
         """Endpoints that can serve `port` now: ready, and on a known node. In the order of the endpoints."""
@@ -91,6 +100,9 @@ class Catalog:
 
     def __len__(self) -> int:
         return len(self._services)
+
+    def get(self, key: str) -> Service | None:
+        return self._services.get(key)
 
     def begin(self) -> None:
         """A snapshot from the beginning starts."""
