@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from logging import Logger
 
 from services.proxy.core import plan
-from services.proxy.core.catalog import Port, Service, Spot
+from services.proxy.core.catalog import Network, Port, Service, Spot
 from services.proxy.core.plan import Wanted
-from services.proxy.core.traffic import Traffic
+from services.proxy.core.traffic import ROUND_ROBIN, Traffic
 from services.proxy.counters import Counters
 from services.proxy.departure import Departure, Route
 from services.proxy.tcp import TcpListener
@@ -45,11 +45,13 @@ class Listeners:
         self._failed: dict[Spot, tuple[Wanted, str]] = {}
         self._refused: list[tuple[Spot, Wanted, str]] = []
         self._routes: dict[tuple[str, Port], Route] = {}
+        self._by_number: dict[tuple[str, Network, int], Route] = {}
         self._retry: asyncio.TimerHandle | None = None
         self._delay = RETRY_FIRST
 
     def apply(self, services: Iterable[Service], traffic: Mapping[str, Traffic] | None = None) -> None:
         """These are all the services known now, and how their clients are spread, by the service's key."""
+        services = tuple(services)
         spots, self._refused = plan.wanted(services, traffic)
         steps = plan.diff(self._open, spots)
         for spot in steps.close:
@@ -60,7 +62,14 @@ class Listeners:
             key = want.service, want.port
             if key not in routes:
                 routes[key] = self._route(key, want)
+        for service in services:
+            for port in service.ports:  # those without an address here are reached by name (`route`)
+                if (service.key, port) not in routes:
+                    how = (traffic or {}).get(service.key, ROUND_ROBIN)
+                    want = Wanted(service.key, port, service.backends(port), how)
+                    routes[want.service, port] = self._route((want.service, port), want)
         self._routes = routes
+        self._by_number = {(key, port.network, port.number): route for (key, port), route in routes.items()}
         for spot, want in steps.keep.items():
             self._open[spot].route = routes[want.service, want.port]
         self._failed = {spot: entry for spot, entry in self._failed.items() if spot in steps.open}
@@ -70,6 +79,10 @@ class Listeners:
         self._try(fresh)
         if fresh.keys() & self._failed.keys():
             self._rearm(RETRY_FIRST)
+
+    def route(self, service: str, port: int, network: Network = "tcp") -> Route | None:
+        """The route of one port of a service, by the service's key and the port's number; None: there is none."""
+        return self._by_number.get((service, network, port))
 
     def count(self) -> int:
         """Addresses listened on now."""
