@@ -1,6 +1,7 @@
 #!/bin/sh
 # The Debian packages for the simulated networks (nft, ip, conntrack, ping, miniupnpd), for the bench's peers (haproxy,
-# nebula, ssh, socat) and for the pod (podman and what it stands on). Installs what is missing where that is permitted, else says what to install and goes on:
+# nebula, ssh, socat), for the clients of tests (curl, nc) and for the pod (podman and what it stands on). Installs
+# what is missing where that is permitted, else says what to install and goes on:
 # what needs a missing tool then skips, or fails, on its own. Says nothing when all is there.
 # Packages named as arguments are installed too.
 set -u
@@ -25,6 +26,8 @@ need nebula nebula
 need sshd openssh-server
 need ssh openssh-client
 need socat socat
+need curl curl
+need nc netcat-openbsd
 need podman podman
 need runc runc
 need catatonit catatonit
