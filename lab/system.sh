@@ -1,6 +1,7 @@
 #!/bin/sh
-# The Debian packages for the simulated networks (nft, ip, conntrack, ping, miniupnpd), for real clients (dig), for the bench's peers (haproxy,
-# nebula, ssh, socat) and for the pod (podman and what it stands on). Installs what is missing where that is permitted, else says what to install and goes on:
+# The Debian packages for the simulated networks (nft, ip, conntrack, ping, miniupnpd), for the bench's peers (haproxy,
+# nebula, ssh, socat), for the clients of tests (curl, nc, dig) and for the pod (podman and what it stands on). Installs
+# what is missing where that is permitted, else says what to install and goes on:
 # what needs a missing tool then skips, or fails, on its own. Says nothing when all is there.
 # Packages named as arguments are installed too.
 set -u
@@ -26,6 +27,8 @@ need sshd openssh-server
 need ssh openssh-client
 need socat socat
 need dig bind9-dnsutils
+need curl curl
+need nc netcat-openbsd
 need podman podman
 need runc runc
 need catatonit catatonit

@@ -376,6 +376,7 @@ class Outbound(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     KEEP_FIELD_NUMBER: _builtins.int
     WATCH_FIELD_NUMBER: _builtins.int
+    WELCOME_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Node to reach."""
     traceparent: _builtins.str
@@ -390,6 +391,10 @@ class Outbound(_message.Message):
     """
     watch: _builtins.bool
     """A second AttachResult says when an accepted stream has ended (with an id)."""
+    welcome: _builtins.bytes
+    """What the tunnel writes to the client when the exit has accepted, before any byte of the backend, such as the reply
+    of a SOCKS proxy (TCP). Nothing of it is written on a refusal: with `keep` the caller then says what it likes.
+    """
     @_builtins.property
     def target(self) -> Global___Target: ...
     @_builtins.property
@@ -412,10 +417,11 @@ class Outbound(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         keep: _builtins.bool = ...,
         watch: _builtins.bool = ...,
+        welcome: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "datagrams", b"datagrams", "head", b"head", "keep", b"keep", "node", b"node", "target", b"target", "timeout", b"timeout", "traceparent", b"traceparent", "watch", b"watch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "datagrams", b"datagrams", "head", b"head", "keep", b"keep", "node", b"node", "target", b"target", "timeout", b"timeout", "traceparent", b"traceparent", "watch", b"watch", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

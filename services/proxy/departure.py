@@ -20,6 +20,7 @@ from services.proxy.core.health import RetryBudget
 from services.proxy.core.plan import Wanted
 from services.proxy.counters import Counters
 from services.proxy.dialer import Dialer
+from services.proxy.manners import Manners
 from services.proxy.peers import Opening, Outcome
 from services.proxy.pump import DatagramPump, StreamPump
 from services.runtime import telemetry
@@ -76,6 +77,7 @@ class _Kept:
     backend: Backend  # on its way to
     tried: tuple[Backend, ...] = ()
     head: bytes = b""  # read from the client, taken by nobody
+    manners: Manners | None = None
 
 
 class Departure:
@@ -98,16 +100,27 @@ class Departure:
         return Route(want, Balancer(self._node, want.traffic, self._rtts, self._rng))
 
     def send(
-        self, client: socket.socket, address: tuple[str, int], route: Route, datagrams: Sequence[bytes] = ()
+        self,
+        client: socket.socket,
+        address: tuple[str, int],
+        route: Route,
+        datagrams: Sequence[bytes] = (),
+        *,
+        head: bytes = b"",
+        manners: Manners | None = None,
     ) -> None:
-        """Owns `client` from now on: a connected socket, for UDP with the datagrams that came before it."""
+        """Owns `client` from now on: a connected socket, for UDP with the datagrams that came before it. For TCP `head`
+        was read from it before, and `manners` says what it is to be told."""
         self._counters.accepted[route.service] += 1
         route.budget.client()
         backend = route.balancer.pick(address[0], time.monotonic())
+        keep = route.network == "tcp" and len(self._kept) < MAX_KEPT
         if backend is None:
-            self._refuse(client, route, errors.NO_ENDPOINT)
-        elif len(route) > 1 and route.network == "tcp" and len(self._kept) < MAX_KEPT:
-            self._try(_Kept(client, address, route, backend))
+            self._refuse(client, route, errors.NO_ENDPOINT, "it has no endpoint that is ready", manners)
+        elif keep and (len(route) > 1 or manners is not None):
+            self._try(_Kept(client, address, route, backend, head=head, manners=manners))
+        elif manners is not None:
+            self._refuse(client, route, errors.LIMIT, f"{MAX_KEPT} clients wait for a backend already", manners)
         elif backend.node == self._node:
             self._dialer.dial(route.network, backend.ip, backend.port, partial(self._arrived, client, route, datagrams))
         else:
@@ -145,7 +158,7 @@ class Departure:
         for number, kept in list(self._kept.items()):
             if kept.client not in waiting:
                 del self._kept[number]
-                self._refuse(kept.client, kept.route, errors.NO_TUNNEL)
+                self._refuse(kept.client, kept.route, errors.NO_TUNNEL, "the tunnel went away", kept.manners)
         for watched in self._watched.values():
             self._ended(*watched)
         self._watched.clear()
@@ -170,7 +183,13 @@ class Departure:
         source = join(*kept.address)
         with telemetry.span("proxy.accept", service=route.service, node=backend.node, client=source) as span:
             header = route.opening(backend).encode_kept(
-                self._last, source, span.traceparent, kept.head, watch=route.balancer.counts
+                self._last,
+                source,
+                span.traceparent,
+                kept.head,
+                watch=route.balancer.counts,
+                welcome=kept.manners.welcome if kept.manners is not None else b"",
+                alone=len(route) == 1,
             )
             self._attach.give(header, kept.client, partial(self._dropped, self._last), keep=True)
 
@@ -185,7 +204,8 @@ class Departure:
         if route.balancer.counts:
             route.balancer.active[backend] += 1
         kept.client.setblocking(False)
-        self._pumps.add(StreamPump(kept.client, sock, partial(self._pumped, route, backend), kept.head))
+        welcome = kept.manners.welcome if kept.manners is not None else b""
+        self._pumps.add(StreamPump(kept.client, sock, partial(self._pumped, route, backend), kept.head, welcome))
 
     def _failed(self, kept: _Kept, reason: str, why: str) -> None:
         """Nobody has taken a byte of the client's: on to the next backend, if there is one."""
@@ -203,16 +223,16 @@ class Departure:
         backend = route.balancer.pick(kept.address[0], now, tried) if len(tried) < MAX_TRIES else None
         if backend is None or not route.budget.take(now):
             self._log.debug("no backend answers", extra={"target": route.label, "error": why})
-            self._refuse(kept.client, route, reason)
+            self._refuse(kept.client, route, reason, why, kept.manners)
             return
         self._counters.retried[route.service] += 1
-        self._try(_Kept(kept.client, kept.address, route, backend, tried, kept.head))
+        self._try(_Kept(kept.client, kept.address, route, backend, tried, kept.head, kept.manners))
 
     def _dropped(self, number: int) -> None:
         """The tunnel stayed away for too long."""
         kept = self._kept.pop(number, None)
         if kept is not None:
-            self._refuse(kept.client, kept.route, errors.NO_TUNNEL)
+            self._refuse(kept.client, kept.route, errors.NO_TUNNEL, "the tunnel stayed away", kept.manners)
 
     def _pumped(self, route: Route, backend: Backend, pump: StreamPump) -> None:
         self._pumps.discard(pump)
@@ -241,7 +261,7 @@ class Departure:
         """The only backend, on this node, answered or did not."""
         if sock is None:
             self._log.debug("cannot reach a backend here", extra={"target": route.label, "error": why})
-            self._refuse(client, route, reason)
+            self._refuse(client, route, reason, why)
             return
         self._counters.dialled[route.service] += 1
         client.setblocking(False)
@@ -255,9 +275,14 @@ class Departure:
                 break
         self._pumps.add(DatagramPump(client, sock, self._pumps.discard))
 
-    def _refuse(self, client: socket.socket, route: Route, reason: str) -> None:
+    def _refuse(
+        self, client: socket.socket, route: Route, reason: str, why: str, manners: Manners | None = None
+    ) -> None:
         self._counters.refused_local[route.service, reason] += 1
-        reset(client)
+        if manners is None:
+            reset(client)
+        else:
+            manners.refuse(client, reason, why)
 
     def _lost(self, route: Route) -> None:
         self._counters.refused_local[route.service, errors.NO_TUNNEL] += 1

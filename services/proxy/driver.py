@@ -4,7 +4,7 @@ import asyncio
 
 from services.proxy import peers, servicer
 from services.proxy.attach import AttachSocket
-from services.proxy.config import DnsSettings, Settings, site_of, traffic_of
+from services.proxy.config import DnsSettings, Settings, SocksSettings, site_of, traffic_of
 from services.proxy.core import plan
 from services.proxy.core.catalog import Catalog
 from services.proxy.core.policy import Policy
@@ -14,7 +14,9 @@ from services.proxy.dialer import Dialer
 from services.proxy.dns import Dns
 from services.proxy.inbound import Inbound
 from services.proxy.listeners import Listeners
+from services.proxy.names import Names
 from services.proxy.servicer import Status
+from services.proxy.socks5 import Socks5
 from services.runtime.config import Config
 from services.runtime.process import Service
 from services.runtime.serve import LocalServer
@@ -28,7 +30,6 @@ ATTACH = "tunnel.attach"
 
 SWITCHED_OFF = "edgeProxy.enable is false: no listener, and inbound streams are not served"
 NO_DNS = "edgeDNS.enable has no effect: the DNS is part of the proxy, and edgeProxy.enable is false"
-NO_SOCKS5 = "edgeProxy.socks5Proxy.enable has no effect: this version has no SOCKS5 proxy; use `causeway nc`"
 
 
 class Proxy:
@@ -50,6 +51,8 @@ class Proxy:
         )
         self._departure = Departure(self.settings.node_name, self._attach, self._dialer, self._counters, service.log)
         self._listeners = Listeners(self._departure, self._counters, service.log)
+        names = Names(self.settings.node_name, self._listeners, self._departure, self._policy)
+        self._socks5 = Socks5(self.settings.run_dir, names, self._departure, self._counters, service.log)
         self._inbound = Inbound(self._policy, self._attach, self._dialer, self._counters, service.log)
         self._dns = Dns(self.settings.dns, self._catalog, self._counters.dns, service.log)
         self._synced = asyncio.Event()
@@ -66,11 +69,13 @@ class Proxy:
         self._reload.on("modules.edgeProxy.loadBalancer", self._rebalance)
         self._reload.on("modules.edgeProxy.serviceFilterMode", self._refilter)
         self._reload.on("modules.edgeDNS", lambda config: self._dns.configure(DnsSettings.of(config)))
+        if self.settings.enable:
+            self._reload.on(
+                "modules.edgeProxy.socks5Proxy", lambda config: self._socks5.apply(SocksSettings.of(config))
+            )
 
     async def run(self) -> None:
         """Serves until cancelled."""
-        if self.settings.socks5:
-            self._log.warning(NO_SOCKS5)
         if not self.settings.enable:
             self._log.warning(SWITCHED_OFF)
             await asyncio.Event().wait()
@@ -80,6 +85,7 @@ class Proxy:
 
             unregister = metrics.register(self._counters, self._listeners.count, lambda: self._attach.waiting)
         self._attach.open()
+        self._socks5.apply(self.settings.socks5)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(peers.follow_services(self.settings.run_dir, self._catalog, self._changed))
@@ -95,7 +101,7 @@ class Proxy:
         counters = self._counters
         return Status(
             node_name=self.settings.node_name,
-            rows=self._listeners.rows() + self._dns.rows(),
+            rows=[*self._listeners.rows(), *self._socks5.rows(), *self._dns.rows()],
             accepted=counters.accepted.total(),
             dialled=counters.dialled.total(),
             refused=dict(counters.refused_inbound),
@@ -106,8 +112,7 @@ class Proxy:
         warnings = self._reload.warnings
         if not self.settings.enable:
             return [*warnings, SWITCHED_OFF, *([NO_DNS] if self.settings.dns.enable else [])]
-        if self.settings.socks5:
-            warnings.append(NO_SOCKS5)
+        warnings += self._socks5.warnings()
         if not self._attach.connected:
             warnings.append("the tunnel is away: clients wait up to 5 s for it, inbound streams cannot arrive")
         warnings += [
@@ -152,6 +157,7 @@ class Proxy:
             self._log.warning("load balancing not understood", extra={"target": key, "error": problems[key]})
         self._problems = problems
         self._listeners.apply(self._catalog, traffic, self._site)
+        self._socks5.update(self._catalog)
 
     def _result(self, message: bytes) -> None:
         try:
@@ -166,6 +172,7 @@ class Proxy:
         if self._settling is not None:
             self._settling.cancel()
         self._listeners.close()
+        await self._socks5.close()
         await self._inbound.close()
         self._dialer.close()
         self._attach.close()

@@ -39,6 +39,9 @@ class Inbound:
         verdict = self._policy.judge(offer.network, offer.address)
         done = partial(self._answer, offer.token, verdict.service, span)
         if not verdict.allowed:
+            self._log.info(
+                "refused a stream", extra={"peer": offer.peer, "target": offer.address, "error": verdict.why}
+            )
             done(None, errors.DENIED, verdict.why)
         elif not verdict.resolve:
             self._dialer.dial(offer.network, verdict.host, verdict.port, done)

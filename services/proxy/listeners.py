@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from logging import Logger
 
 from services.proxy.core import plan
-from services.proxy.core.catalog import Service, Spot
+from services.proxy.core.catalog import Network, Port, Service, Spot
 from services.proxy.core.plan import RouteKey, Site, Wanted
-from services.proxy.core.traffic import Traffic
+from services.proxy.core.traffic import ROUND_ROBIN, Traffic
 from services.proxy.counters import Counters
 from services.proxy.departure import Departure, Route
 from services.proxy.tcp import TcpListener
@@ -47,6 +47,9 @@ class Listeners:
         self._failed: dict[Spot, tuple[Wanted, str]] = {}
         self._refused: list[tuple[Spot, Wanted, str]] = []
         self._routes: dict[RouteKey, Route] = {}
+        self._services: dict[str, Service] = {}
+        self._traffic: Mapping[str, Traffic] = {}
+        self._asked: dict[tuple[RouteKey, Traffic | None], Route] = {}  # of `route`, where nobody listens
         self._retry: asyncio.TimerHandle | None = None
         self._delay = RETRY_FIRST
 
@@ -54,6 +57,7 @@ class Listeners:
         self, services: Iterable[Service], traffic: Mapping[str, Traffic] | None = None, site: Site | None = None
     ) -> None:
         """These are all the services known now, and how their clients are spread, by the service's key."""
+        services = list(services)
         spots, self._refused = plan.wanted(services, traffic, site)
         steps = plan.diff(self._open, spots)
         for spot in steps.close:
@@ -65,6 +69,14 @@ class Listeners:
             if key not in routes:
                 routes[key] = self._route(key, want)
         self._routes = routes
+        self._services = {one.key: one for one in plan.served(services, (site or Site()).filter)}
+        self._traffic = traffic or {}
+        for (key, default), route in list(self._asked.items()):
+            service = self._services.get(key.service)
+            if service is None or key.port not in service.ports:
+                del self._asked[key, default]
+            else:
+                route.update(self._want(service, key.port, default))
         for spot, want in steps.keep.items():
             self._open[spot].route = routes[want.key]
         self._failed = {spot: entry for spot, entry in self._failed.items() if spot in steps.open}
@@ -74,6 +86,24 @@ class Listeners:
         self._try(fresh)
         if fresh.keys() & self._failed.keys():
             self._rearm(RETRY_FIRST)
+
+    def route(self, service: str, port: int, network: Network = "tcp", default: Traffic | None = None) -> Route | None:
+        """The route to a port of a service ("namespace/name"; port 0: its only one), listened on or not; None: there is no
+        such port. `default`: how clients are spread where the service does not say; None: as everywhere."""
+        known = self._services.get(service)
+        found = [one for one in known.ports if one.network == network and port in (0, one.number)] if known else []
+        if known is None or len(found) != 1:
+            return None
+        key = RouteKey(service, found[0], None)
+        route = self._routes.get(key) if default is None else None
+        route = route or self._asked.get((key, default))
+        if route is None:
+            route = self._asked[key, default] = self._departure.route(self._want(known, found[0], default))
+        return route
+
+    def _want(self, service: Service, port: Port, default: Traffic | None) -> Wanted:
+        traffic = self._traffic if default is None else plan.traffic_of((service,), default)[0]
+        return Wanted(service.key, port, service.backends(port), traffic.get(service.key, ROUND_ROBIN))
 
     def count(self) -> int:
         """Addresses listened on now."""

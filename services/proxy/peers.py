@@ -67,8 +67,19 @@ class Opening:
         del self._open.datagrams[:]
         return encoded
 
-    def encode_kept(self, number: int, client: str, traceparent: str, head: bytes, *, watch: bool) -> bytes:
-        """The same for a client that is kept, to try elsewhere; see Outbound.keep and Outbound.watch."""
+    def encode_kept(
+        self,
+        number: int,
+        client: str,
+        traceparent: str,
+        head: bytes,
+        *,
+        watch: bool,
+        welcome: bytes = b"",
+        alone: bool = False,
+    ) -> bytes:
+        """The same for a client that is kept, to try elsewhere or to be told why not; see Outbound.keep, watch and
+        welcome. `alone`: there is no other backend, so that it waits for this one as long as any client."""
         attach = tunnel_pb2.Attach(id=number)
         attach.open.CopyFrom(self._open)
         attach.open.client = client
@@ -76,7 +87,9 @@ class Opening:
         attach.open.head = head
         attach.open.keep = True
         attach.open.watch = watch
-        attach.open.timeout.FromTimedelta(ALTERNATIVE_TIMEOUT)
+        attach.open.welcome = welcome
+        if not alone:
+            attach.open.timeout.FromTimedelta(ALTERNATIVE_TIMEOUT)
         return attach.SerializeToString()
 
 
@@ -207,6 +220,38 @@ async def follow_services(run_dir: Path, catalog: Catalog, changed: Callable[[],
 
     try:
         await dial.follow(watch, apply, name="services", on_relist=catalog.begin)
+    finally:
+        await channel.close(None)
+
+
+async def follow_nodes(run_dir: Path, nodes: set[str]) -> None:
+    """Keeps `nodes` equal to the names of those that discovery knows, for ever."""
+    channel = dial.local_channel(run_dir, "discovery")
+    stub: Any = discovery_pb2_grpc.DiscoveryServiceStub(channel)
+    seen: set[str] | None = None  # in the snapshot being read
+
+    def watch(revision: int) -> Any:
+        return stub.WatchPeers(discovery_pb2.WatchPeersRequest(resume_revision=revision), wait_for_ready=True)
+
+    def begin() -> None:
+        nonlocal seen
+        seen = set()
+
+    def apply(response: discovery_pb2.WatchPeersResponse) -> None:
+        nonlocal seen
+        match response.WhichOneof("event"):
+            case "added":
+                nodes.add(response.added.record.node_name)
+                if seen is not None:
+                    seen.add(response.added.record.node_name)
+            case "removed":
+                nodes.discard(response.removed)
+            case "synced" if seen is not None:
+                nodes.intersection_update(seen)
+                seen = None
+
+    try:
+        await dial.follow(watch, apply, name="nodes", on_relist=begin)
     finally:
         await channel.close(None)
 

@@ -21,22 +21,26 @@ class StreamPump:
     """Both directions of one TCP connection. Half-close travels; a reset on one side becomes one on the other."""
 
     def __init__(
-        self, one: socket.socket, two: socket.socket, ended: Callable[["StreamPump"], None], head: bytes = b""
+        self,
+        one: socket.socket,
+        two: socket.socket,
+        ended: Callable[["StreamPump"], None],
+        head: bytes = b"",
+        welcome: bytes = b"",
     ) -> None:
         """Owns two connected non-blocking sockets from now on. `ended` is called once, when both are closed. `head` was
-        read from `one` before."""
+        read from `one` before; `welcome` is what `one` is told before any byte of `two`."""
         self._loop = asyncio.get_running_loop()
         self._socks = (one, two)
         self._ended = ended
-        self._left: list[bytes] = [b"", b""]  # read from socks[i], not yet taken by the other
+        self._left: list[bytes] = [head, welcome]  # for the other of socks[i], and not yet taken by it
         self._done = [False, False]  # direction i has seen its end of data, and passed it on
         self._closed = False
-        self._loop.add_reader(two, self._read, 1)
-        if head:
-            self._left[0] = head
-            self._loop.add_writer(two, self._write, 0)
-        else:
-            self._loop.add_reader(one, self._read, 0)
+        for side in (0, 1):
+            if self._left[side]:
+                self._loop.add_writer(self._socks[1 - side], self._write, side)
+            else:
+                self._loop.add_reader(self._socks[side], self._read, side)
 
     def _read(self, side: int) -> None:
         source, sink = self._socks[side], self._socks[1 - side]

@@ -1,8 +1,9 @@
-"""Listening for TCP clients of one service port."""
+"""Listening for TCP clients."""
 
 import asyncio
 import errno
 import socket
+from collections.abc import Callable
 from logging import Logger
 
 from services.proxy.core.catalog import Spot
@@ -19,12 +20,14 @@ _PASSING = {
 }  # fmt: skip
 
 
-class TcpListener:
-    """Raises OSError when the address cannot be had."""
+class Acceptor:
+    """Every client of `spot` is given to `take`. Raises OSError when the address cannot be had."""
 
-    def __init__(self, spot: Spot, route: Route, departure: Departure, log: Logger) -> None:
-        self.route = route
-        self._departure = departure
+    def __init__(
+        self, spot: Spot, label: str, take: Callable[[socket.socket, tuple[str, int]], None], log: Logger
+    ) -> None:
+        self._label = label
+        self._take = take
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._resume: asyncio.TimerHandle | None = None
@@ -48,7 +51,7 @@ class TcpListener:
         self._loop.add_reader(self._sock, self._accept, BURST)
 
     def close(self) -> None:
-        """Sends on those who are in the backlog already, and listens no longer."""
+        """Takes those who are in the backlog already, and listens no longer."""
         if self._resume is not None:
             self._resume.cancel()
         self._loop.remove_reader(self._sock)
@@ -58,7 +61,7 @@ class TcpListener:
         self._sock.close()
 
     def _accept(self, burst: int) -> None:
-        accept, send, route = self._sock.accept, self._departure.send, self.route
+        accept, take = self._sock.accept, self._take
         for _ in range(burst):
             try:
                 client, address = accept()
@@ -69,12 +72,23 @@ class TcpListener:
                     continue
                 self._pause(error)
                 return
-            send(client, address, route)
+            take(client, address)
 
     def _pause(self, error: OSError) -> None:
         """Out of descriptors or memory (EMFILE, ENFILE, ENOBUFS, ENOMEM): without a pause the loop would spin."""
-        self._log.warning(
-            "cannot accept: %s; pausing %.1f s", error.strerror, PAUSE, extra={"target": self.route.label}
-        )
+        self._log.warning("cannot accept: %s; pausing %.1f s", error.strerror, PAUSE, extra={"target": self._label})
         self._loop.remove_reader(self._sock)
         self._resume = self._loop.call_later(PAUSE, self._loop.add_reader, self._sock, self._accept, BURST)
+
+
+class TcpListener(Acceptor):
+    """Clients of one service port."""
+
+    def __init__(self, spot: Spot, route: Route, departure: Departure, log: Logger) -> None:
+        """Raises OSError when the address cannot be had."""
+        self.route = route
+        self._departure = departure
+        super().__init__(spot, route.label, self._send, log)
+
+    def _send(self, client: socket.socket, address: tuple[str, int]) -> None:
+        self._departure.send(client, address, self.route)

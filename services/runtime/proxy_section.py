@@ -4,14 +4,32 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from services.runtime.section import Port, Section, target_pattern
+from services.runtime.section import FilePath, Section, ip_or_empty, target_pattern
+
+
+def _countable(text: str) -> str:
+    # RFC 1929 counts the bytes of both in one byte.
+    if not 0 < len(text.encode()) <= 255:
+        raise ValueError("1 to 255 bytes")
+    return text
+
+
+class Socks5User(Section):
+    """Who may use the SOCKS5 proxy."""
+
+    name: Annotated[str, AfterValidator(_countable)]
+    password: Annotated[str, AfterValidator(_countable)]
 
 
 class Socks5Proxy(Section):
-    """SOCKS5 with node names as targets."""
+    """SOCKS5 with names of nodes and services as targets. With users, or a password_file of lines "name:password" (read
+    again when it changes), a client needs a password. listen_address "": all."""
 
     enable: bool = False
-    listen_port: Port = 10800
+    listen_address: Annotated[str, AfterValidator(ip_or_empty)] = "127.0.0.1"
+    listen_port: Annotated[int, Field(ge=1, le=65535)] = 10800
+    users: list[Socks5User] = Field(default=[], max_length=256)
+    password_file: FilePath | None = None
 
 
 class ConsistentHash(Section):

@@ -46,6 +46,7 @@ class StreamIO:
         "_messages",
         "_out",
         "_out_start",
+        "_own",
         "caller",
         "early",
         "eof",
@@ -54,6 +55,7 @@ class StreamIO:
         "sock",
         "span",
         "stream",
+        "welcome",
     )
 
     def __init__(self, engine: Engine, pairing: "Pairing", stream: Stream) -> None:
@@ -67,6 +69,8 @@ class StreamIO:
         """Who awaits the outcome of an Attach."""
         self.early: bytearray | None = None
         """What was read of a client that its proxy keeps until the exit has accepted; None: it does not, or has."""
+        self.welcome = b""
+        """What the client is told first once the exit has accepted."""
         self.span: Span | None = None
         self._engine = engine
         self.pairing = pairing
@@ -78,6 +82,8 @@ class StreamIO:
         """The rest of a message, for which there is no credit."""
         self._out = bytearray()
         self._out_start = 0
+        self._own = 0
+        """Bytes at the front of `_out` that did not come from the peer, which gets no credit for them."""
         stream.owner = self
 
     def attach(self, sock: socket.socket) -> None:
@@ -150,7 +156,12 @@ class StreamIO:
         self._maybe_close()
 
     def settle(self) -> None:
-        """The exit has accepted: what is read now goes nowhere else."""
+        """The exit has accepted: what is read now goes nowhere else, and what comes now is the backend's."""
+        if self.welcome:
+            self._out += self.welcome
+            self._own = len(self.welcome)
+            self.welcome = b""
+            self._write()
         if self.early is not None:
             self.early = None
             self.resume()
@@ -229,8 +240,10 @@ class StreamIO:
             self._fail()
             return
         self._out_start += total
-        if total:
-            self.pairing.session.consumed(self.stream, total)
+        own = min(self._own, total)
+        self._own -= own
+        if total > own:
+            self.pairing.session.consumed(self.stream, total - own)
             self.pairing.mark()
         if self._out_start == len(out):
             self._out = bytearray()

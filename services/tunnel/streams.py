@@ -52,6 +52,7 @@ class Streams:
                 pairing.session.send(io.stream, request.head)
             if request.keep:
                 io.early = bytearray(request.head)
+            io.welcome = request.welcome
         for datagram in request.datagrams:
             pairing.session.send_datagram(io.stream, datagram)
         io.attach(sock)

@@ -8,6 +8,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         self._offers: dict[bytes, tunnel_pb2.Offer] = {}  # not answered yet
         self._news = asyncio.Event()
         self._answers: dict[bytes, asyncio.Future[tuple[tunnel_pb2.Attach, socket.socket | None]]] = {}
-        self.opened: asyncio.Queue[tuple[tunnel_pb2.Outbound, socket.socket]] = asyncio.Queue()
+        self.opened: asyncio.Queue[tuple[tunnel_pb2.Attach, socket.socket, socket.socket]] = asyncio.Queue()
         self.listeners = 0  # calls of Listen since the start
         self._deaf = False
 
@@ -68,8 +69,13 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
 
     async def next(self) -> tuple[tunnel_pb2.Outbound, socket.socket]:
         """The next client that the proxy hands over."""
+        asked = await self.asked()
+        return asked.open, asked.sock
+
+    async def asked(self) -> "Asked":
+        """The same, to be answered."""
         async with asyncio.timeout(20):
-            return await self.opened.get()
+            return Asked(*await self.opened.get())
 
     async def offer(self, address: str, network: Any = TCP, **more: Any) -> tuple[Any, socket.socket | None]:
         """Offers a stream; the proxy's answer: the Accept with a socket, or the Refusal."""
@@ -126,15 +132,43 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         if role == "open":
             assert sock is not None
             sock.setblocking(False)
-            self.opened.put_nowait((attach.open, sock))
+            self.opened.put_nowait((attach, sock, connection))
         else:
             token = attach.accept.token if role == "accept" else attach.refuse.token
             del self._offers[token]
             self._answers.pop(token).set_result((attach, sock))
 
 
+@dataclass
+class Asked:
+    """A client that the proxy handed over, and that it may want to hear of."""
+
+    attach: tunnel_pb2.Attach
+    sock: socket.socket
+    connection: socket.socket
+
+    @property
+    def open(self) -> tunnel_pb2.Outbound:
+        return self.attach.open
+
+    def accept(self) -> socket.socket:
+        """The exit has accepted: the client hears its welcome, and is the tunnel's."""
+        self.sock.send(self.open.welcome)
+        self._answer(tunnel_pb2.AttachResult(id=self.attach.id))
+        return self.sock
+
+    def refuse(self, reason: Any, message: str = "", head: bytes = b"") -> None:
+        self.sock.close()
+        refusal = tunnel_pb2.Refusal(reason=reason, message=message)
+        self._answer(tunnel_pb2.AttachResult(id=self.attach.id, refusal=refusal, head=head))
+
+    def _answer(self, result: tunnel_pb2.AttachResult) -> None:
+        assert self.attach.id, "nobody wants to hear of this one"
+        self.connection.send(result.SerializeToString())
+
+
 class Discovery(discovery_pb2_grpc.DiscoveryServiceServicer):
-    """Serves a set of services that tests change. Revisions start anew with every start."""
+    """Serves a set of services that tests change, and the names of some nodes. Revisions start anew with every start."""
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / "discovery.sock"
@@ -143,6 +177,7 @@ class Discovery(discovery_pb2_grpc.DiscoveryServiceServicer):
         self._watchers: set[asyncio.Queue[discovery_pb2.WatchServicesResponse]] = set()
         self._revision = 1
         self.watches = 0  # calls since the start
+        self.nodes: list[str] = []  # set before it starts
 
     async def start(self) -> None:
         self._path.unlink(missing_ok=True)
@@ -170,6 +205,15 @@ class Discovery(discovery_pb2_grpc.DiscoveryServiceServicer):
         response.revision = self._revision
         for watcher in self._watchers:
             watcher.put_nowait(response)
+
+    async def WatchPeers(
+        self, request: discovery_pb2.WatchPeersRequest, context: Any
+    ) -> AsyncIterator[discovery_pb2.WatchPeersResponse]:
+        for name in self.nodes:
+            record = discovery_pb2.PeerRecord(node_name=name)
+            yield discovery_pb2.WatchPeersResponse(revision=1, added=discovery_pb2.Peer(record=record))
+        yield discovery_pb2.WatchPeersResponse(revision=1, synced=True)
+        await asyncio.Event().wait()
 
     async def WatchServices(
         self, request: discovery_pb2.WatchServicesRequest, context: Any

@@ -130,8 +130,12 @@ async def test_a_proxy_that_is_switched_off_says_so(node_config: Any, loopback_i
 
 
 async def test_alone_it_waits_and_says_for_what(node_config: Any) -> None:
-    async with running(node_config("n", modules={"edgeProxy": {"socks5Proxy": {"enable": True}}})) as (_, channel):
+    port = free_port()
+    proxy = {"socks5Proxy": {"enable": True, "listenPort": port}}
+    async with running(node_config("n", modules={"edgeProxy": proxy})) as (_, channel):
         got = await status(channel)
-        assert any("socks5Proxy.enable has no effect" in warning for warning in got.warnings)
+        (socks5,) = got.listeners
+        assert (socks5.service, socks5.address, socks5.network) == ("SOCKS5", f"127.0.0.1:{port}", "tcp")
+        assert not any("socks5Proxy" in warning for warning in got.warnings)
         assert any("tunnel is away" in warning for warning in got.warnings)
         assert any("discovery has not answered" in warning for warning in got.warnings)

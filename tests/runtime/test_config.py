@@ -122,7 +122,12 @@ def test_every_key_of_ours(write: Write, tmp_path: Path) -> None:
                   reservationTtlSeconds: 7
               edgeProxy:
                 enable: false
-                socks5Proxy: {enable: true, listenPort: 1080}
+                socks5Proxy:
+                  enable: true
+                  listenAddress: 127.0.0.2
+                  listenPort: 1080
+                  users: [{name: alice, password: secret}]
+                  passwordFile: users
                 allowedTargets: ["10.0.0.0/8:22", "db:5432"]
             """
         )
@@ -140,6 +145,9 @@ def test_every_key_of_ours(write: Write, tmp_path: Path) -> None:
     assert loaded.modules.edge_relay.mode == "on"
     assert loaded.modules.edge_relay.limits.max_half_open == 6
     assert loaded.modules.edge_proxy.allowed_targets == ["10.0.0.0/8:22", "db:5432"]
+    socks = loaded.modules.edge_proxy.socks5_proxy
+    assert (socks.listen_address, socks.listen_port, socks.users[0].name) == ("127.0.0.2", 1080, "alice")
+    assert socks.password_file == tmp_path / "users"
 
 
 def test_paths_are_relative_to_the_file_also_when_it_is_a_link(write: Write, tmp_path: Path) -> None:

@@ -98,6 +98,42 @@ async def test_the_head_comes_first(exit_b: Exit, attached: Attached, backend: B
     client.close()
 
 
+async def test_the_welcome_comes_before_any_byte_of_the_backend(
+    exit_b: Exit, attached: Attached, backend: Backend
+) -> None:
+    """Also one that the client's socket does not take at once, from a backend that speaks first, and much."""
+    for welcome in (b"welcome ", NOISE[:48_000]):
+        client, accepted = tcp_pair()
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4608)  # the least there is (socket(7))
+        number = attached.open("b", backend.address, accepted, welcome=welcome, keep=True)
+        served = await backend.accept()
+        sending = asyncio.create_task(send(served, NOISE))
+        assert not (await attached.result(number)).HasField("refusal")
+        assert await receive(client, len(welcome)) == welcome
+        assert await receive(client, len(NOISE)) == NOISE, "more than the stream's credit: none of it is lost"
+        await sending
+        client.close()
+        served.close()
+
+
+async def test_a_refused_client_that_is_kept_hears_nothing_from_the_tunnel(nodes: Nodes, attached: Attached) -> None:
+    async def refuse(offer: pb.Offer) -> pb.Refusal:
+        return pb.Refusal(reason=pb.REFUSAL_REASON_DENIED, message="no")
+
+    async with Exit(nodes.b, refuse):
+        client, accepted = tcp_pair()
+        number = attached.open("b", "10.9.8.7:1", accepted.dup(), welcome=b"welcome", keep=True, head=b"early ")
+        await send(client, b"bird")
+        result = await attached.result(number)
+        assert result.refusal.reason == pb.REFUSAL_REASON_DENIED
+        rest = b"" if result.head == b"early bird" else accepted.recv(100)
+        assert result.head + rest == b"early bird"
+        accepted.sendall(b"sorry")
+        accepted.close()
+        assert await receive_all(client) == b"sorry"
+        client.close()
+
+
 @pytest.mark.parametrize("who", ["client", "backend"])
 async def test_a_reset_arrives_as_a_reset(exit_b: Exit, attached: Attached, backend: Backend, who: str) -> None:
     client, served = await connect(attached, backend)

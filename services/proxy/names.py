@@ -1,0 +1,73 @@
+"""From the name that a client gives to a route: see core/destination.py for what names mean."""
+
+from collections.abc import Iterable
+
+from services.proxy import errors
+from services.proxy.core import destination
+from services.proxy.core.catalog import Backend, Network, Port, Service, join
+from services.proxy.core.destination import DestinationError, NodeTarget
+from services.proxy.core.plan import Wanted
+from services.proxy.core.policy import Policy
+from services.proxy.departure import Departure, Route
+from services.proxy.listeners import Listeners
+
+
+class NoRoute(Exception):
+    """Nobody is reached under that name. `reason` is one of `errors`."""
+
+    def __init__(self, reason: str, why: str) -> None:
+        super().__init__(why)
+        self.reason = reason
+
+
+class Names:
+    """Tell it of the services by `update`; `nodes` is kept by its owner."""
+
+    def __init__(self, node: str, listeners: Listeners, departure: Departure, policy: Policy) -> None:
+        self.nodes: set[str] = {node}
+        self._node = node
+        self._listeners = listeners
+        self._departure = departure
+        self._policy = policy
+        self._keys: set[str] = set()
+        self._by_ip: dict[str, str] = {}
+
+    def update(self, services: Iterable[Service]) -> None:
+        """These are all the services known now."""
+        self._keys.clear()
+        self._by_ip.clear()
+        for service in services:
+            self._keys.add(service.key)
+            for ip in service.cluster_ips:
+                self._by_ip.setdefault(ip, service.key)
+
+    def route(self, host: str, port: int, network: Network) -> Route:
+        """Where a client goes that asks for `host`. Raises NoRoute."""
+        try:
+            found = destination.find(host, self._keys.__contains__, lambda ip: self._by_ip.get(ip, ""), self._nodes())
+        except DestinationError as error:
+            raise NoRoute(errors.UNKNOWN if error.allowed else errors.DENIED, str(error)) from None
+        if not port:
+            raise NoRoute(errors.UNKNOWN, "expected a port from 1 to 65535")
+        if isinstance(found, NodeTarget):
+            return self._to_node(found, port, network)
+        route = self._listeners.route(found.key, port, network)
+        if route is None:
+            raise NoRoute(errors.CONNECTION_REFUSED, f"the service {found.key} has no port {port} for {network}")
+        return route
+
+    def _nodes(self) -> set[str]:
+        self.nodes.add(self._node)  # whatever discovery says
+        return self.nodes
+
+    def _to_node(self, target: NodeTarget, port: int, network: Network) -> Route:
+        address = join(target.host, port)
+        if target.node == self._node:
+            # The exit is this very node: its policy holds for its own clients, too.
+            verdict = self._policy.judge(network, address)
+            if verdict.resolve:
+                raise NoRoute(errors.DENIED, f"{target.host} is on this node: ask for an address instead of a name")
+            if not verdict.allowed:
+                raise NoRoute(errors.DENIED, verdict.why)
+        backend = Backend(target.node, target.host, port)
+        return self._departure.route(Wanted("", Port("", network, port), (backend,)))
