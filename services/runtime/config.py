@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, ValidationEr
 from services.runtime import document, edgemesh, schema
 from services.runtime.document import KeyPath
 from services.runtime.problems import ConfigError, Problem, nearest
-from services.runtime.proxy_section import EdgeProxy
+from services.runtime.proxy_section import EdgeGateway, EdgeProxy
 from services.runtime.section import (
     Count,
     FilePath,
@@ -159,6 +159,7 @@ class Modules(Section):
     edge_tunnel: EdgeTunnel = EdgeTunnel()
     edge_relay: EdgeRelay = EdgeRelay()
     edge_proxy: EdgeProxy = EdgeProxy()
+    edge_gateway: EdgeGateway = EdgeGateway()
 
 
 class Config(Section):

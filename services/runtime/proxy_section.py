@@ -1,10 +1,11 @@
-"""The part of the configuration that the proxy reads: `modules.edgeProxy`."""
+"""The parts of the configuration that the proxy reads: `modules.edgeProxy` and `modules.edgeGateway`."""
 
+from ipaddress import ip_network
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from services.runtime.section import Port, Section, target_pattern
+from services.runtime.section import FilePath, Port, Section, target_pattern
 
 
 class Socks5Proxy(Section):
@@ -38,3 +39,30 @@ class EdgeProxy(Section):
     load_balancer: LoadBalancer = LoadBalancer()
     socks5_proxy: Socks5Proxy = Field(default=Socks5Proxy(), alias="socks5Proxy")
     allowed_targets: list[Annotated[str, AfterValidator(target_pattern)]] = Field(default=[], max_length=4096)
+
+
+def _selection(text: str) -> str:
+    for item in text.split(","):
+        if item.strip() not in ("", "*"):
+            ip_network(item.strip(), strict=False)
+    return text
+
+
+Selection = Annotated[str, Field(max_length=4096), AfterValidator(_selection)]
+
+
+class EdgeGateway(Section):
+    """The ingress gateway: Istio Gateway and VirtualService objects of the servicesFile, served on addresses of this host.
+
+    nic: interfaces, comma-separated; "" or "*": all. include_ip, exclude_ip: of their addresses only those, and not
+    those, as addresses or networks, comma-separated; "" or "*": all, and none. load_balancer: for clients that come
+    through the gateway, where a service does not say; absent: as edgeProxy's. secrets_dir: holds a folder for each
+    credentialName with tls.crt, tls.key and ca.crt, for those that no Secret of the servicesFile has.
+    """
+
+    enable: bool = False
+    nic: str = Field(default="*", max_length=4096)
+    include_ip: Selection = Field(default="*", alias="includeIP")
+    exclude_ip: Selection = Field(default="*", alias="excludeIP")
+    load_balancer: LoadBalancer | None = None
+    secrets_dir: FilePath | None = None

@@ -15,6 +15,8 @@ import yaml
 
 from services.runtime import files
 
+from ..core import gateways
+from ..core.gateways import GatewayObject
 from ..core.manifests import Parsed, parse
 from ..directory import Directory
 
@@ -41,12 +43,12 @@ class ServiceFile:
             await asyncio.sleep(PERIOD)
             if self._changed():
                 # A file of a megabyte takes a second.
-                self._apply(await asyncio.to_thread(_load, self._path))
+                self._apply(*await asyncio.to_thread(_load, self._path))
 
     def look(self) -> None:
         """Read the file now if it changed."""
         if self._changed():
-            self._apply(_load(self._path))
+            self._apply(*_load(self._path))
 
     def _changed(self) -> bool:
         stamp = files.stamp(self._path)
@@ -54,14 +56,16 @@ class ServiceFile:
         self._stamp = stamp
         return changed
 
-    def _apply(self, parsed: Parsed) -> None:
+    def _apply(self, parsed: Parsed, objects: dict[str, GatewayObject]) -> None:
         if parsed.errors:
             self._refuse(parsed.errors)
             return
         board = self._directory.board
         changed = self._directory.services.replace(parsed.services)
+        self._directory.gateways.replace(objects)
         board.clear("services")
-        board.say("servicesFile", f"{len(parsed.services)} services")
+        more = f", {len(objects)} objects of gateways" if objects else ""
+        board.say("servicesFile", f"{len(parsed.services)} services{more}")
         self._directory.log.info(
             "services read", extra={"file": str(self._path), "count": len(parsed.services), "changed": changed}
         )
@@ -81,11 +85,15 @@ class ServiceFile:
             self._directory.log.error("services not read", extra={"file": str(self._path), "error": error})
 
 
-def _load(path: Path) -> Parsed:
+def _load(path: Path) -> tuple[Parsed, dict[str, GatewayObject]]:
     try:
-        return parse(_read(path))
+        documents = _read(path)
+        parsed = parse(documents)
+        objects, warnings = gateways.parse(documents)
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        return Parsed(errors=[_one_line(error)])
+        return Parsed(errors=[_one_line(error)]), {}
+    parsed.warnings += warnings
+    return parsed, objects
 
 
 def _read(path: Path) -> list[object]:
