@@ -37,7 +37,11 @@ def test_all_three_kinds_and_versions_lists_included() -> None:
         None,
         gateways[0],
         {"apiVersion": "v1", "kind": "List", "items": [gateways[1], route]},
-        {"apiVersion": versions[2], "kind": "GatewayList", "items": [{k: gateways[2][k] for k in ("metadata", "spec")}]},
+        {
+            "apiVersion": versions[2],
+            "kind": "GatewayList",
+            "items": [{k: gateways[2][k] for k in ("metadata", "spec")}],
+        },
         secret(type="kubernetes.io/tls", data={"tls.crt": encoded("C"), "tls.key": encoded("K"), "other": "!"}),
         {"kind": "Deployment"},
     ]
@@ -87,7 +91,7 @@ async def test_watchers_see_objects_come_and_go(node_config: WriteConfig, short_
 
         async def watch() -> None:
             async for event in node.stub.WatchGateways(pb.WatchGatewaysRequest()):
-                events.append(event)
+                events.append(event)  # noqa: PERF401 (read by the test meanwhile)
 
         watching = asyncio.create_task(watch())
         try:

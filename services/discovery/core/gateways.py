@@ -75,7 +75,9 @@ def _object(kind: str, item: Fields) -> GatewayObject | None:
     version = item.text("apiVersion") or _KINDS[kind][0]
     if version not in _KINDS[kind]:
         if kind == "Gateway" and version.startswith("gateway.networking.k8s.io/"):
-            raise FieldError(f"apiVersion is {version!r}, the Gateway API, which is not served; expected {_VERSIONS[0]}")
+            raise FieldError(
+                f"apiVersion is {version!r}, the Gateway API, which is not served; expected {_VERSIONS[0]}"
+            )
         raise FieldError(f"apiVersion is {version!r}, expected {' or '.join(_KINDS[kind])}")
     metadata = item.section("metadata", required=True)
     namespace, name = metadata.text("namespace") or "default", metadata.name("name")
