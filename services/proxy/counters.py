@@ -15,3 +15,4 @@ class Counters:
     retried: Counter[str] = field(default_factory=Counter)  # attempts beyond a client's first, by service
     ejected: Counter[str] = field(default_factory=Counter)  # times a backend was left out, by service
     dropped: Counter[str] = field(default_factory=Counter)  # datagrams, by reason
+    requests: Counter[tuple[str, str]] = field(default_factory=Counter)  # of gateways, by route and "2xx"

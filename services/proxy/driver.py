@@ -4,13 +4,14 @@ import asyncio
 
 from services.proxy import peers, servicer
 from services.proxy.attach import AttachSocket
-from services.proxy.config import Settings, traffic_of
+from services.proxy.config import GatewaySettings, Settings, traffic_of
 from services.proxy.core import plan
 from services.proxy.core.catalog import Catalog
 from services.proxy.core.policy import Policy
 from services.proxy.counters import Counters
 from services.proxy.departure import Departure
 from services.proxy.dialer import Dialer
+from services.proxy.gateway.gateway import Gateway
 from services.proxy.inbound import Inbound
 from services.proxy.listeners import Listeners
 from services.proxy.servicer import Status
@@ -48,6 +49,7 @@ class Proxy:
         )
         self._departure = Departure(self.settings.node_name, self._attach, self._dialer, self._counters, service.log)
         self._listeners = Listeners(self._departure, self._counters, service.log)
+        self._gateway = Gateway(self.settings.gateway, self._departure, self._listeners, self._counters, service.log)
         self._inbound = Inbound(self._policy, self._attach, self._dialer, self._counters, service.log)
         self._synced = asyncio.Event()
         self._settling: asyncio.TimerHandle | None = None
@@ -60,6 +62,7 @@ class Proxy:
             lambda config: self._policy.allow(config.modules.edge_proxy.allowed_targets),
         )
         self._reload.on("modules.edgeProxy.loadBalancer", self._rebalance)
+        self._reload.on("modules.edgeGateway", lambda config: self._gateway.reconfigure(GatewaySettings.of(config)))
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -78,6 +81,7 @@ class Proxy:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(peers.follow_services(self.settings.run_dir, self._catalog, self._changed))
                 tasks.create_task(self._listen())
+                tasks.create_task(self._gateway.run())
         finally:
             if unregister is not None:
                 unregister()
@@ -88,7 +92,7 @@ class Proxy:
         counters = self._counters
         return Status(
             node_name=self.settings.node_name,
-            rows=self._listeners.rows(),
+            rows=self._listeners.rows() + self._gateway.rows(),
             accepted=counters.accepted.total(),
             dialled=counters.dialled.total(),
             refused=dict(counters.refused_inbound),
@@ -106,6 +110,7 @@ class Proxy:
         warnings += [
             f"service {key} is spread by {self._default.strategy}: {why}" for key, why in self._problems.items()
         ]
+        warnings += self._gateway.warnings()
         if not self._catalog.synced:
             warnings.append("no services yet: discovery has not answered")
         return warnings
@@ -153,6 +158,7 @@ class Proxy:
         if self._settling is not None:
             self._settling.cancel()
         self._listeners.close()
+        await self._gateway.close()
         await self._inbound.close()
         self._dialer.close()
         self._attach.close()

@@ -9,7 +9,7 @@ from logging import Logger
 from services.proxy.core import plan
 from services.proxy.core.catalog import Port, Service, Spot
 from services.proxy.core.plan import Wanted
-from services.proxy.core.traffic import Traffic
+from services.proxy.core.traffic import ROUND_ROBIN, Traffic
 from services.proxy.counters import Counters
 from services.proxy.departure import Departure, Route
 from services.proxy.tcp import TcpListener
@@ -41,15 +41,19 @@ class Listeners:
         self._counters = counters
         self._log = log
         self._loop = asyncio.get_running_loop()
-        self._open: dict[Spot, TcpListener | UdpListener] = {}
+        self._open: dict[Spot, TcpListener[Route] | UdpListener] = {}
         self._failed: dict[Spot, tuple[Wanted, str]] = {}
         self._refused: list[tuple[Spot, Wanted, str]] = []
         self._routes: dict[tuple[str, Port], Route] = {}
+        self._services: dict[str, Service] = {}
+        self._traffic: Mapping[str, Traffic] = {}
+        self._asked: dict[tuple[str, Port, Traffic | None], Route] = {}  # of `route`, where nobody listens
         self._retry: asyncio.TimerHandle | None = None
         self._delay = RETRY_FIRST
 
     def apply(self, services: Iterable[Service], traffic: Mapping[str, Traffic] | None = None) -> None:
         """These are all the services known now, and how their clients are spread, by the service's key."""
+        services = list(services)
         spots, self._refused = plan.wanted(services, traffic)
         steps = plan.diff(self._open, spots)
         for spot in steps.close:
@@ -61,6 +65,13 @@ class Listeners:
             if key not in routes:
                 routes[key] = self._route(key, want)
         self._routes = routes
+        self._services, self._traffic = {service.key: service for service in services}, traffic or {}
+        for asked, route in list(self._asked.items()):
+            service = self._services.get(asked[0])
+            if service is None or asked[1] not in service.ports:
+                del self._asked[asked]
+            else:
+                route.update(self._want(service, *asked[1:]))
         for spot, want in steps.keep.items():
             self._open[spot].route = routes[want.service, want.port]
         self._failed = {spot: entry for spot, entry in self._failed.items() if spot in steps.open}
@@ -70,6 +81,24 @@ class Listeners:
         self._try(fresh)
         if fresh.keys() & self._failed.keys():
             self._rearm(RETRY_FIRST)
+
+    def route(self, service: str, port: int, default: Traffic | None = None) -> Route | None:
+        """The route to a TCP port of a service ("namespace/name"; port 0: its only one), listened on or not; None: there
+        is no such port. `default`: how clients are spread where the service does not say; None: as everywhere."""
+        known = self._services.get(service)
+        found = [one for one in known.ports if one.network == "tcp" and port in (0, one.number)] if known else []
+        if known is None or len(found) != 1:
+            return None
+        route = self._routes.get((service, found[0])) if default is None else None
+        route = route or self._asked.get((service, found[0], default))
+        if route is None:
+            route = self._departure.route(self._want(known, found[0], default))
+            self._asked[service, found[0], default] = route
+        return route
+
+    def _want(self, service: Service, port: Port, default: Traffic | None) -> Wanted:
+        traffic = self._traffic if default is None else plan.traffic_of((service,), default)[0]
+        return Wanted(service.key, port, service.backends(port), traffic.get(service.key, ROUND_ROBIN))
 
     def count(self) -> int:
         """Addresses listened on now."""

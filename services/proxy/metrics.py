@@ -37,6 +37,12 @@ class ProxyCollector(Collector):
         for reason, count in counters.dropped.copy().items():
             dropped.add_metric([reason], count)
         yield dropped
+        requests = CounterMetricFamily(
+            "causeway_proxy_gateway_requests", "Requests that gateways answered.", labels=["route", "code"]
+        )
+        for (route, code), count in counters.requests.copy().items():
+            requests.add_metric([route, code], count)
+        yield requests
         yield GaugeMetricFamily("causeway_proxy_listeners", "Addresses listened on.", self._listeners())
         yield GaugeMetricFamily(
             "causeway_proxy_waiting", "Sockets and answers that wait for the tunnel to take them.", self._waiting()

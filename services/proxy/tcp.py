@@ -4,9 +4,9 @@ import asyncio
 import errno
 import socket
 from logging import Logger
+from typing import Generic, Protocol, TypeVar
 
 from services.proxy.core.catalog import Spot
-from services.proxy.departure import Departure, Route
 
 BACKLOG = 1024  # connections the kernel holds for us
 BURST = 64  # accepts a turn of the loop: a storm on one service leaves room for the others
@@ -19,10 +19,27 @@ _PASSING = {
 }  # fmt: skip
 
 
-class TcpListener:
+class Labelled(Protocol):
+    """What a listener is for, as the log names it."""
+
+    @property
+    def label(self) -> str: ...
+
+
+R = TypeVar("R", bound=Labelled)
+R_contra = TypeVar("R_contra", contravariant=True)
+
+
+class Taker(Protocol[R_contra]):
+    """Who takes the clients: `Departure` sends them on their way, a gateway talks to them first."""
+
+    def send(self, client: socket.socket, address: tuple[str, int], route: R_contra, /) -> None: ...
+
+
+class TcpListener(Generic[R]):
     """Raises OSError when the address cannot be had."""
 
-    def __init__(self, spot: Spot, route: Route, departure: Departure, log: Logger) -> None:
+    def __init__(self, spot: Spot, route: R, departure: Taker[R], log: Logger) -> None:
         self.route = route
         self._departure = departure
         self._log = log

@@ -44,6 +44,11 @@ class Object(NamedTuple):
     def label(self) -> str:
         return f"{self.kind} {self.namespace}/{self.name}"
 
+    @property
+    def key(self) -> str:
+        """As discovery names it when it is gone."""
+        return f"{self.kind}/{self.namespace}/{self.name}"
+
 
 @dataclass(slots=True)
 class Site:
@@ -88,8 +93,20 @@ class Entry:
     served: Hosts[Served] = field(default_factory=Hosts)  # by SNI; "*" only, without TLS
     labels: list[str] = field(default_factory=list)
 
+    @property
+    def label(self) -> str:
+        """As status shows it."""
+        return ", ".join(self.labels)
+
     def find(self, sni: str) -> Served | None:
         return self.served.find(sni)
+
+    def destinations(self) -> set[Destination]:
+        """All that clients of this port may be sent to."""
+        spreads = [one.spread for served in self.served for one in served.streams]
+        routes = [route for served in self.served for site in served.sites for route in site.routes]
+        spreads += [route.spread for route in routes if route.spread is not None]
+        return {destination for spread in spreads for destination in spread.destinations}
 
 
 @dataclass(slots=True)
