@@ -753,6 +753,100 @@ class EndpointPort(_message.Message):
 Global___EndpointPort: _TypeAlias = EndpointPort  # noqa: Y015
 
 @_typing.final
+class WatchGatewaysRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESUME_REVISION_FIELD_NUMBER: _builtins.int
+    resume_revision: _builtins.int
+    """0: from the beginning. Else the last revision seen."""
+    def __init__(
+        self,
+        *,
+        resume_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resume_revision", b"resume_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchGatewaysRequest: _TypeAlias = WatchGatewaysRequest  # noqa: Y015
+
+@_typing.final
+class WatchGatewaysResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    ADDED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    SYNCED_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Revision of the registry after this event."""
+    removed: _builtins.str
+    """"kind/namespace/name" of an object that is gone."""
+    synced: _builtins.bool
+    """The snapshot is complete."""
+    progress: _builtins.bool
+    """Nothing happened; the revision may be used to resume."""
+    @_builtins.property
+    def added(self) -> Global___GatewayObject:
+        """An object appeared or changed."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        added: Global___GatewayObject | None = ...,
+        removed: _builtins.str = ...,
+        synced: _builtins.bool = ...,
+        progress: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "event", b"event", "progress", b"progress", "removed", b"removed", "synced", b"synced"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["added", b"added", "event", b"event", "progress", b"progress", "removed", b"removed", "revision", b"revision", "synced", b"synced"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["added", "removed", "synced", "progress"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WatchGatewaysResponse: _TypeAlias = WatchGatewaysResponse  # noqa: Y015
+
+@_typing.final
+class GatewayObject(_message.Message):
+    """One object that an ingress gateway is made of. Only its envelope has been judged; what its body means, its reader does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAMESPACE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """"Gateway" or "VirtualService" (networking.istio.io), or "Secret" (v1)."""
+    namespace: _builtins.str
+    name: _builtins.str
+    body: _builtins.str
+    """JSON. Gateway and VirtualService: spec. Secret: the PEM texts under "tls.crt", "tls.key" and "ca.crt", as far as
+    it has them.
+    """
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        namespace: _builtins.str = ...,
+        name: _builtins.str = ...,
+        body: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "kind", b"kind", "name", b"name", "namespace", b"namespace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GatewayObject: _TypeAlias = GatewayObject  # noqa: Y015
+
+@_typing.final
 class ResolvePeerRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

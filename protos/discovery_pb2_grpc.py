@@ -45,6 +45,11 @@ class DiscoveryServiceStub:
                 request_serializer=protos_dot_discovery__pb2.WatchServicesRequest.SerializeToString,
                 response_deserializer=protos_dot_discovery__pb2.WatchServicesResponse.FromString,
                 _registered_method=True)
+        self.WatchGateways = channel.unary_stream(
+                '/causeway.discovery.v1.DiscoveryService/WatchGateways',
+                request_serializer=protos_dot_discovery__pb2.WatchGatewaysRequest.SerializeToString,
+                response_deserializer=protos_dot_discovery__pb2.WatchGatewaysResponse.FromString,
+                _registered_method=True)
         self.ResolvePeer = channel.unary_unary(
                 '/causeway.discovery.v1.DiscoveryService/ResolvePeer',
                 request_serializer=protos_dot_discovery__pb2.ResolvePeerRequest.SerializeToString,
@@ -81,6 +86,13 @@ class DiscoveryServiceServicer:
 
     def WatchServices(self, request, context):
         """Snapshot of services with their endpoints, then `synced`, then changes. Same rules.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchGateways(self, request, context):
+        """Snapshot of the objects of ingress gateways, secret keys among them, then `synced`, then changes. Same rules.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +141,11 @@ def add_DiscoveryServiceServicer_to_server(servicer, server):
                     servicer.WatchServices,
                     request_deserializer=protos_dot_discovery__pb2.WatchServicesRequest.FromString,
                     response_serializer=protos_dot_discovery__pb2.WatchServicesResponse.SerializeToString,
+            ),
+            'WatchGateways': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchGateways,
+                    request_deserializer=protos_dot_discovery__pb2.WatchGatewaysRequest.FromString,
+                    response_serializer=protos_dot_discovery__pb2.WatchGatewaysResponse.SerializeToString,
             ),
             'ResolvePeer': grpc.unary_unary_rpc_method_handler(
                     servicer.ResolvePeer,
@@ -206,6 +223,33 @@ class DiscoveryService:
             '/causeway.discovery.v1.DiscoveryService/WatchServices',
             protos_dot_discovery__pb2.WatchServicesRequest.SerializeToString,
             protos_dot_discovery__pb2.WatchServicesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchGateways(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/causeway.discovery.v1.DiscoveryService/WatchGateways',
+            protos_dot_discovery__pb2.WatchGatewaysRequest.SerializeToString,
+            protos_dot_discovery__pb2.WatchGatewaysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,8 @@ class DiscoveryServiceStub:
     """
     WatchServices: _grpc.UnaryStreamMultiCallable[_discovery_pb2.WatchServicesRequest, _discovery_pb2.WatchServicesResponse]
     """Snapshot of services with their endpoints, then `synced`, then changes. Same rules."""
+    WatchGateways: _grpc.UnaryStreamMultiCallable[_discovery_pb2.WatchGatewaysRequest, _discovery_pb2.WatchGatewaysResponse]
+    """Snapshot of the objects of ingress gateways, secret keys among them, then `synced`, then changes. Same rules."""
     ResolvePeer: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.ResolvePeerRequest, _discovery_pb2.ResolvePeerResponse]
     """The record of one node, looked up at other nodes when the local copy is missing or `fresh` is set.
     NOT_FOUND with reason UNKNOWN_NODE when nobody knows it.
@@ -74,6 +76,8 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     """
     WatchServices: _aio.UnaryStreamMultiCallable[_discovery_pb2.WatchServicesRequest, _discovery_pb2.WatchServicesResponse]  # type: ignore[assignment]
     """Snapshot of services with their endpoints, then `synced`, then changes. Same rules."""
+    WatchGateways: _aio.UnaryStreamMultiCallable[_discovery_pb2.WatchGatewaysRequest, _discovery_pb2.WatchGatewaysResponse]  # type: ignore[assignment]
+    """Snapshot of the objects of ingress gateways, secret keys among them, then `synced`, then changes. Same rules."""
     ResolvePeer: _aio.UnaryUnaryMultiCallable[_discovery_pb2.ResolvePeerRequest, _discovery_pb2.ResolvePeerResponse]  # type: ignore[assignment]
     """The record of one node, looked up at other nodes when the local copy is missing or `fresh` is set.
     NOT_FOUND with reason UNKNOWN_NODE when nobody knows it.
@@ -109,6 +113,14 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_discovery_pb2.WatchServicesResponse], _abc.AsyncIterator[_discovery_pb2.WatchServicesResponse]]:
         """Snapshot of services with their endpoints, then `synced`, then changes. Same rules."""
+
+    @_abc_1.abstractmethod
+    def WatchGateways(
+        self,
+        request: _discovery_pb2.WatchGatewaysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_discovery_pb2.WatchGatewaysResponse], _abc.AsyncIterator[_discovery_pb2.WatchGatewaysResponse]]:
+        """Snapshot of the objects of ingress gateways, secret keys among them, then `synced`, then changes. Same rules."""
 
     @_abc_1.abstractmethod
     def ResolvePeer(

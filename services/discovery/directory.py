@@ -19,6 +19,7 @@ from .config import Settings
 from .core.board import Board
 from .core.contacts import MAX_ENDPOINTS, Contact, Endpoint
 from .core.errors import DiscoveryError, Expired
+from .core.gateways import GatewayObject
 from .core.model import Peer, Record, Signed, Source
 from .core.own import LIFETIME, OwnRecord, RelayReport, TunnelReport
 from .core.registry import MAX_PEERS, Registry, lapse_of
@@ -52,6 +53,7 @@ class Directory:
         self.board = Board()
         self.peers_bell = Bell()
         self.services_bell = Bell()
+        self.gateways_bell = Bell()
         # The own record changed, or it may be time to publish it.
         self.own_bell = Bell()
         # The network or the clock changed: what failed a moment ago may work now.
@@ -59,6 +61,7 @@ class Directory:
         origin = origin_at(wall())
         self.peers: Store[Peer] = Store(origin, on_change=self.peers_bell.ring)
         self.services: Store[Service] = Store(origin, on_change=self.services_bell.ring)
+        self.gateways: Store[GatewayObject] = Store(origin, on_change=self.gateways_bell.ring)
         self.registry = Registry(settings.node_name, self.peers)
         self.instance_id = secrets.token_hex(8)
         self.own = OwnRecord(

@@ -113,6 +113,7 @@ class Driver:
             directory.closing = True
             directory.peers_bell.ring()
             directory.services_bell.ring()
+            directory.gateways_bell.ring()
             self._prober.close()
             await asyncio.gather(server.stop(), self._stop())
 

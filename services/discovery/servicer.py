@@ -22,6 +22,7 @@ from . import dialback, wire
 from .bell import Bell
 from .core.contacts import Contact
 from .core.errors import BadTarget, DiscoveryError, LimitReached, TooManyCalls, UnknownNode
+from .core.gateways import GatewayObject
 from .core.model import Peer, Record, Signed
 from .core.own import MAX_ADDRESSES, MAX_RESERVATIONS, RelayReport, TunnelReport
 from .core.service import Service
@@ -104,6 +105,27 @@ class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
         progress = pb.WatchServicesResponse(revision=request.resume_revision, progress=True)
         bell = directory.services_bell
         watch = self._watch(directory.services, bell, request.resume_revision, progress, wire, context)
+        async with aclosing(watch) as responses:
+            async for response in responses:
+                yield response
+
+    async def WatchGateways(
+        self, request: pb.WatchGatewaysRequest, context: Context
+    ) -> AsyncIterator[pb.WatchGatewaysResponse]:
+        directory = self._directory
+
+        def wire(event: Event[GatewayObject]) -> pb.WatchGatewaysResponse:
+            if event.synced:
+                return pb.WatchGatewaysResponse(revision=event.revision, synced=True)
+            value = event.value
+            if value is None:
+                return pb.WatchGatewaysResponse(revision=event.revision, removed=event.key)
+            added = pb.GatewayObject(kind=value.kind, namespace=value.namespace, name=value.name, body=value.body)
+            return pb.WatchGatewaysResponse(revision=event.revision, added=added)
+
+        progress = pb.WatchGatewaysResponse(revision=request.resume_revision, progress=True)
+        bell = directory.gateways_bell
+        watch = self._watch(directory.gateways, bell, request.resume_revision, progress, wire, context)
         async with aclosing(watch) as responses:
             async for response in responses:
                 yield response

@@ -10,6 +10,34 @@ from services.proxy.core.traffic import Ring, Traffic, strategy_of
 from services.proxy.core.upstreams import Upstream
 from services.runtime import address
 from services.runtime.config import Config
+from services.runtime.proxy_section import LoadBalancer
+
+
+@dataclass(frozen=True, slots=True)
+class GatewaySettings:
+    """modules.edgeGateway. `traffic`: of clients that come through it, where the service does not say; None: as of all."""
+
+    enable: bool
+    nic: str
+    include_ip: str
+    exclude_ip: str
+    traffic: Traffic | None
+    secrets_dir: Path | None
+    run_dir: Path
+
+    @classmethod
+    def of(cls, config: Config) -> "GatewaySettings":
+        gateway = config.modules.edge_gateway
+        return cls(
+            enable=gateway.enable,
+            nic=gateway.nic,
+            include_ip=gateway.include_ip,
+            exclude_ip=gateway.exclude_ip,
+            traffic=_traffic(gateway.load_balancer) if gateway.load_balancer is not None else None,
+            secrets_dir=gateway.secrets_dir,
+            run_dir=config.run_dir,
+        )
+
 
 _SOCKS_SPOT = Spot("tcp", "127.0.0.1", 10800)
 
@@ -86,6 +114,7 @@ class Settings:
     traffic: Traffic  # of services that do not say otherwise
     site: Site
     dns: DnsSettings
+    gateway: GatewaySettings
 
     @classmethod
     def of(cls, config: Config) -> "Settings":
@@ -99,12 +128,16 @@ class Settings:
             traffic=traffic_of(config),
             site=site_of(config),
             dns=DnsSettings.of(config),
+            gateway=GatewaySettings.of(config),
         )
 
 
 def traffic_of(config: Config) -> Traffic:
     """How clients are spread where the service does not say."""
-    balancer = config.modules.edge_proxy.load_balancer
+    return _traffic(config.modules.edge_proxy.load_balancer)
+
+
+def _traffic(balancer: LoadBalancer) -> Traffic:
     ring = balancer.consistent_hash
     return Traffic(
         strategy=strategy_of(balancer.default_lb_strategy),

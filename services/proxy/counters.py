@@ -16,3 +16,4 @@ class Counters:
     ejected: Counter[str] = field(default_factory=Counter)  # times a backend was left out, by service
     dns: Counter[tuple[str, str]] = field(default_factory=Counter)  # questions, by kind of record and result
     dropped: Counter[str] = field(default_factory=Counter)  # datagrams, by reason
+    requests: Counter[tuple[str, str]] = field(default_factory=Counter)  # of gateways, by route and "2xx"

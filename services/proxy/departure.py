@@ -210,7 +210,7 @@ class Departure:
     def _failed(self, kept: _Kept, reason: str, why: str) -> None:
         """Nobody has taken a byte of the client's: on to the next backend, if there is one."""
         route, now = kept.route, time.monotonic()
-        if kept.client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+        if _was_reset(kept.client):
             kept.client.close()  # it gave up itself
             return
         if route.balancer.health.failed(kept.backend, now):
@@ -286,3 +286,10 @@ class Departure:
 
     def _lost(self, route: Route) -> None:
         self._counters.refused_local[route.service, errors.NO_TUNNEL] += 1
+
+
+def _was_reset(client: socket.socket) -> bool:
+    try:
+        return client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
+    except OSError:  # one end of a pair, whose other end is the gateway's
+        return False

@@ -4,7 +4,7 @@ import asyncio
 
 from services.proxy import peers, servicer
 from services.proxy.attach import AttachSocket
-from services.proxy.config import DnsSettings, Settings, SocksSettings, site_of, traffic_of
+from services.proxy.config import DnsSettings, GatewaySettings, Settings, SocksSettings, site_of, traffic_of
 from services.proxy.core import plan
 from services.proxy.core.catalog import Catalog
 from services.proxy.core.policy import Policy
@@ -12,6 +12,7 @@ from services.proxy.counters import Counters
 from services.proxy.departure import Departure
 from services.proxy.dialer import Dialer
 from services.proxy.dns import Dns
+from services.proxy.gateway.gateway import Gateway
 from services.proxy.inbound import Inbound
 from services.proxy.listeners import Listeners
 from services.proxy.names import Names
@@ -53,6 +54,7 @@ class Proxy:
         self._listeners = Listeners(self._departure, self._counters, service.log)
         names = Names(self.settings.node_name, self._listeners, self._departure, self._policy)
         self._socks5 = Socks5(self.settings.run_dir, names, self._departure, self._counters, service.log)
+        self._gateway = Gateway(self.settings.gateway, self._departure, self._listeners, self._counters, service.log)
         self._inbound = Inbound(self._policy, self._attach, self._dialer, self._counters, service.log)
         self._dns = Dns(self.settings.dns, self._catalog, self._counters.dns, service.log)
         self._synced = asyncio.Event()
@@ -73,6 +75,7 @@ class Proxy:
             self._reload.on(
                 "modules.edgeProxy.socks5Proxy", lambda config: self._socks5.apply(SocksSettings.of(config))
             )
+            self._reload.on("modules.edgeGateway", lambda config: self._gateway.reconfigure(GatewaySettings.of(config)))
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -91,6 +94,7 @@ class Proxy:
                 tasks.create_task(peers.follow_services(self.settings.run_dir, self._catalog, self._changed))
                 tasks.create_task(self._listen())
                 tasks.create_task(self._dns.run())
+                tasks.create_task(self._gateway.run())
         finally:
             if unregister is not None:
                 unregister()
@@ -101,7 +105,7 @@ class Proxy:
         counters = self._counters
         return Status(
             node_name=self.settings.node_name,
-            rows=[*self._listeners.rows(), *self._socks5.rows(), *self._dns.rows()],
+            rows=[row for part in (self._listeners, self._socks5, self._dns, self._gateway) for row in part.rows()],
             accepted=counters.accepted.total(),
             dialled=counters.dialled.total(),
             refused=dict(counters.refused_inbound),
@@ -118,6 +122,7 @@ class Proxy:
         warnings += [
             f"service {key} is spread by {self._default.strategy}: {why}" for key, why in self._problems.items()
         ]
+        warnings += self._gateway.warnings()
         if not self._catalog.synced:
             warnings.append("no services yet: discovery has not answered")
         return warnings
@@ -173,6 +178,7 @@ class Proxy:
             self._settling.cancel()
         self._listeners.close()
         await self._socks5.close()
+        await self._gateway.close()
         await self._inbound.close()
         self._dialer.close()
         self._attach.close()

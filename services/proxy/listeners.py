@@ -43,7 +43,7 @@ class Listeners:
         self._counters = counters
         self._log = log
         self._loop = asyncio.get_running_loop()
-        self._open: dict[Spot, TcpListener | UdpListener] = {}
+        self._open: dict[Spot, TcpListener[Route] | UdpListener] = {}
         self._failed: dict[Spot, tuple[Wanted, str]] = {}
         self._refused: list[tuple[Spot, Wanted, str]] = []
         self._routes: dict[RouteKey, Route] = {}

@@ -43,6 +43,12 @@ class ProxyCollector(Collector):
         for (kind, result), count in counters.dns.copy().items():
             questions.add_metric([kind, result], count)
         yield questions
+        requests = CounterMetricFamily(
+            "causeway_proxy_gateway_requests", "Requests that gateways answered.", labels=["route", "code"]
+        )
+        for (route, code), count in counters.requests.copy().items():
+            requests.add_metric([route, code], count)
+        yield requests
         yield GaugeMetricFamily("causeway_proxy_listeners", "Addresses listened on.", self._listeners())
         yield GaugeMetricFamily(
             "causeway_proxy_waiting", "Sockets and answers that wait for the tunnel to take them.", self._waiting()

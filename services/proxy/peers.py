@@ -15,6 +15,8 @@ from google.protobuf.message import DecodeError
 from protos import discovery_pb2, discovery_pb2_grpc, tunnel_pb2, tunnel_pb2_grpc
 from services.proxy import errors
 from services.proxy.core.catalog import Backend, Catalog, Endpoint, Network, Port, Service
+from services.proxy.core.gateway.snapshot import Objects
+from services.proxy.core.gateway.table import Object
 from services.proxy.core.plan import FILTER_LABEL
 from services.proxy.core.traffic import ANNOTATION
 from services.runtime import dial
@@ -252,6 +254,34 @@ async def follow_nodes(run_dir: Path, nodes: set[str]) -> None:
 
     try:
         await dial.follow(watch, apply, name="nodes", on_relist=begin)
+    finally:
+        await channel.close(None)
+
+
+async def follow_gateways(run_dir: Path, objects: Objects, changed: Callable[[], None]) -> None:
+    """Keeps `objects` equal to what discovery knows of ingress gateways, as `follow_services` does for services."""
+    channel = dial.local_channel(run_dir, "discovery")
+    stub: Any = discovery_pb2_grpc.DiscoveryServiceStub(channel)
+
+    def watch(revision: int) -> Any:
+        return stub.WatchGateways(discovery_pb2.WatchGatewaysRequest(resume_revision=revision), wait_for_ready=True)
+
+    def apply(response: discovery_pb2.WatchGatewaysResponse) -> None:
+        match response.WhichOneof("event"):
+            case "added":
+                one = response.added
+                news = objects.put(Object(one.kind, one.namespace, one.name, one.body))
+            case "removed":
+                news = objects.remove(response.removed)
+            case "synced":
+                news = objects.complete()
+            case _:
+                news = False
+        if news:
+            changed()
+
+    try:
+        await dial.follow(watch, apply, name="gateways", on_relist=objects.begin)
     finally:
         await channel.close(None)
 

@@ -5,9 +5,9 @@ import errno
 import socket
 from collections.abc import Callable
 from logging import Logger
+from typing import Generic, Protocol, TypeVar
 
 from services.proxy.core.catalog import Spot
-from services.proxy.departure import Departure, Route
 
 BACKLOG = 1024  # connections the kernel holds for us
 BURST = 64  # accepts a turn of the loop: a storm on one service leaves room for the others
@@ -18,6 +18,23 @@ _PASSING = {
     errno.ECONNABORTED, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET,
     errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH, errno.EPERM, errno.EINTR,
 }  # fmt: skip
+
+
+class Labelled(Protocol):
+    """What a listener is for, as the log names it."""
+
+    @property
+    def label(self) -> str: ...
+
+
+R = TypeVar("R", bound=Labelled)
+R_contra = TypeVar("R_contra", contravariant=True)
+
+
+class Taker(Protocol[R_contra]):
+    """Who takes the clients: `Departure` sends them on their way, a gateway talks to them first."""
+
+    def send(self, client: socket.socket, address: tuple[str, int], route: R_contra, /) -> None: ...
 
 
 class Acceptor:
@@ -81,14 +98,14 @@ class Acceptor:
         self._resume = self._loop.call_later(PAUSE, self._loop.add_reader, self._sock, self._accept, BURST)
 
 
-class TcpListener(Acceptor):
-    """Clients of one service port."""
+class TcpListener(Acceptor, Generic[R]):
+    """Clients of one route."""
 
-    def __init__(self, spot: Spot, route: Route, departure: Departure, log: Logger) -> None:
+    def __init__(self, spot: Spot, route: R, taker: Taker[R], log: Logger) -> None:
         """Raises OSError when the address cannot be had."""
         self.route = route
-        self._departure = departure
+        self._taker = taker
         super().__init__(spot, route.label, self._send, log)
 
     def _send(self, client: socket.socket, address: tuple[str, int]) -> None:
-        self._departure.send(client, address, self.route)
+        self._taker.send(client, address, self.route)

@@ -15,7 +15,7 @@ from services.runtime import document, edgemesh, schema
 from services.runtime.dns_section import EdgeDns
 from services.runtime.document import KeyPath
 from services.runtime.problems import ConfigError, Problem, nearest
-from services.runtime.proxy_section import EdgeProxy
+from services.runtime.proxy_section import EdgeGateway, EdgeProxy
 from services.runtime.section import (
     Count,
     FilePath,
@@ -161,6 +161,7 @@ class Modules(Section):
     edge_relay: EdgeRelay = EdgeRelay()
     edge_proxy: EdgeProxy = EdgeProxy()
     edge_dns: EdgeDns = Field(default=EdgeDns(), alias="edgeDNS")
+    edge_gateway: EdgeGateway = EdgeGateway()
 
 
 class Config(Section):

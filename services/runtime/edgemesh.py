@@ -62,7 +62,7 @@ INERT: Tree = {
             "metricConfig": None,
         },
         "tunnel": _leaves("enable listenPort"),
-        "edgeGateway": {**_leaves("enable nic includeIP excludeIP"), "loadBalancer": _LOAD_BALANCER},
+        "edgeGateway": {"loadBalancer": _leaves("caller nodeName supportLBStrategies supportedLBStrategies")},
         "edgeCNI": None,
     },
 }
@@ -107,6 +107,8 @@ PARTLY = frozenset(
         "modules.edgeProxy",
         "modules.edgeProxy.loadBalancer",
         "modules.edgeProxy.socks5Proxy",
+        "modules.edgeGateway",
+        "modules.edgeGateway.loadBalancer",
         "modules.edgeTunnel",
     }
 )

@@ -1,5 +1,6 @@
-"""The part of the configuration that the proxy reads: `modules.edgeProxy`."""
+"""The parts of the configuration that the proxy reads: `modules.edgeProxy` and `modules.edgeGateway`."""
 
+from ipaddress import ip_network
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -66,3 +67,30 @@ class EdgeProxy(Section):
         Literal["FilterIfLabelExists", "FilterIfLabelDoesNotExists"], BeforeValidator(_filter_mode)
     ] = "FilterIfLabelExists"
     allowed_targets: list[Annotated[str, AfterValidator(target_pattern)]] = Field(default=[], max_length=4096)
+
+
+def _selection(text: str) -> str:
+    for item in text.split(","):
+        if item.strip() not in ("", "*"):
+            ip_network(item.strip(), strict=False)
+    return text
+
+
+Selection = Annotated[str, Field(max_length=4096), AfterValidator(_selection)]
+
+
+class EdgeGateway(Section):
+    """The ingress gateway: Istio Gateway and VirtualService objects of the servicesFile, served on addresses of this host.
+
+    nic: interfaces, comma-separated; "" or "*": all. include_ip, exclude_ip: of their addresses only those, and not
+    those, as addresses or networks, comma-separated; "" or "*": all, and none. load_balancer: for clients that come
+    through the gateway, where a service does not say; absent: as edgeProxy's. secrets_dir: holds a folder for each
+    credentialName with tls.crt, tls.key and ca.crt, for those that no Secret of the servicesFile has.
+    """
+
+    enable: bool = False
+    nic: str = Field(default="*", max_length=4096)
+    include_ip: Selection = Field(default="*", alias="includeIP")
+    exclude_ip: Selection = Field(default="*", alias="excludeIP")
+    load_balancer: LoadBalancer | None = None
+    secrets_dir: FilePath | None = None

@@ -31,6 +31,7 @@ _READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("modules.edgeRelay", ("relay",)),
     ("modules.edgeProxy", ("proxy",)),
     ("modules.edgeDNS", ("proxy",)),
+    ("modules.edgeGateway", ("proxy",)),
 )
 """Which services read what is below a key; the first that fits. What is not here all of them read."""
 

@@ -93,3 +93,25 @@ async def node(node_config: Any) -> AsyncIterator[Node]:
     await own.stop()
     await own.discovery.stop()
     await own.tunnel.stop()
+
+
+@pytest.fixture
+async def ingress(node_config: Any, loopback_ip: Callable[[], str], tmp_path: Path) -> AsyncIterator[Any]:
+    """A node with an ingress gateway on one loopback address."""
+    from tests.proxy.ingress import Ingress
+
+    ip = loopback_ip()
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    section = {"enable": True, "nic": "lo", "includeIP": ip, "secretsDir": str(secrets)}
+    own = make(node_config("n", modules={"edgeGateway": section}))
+    await own.tunnel.start()
+    await own.discovery.start()
+    await own.start()
+    made = Ingress(own, ip, loopback_ip, secrets)
+    yield made
+    for backend in made.backends.values():
+        await backend.stop()
+    await own.stop()
+    await own.discovery.stop()
+    await own.tunnel.stop()

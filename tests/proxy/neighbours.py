@@ -175,6 +175,8 @@ class Discovery(discovery_pb2_grpc.DiscoveryServiceServicer):
         self._server: grpc.aio.Server | None = None
         self._services: dict[str, discovery_pb2.Service] = {}
         self._watchers: set[asyncio.Queue[discovery_pb2.WatchServicesResponse]] = set()
+        self._objects: dict[str, discovery_pb2.GatewayObject] = {}
+        self._gateways: set[asyncio.Queue[discovery_pb2.WatchGatewaysResponse]] = set()
         self._revision = 1
         self.watches = 0  # calls since the start
         self.nodes: list[str] = []  # set before it starts
@@ -214,6 +216,36 @@ class Discovery(discovery_pb2_grpc.DiscoveryServiceServicer):
             yield discovery_pb2.WatchPeersResponse(revision=1, added=discovery_pb2.Peer(record=record))
         yield discovery_pb2.WatchPeersResponse(revision=1, synced=True)
         await asyncio.Event().wait()
+
+    def put_objects(self, *objects: discovery_pb2.GatewayObject) -> None:
+        for one in objects:
+            self._objects[f"{one.kind}/{one.namespace}/{one.name}"] = one
+            self._tell_gateways(discovery_pb2.WatchGatewaysResponse(added=one))
+
+    def remove_object(self, key: str) -> None:
+        del self._objects[key]
+        self._tell_gateways(discovery_pb2.WatchGatewaysResponse(removed=key))
+
+    def _tell_gateways(self, response: discovery_pb2.WatchGatewaysResponse) -> None:
+        self._revision += 1
+        response.revision = self._revision
+        for watcher in self._gateways:
+            watcher.put_nowait(response)
+
+    async def WatchGateways(
+        self, request: discovery_pb2.WatchGatewaysRequest, context: Any
+    ) -> AsyncIterator[discovery_pb2.WatchGatewaysResponse]:
+        queue: asyncio.Queue[discovery_pb2.WatchGatewaysResponse] = asyncio.Queue()
+        self._gateways.add(queue)
+        try:
+            if request.resume_revision == 0:
+                for one in list(self._objects.values()):
+                    yield discovery_pb2.WatchGatewaysResponse(revision=self._revision, added=one)
+                yield discovery_pb2.WatchGatewaysResponse(revision=self._revision, synced=True)
+            while True:
+                yield await queue.get()
+        finally:
+            self._gateways.discard(queue)
 
     async def WatchServices(
         self, request: discovery_pb2.WatchServicesRequest, context: Any

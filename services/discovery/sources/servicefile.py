@@ -11,6 +11,7 @@ the file is gone, unreadable or wrong has its services all the same.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import yaml
 from services.runtime import files
 from services.runtime.core.age import spell
 
+from ..core import gateways
 from ..core.envelope import BadSnapshot
+from ..core.gateways import GatewayObject
 from ..core.lastgood import MAX_AGE, LastGood
 from ..core.manifests import Parsed, parse
 from ..directory import Directory
@@ -76,12 +79,13 @@ class ServiceFile:
         self._stamp = stamp
         return changed
 
-    def _apply(self, parsed: Parsed, data: bytes) -> None:
+    def _apply(self, parsed: Parsed, objects: Mapping[str, GatewayObject], data: bytes) -> None:
         if parsed.errors:
             self._refuse(parsed.errors)
             return
         board = self._directory.board
         changed = self._directory.services.replace(parsed.services)
+        self._directory.gateways.replace(objects)
         self._good, self._complaint, self._standin = data, "", None
         board.clear("services")
         self._tell()
@@ -106,7 +110,8 @@ class ServiceFile:
     def _tell(self) -> str:
         """The line in status. Its beginning is that of the warning, too, which has no age: it is raised once."""
         count = len(self._directory.services)
-        text = f"{count} services"
+        objects = len(self._directory.gateways)
+        text = f"{count} services{f', {objects} objects of gateways' if objects else ''}"
         if self._complaint:
             text = f"error: {self._complaint}"
             if self._standin is None and count:
@@ -127,12 +132,13 @@ class ServiceFile:
             age = kept.age(self._directory.wall())
             if age > MAX_AGE:
                 return f"; what it held {spell(age)} ago is too old to be used"
-            parsed = parse(_documents(kept.data))
+            parsed, objects = _parse(kept.data)
             if parsed.errors:
                 raise BadSnapshot(parsed.errors[0])
         except (OSError, BadSnapshot, *_UNREADABLE) as error:
             return f"; its copy in {self._copy.path} is not used: {_one_line(error)}"
         self._directory.services.replace(parsed.services)
+        self._directory.gateways.replace(objects)
         self._standin = kept
         return ""
 
@@ -155,14 +161,22 @@ class ServiceFile:
 _UNREADABLE = (ValueError, yaml.YAMLError, RecursionError)
 
 
-def _load(path: Path) -> tuple[Parsed, bytes]:
+def _load(path: Path) -> tuple[Parsed, dict[str, GatewayObject], bytes]:
     try:
         data = _read(path)
-        return parse(_documents(data)), data
+        return *_parse(data), data
     except OSError as error:
-        return Parsed(errors=[f"{_one_line(error)}; check servicesFile"]), b""
+        return Parsed(errors=[f"{_one_line(error)}; check servicesFile"]), {}, b""
     except _UNREADABLE as error:
-        return Parsed(errors=[_one_line(error)]), b""
+        return Parsed(errors=[_one_line(error)]), {}, b""
+
+
+def _parse(data: bytes) -> tuple[Parsed, dict[str, GatewayObject]]:
+    documents = _documents(data)
+    parsed = parse(documents)
+    objects, warnings = gateways.parse(documents)
+    parsed.warnings += warnings
+    return parsed, objects
 
 
 def _read(path: Path) -> bytes:

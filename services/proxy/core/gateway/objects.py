@@ -1,0 +1,265 @@
+"""Bodies of Gateway and VirtualService objects (networking.istio.io/v1) → what is served.
+
+Shapes: istio.io/latest/docs/reference/config/networking/gateway and …/virtual-service.
+"""
+
+import re
+from typing import Any, get_args
+
+from services.proxy.core.gateway.hosts import HostError, pattern
+from services.proxy.core.gateway.model import (
+    Destination,
+    HttpRoute,
+    Match,
+    Mode,
+    Protocol,
+    Redirect,
+    Server,
+    Spread,
+    StreamRoute,
+    Text,
+    Tls,
+    VirtualService,
+)
+from services.proxy.core.gateway.spec import ObjectError, Spec
+from services.proxy.core.regex import Regex, RegexError
+
+MAX_LIST = 1024  # servers of a Gateway, routes of a VirtualService, matches of a route
+
+_VERSIONS = ("", "TLS_AUTO", "TLSV1_0", "TLSV1_1", "TLSV1_2", "TLSV1_3")
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|h|m|s)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+# What would be nice to have, and does no harm when it is not done.
+_IDLE = ("retries", "corsPolicy", "mirror", "mirrors", "mirrorPercentage", "mirrorPercent", "headers", "fault")
+
+
+def gateway(namespace: str, name: str, body: Any) -> tuple[list[Server], list[str]]:
+    """The servers of a Gateway, and what has no effect. Raises ObjectError."""
+    spec = Spec(body, "spec")
+    spec.ignore("selector")  # every gateway of the mesh serves every Gateway, as EdgeMesh's do
+    servers = [_server(f"{namespace}/{name}", server) for server in _bounded(spec.specs("servers"), "spec.servers")]
+    spec.end()
+    if not servers:
+        raise ObjectError("spec.servers is missing")
+    return servers, []
+
+
+def _server(gateway: str, spec: Spec) -> Server:
+    port = spec.spec("port", required=True)
+    number = port.number("number", 1, 65535)
+    if not number:
+        raise ObjectError(f"{port.path}.number is missing")
+    protocol = port.text("protocol", required=True).upper()
+    port.ignore("name", "targetPort")
+    port.end()
+    if protocol not in get_args(Protocol):
+        raise ObjectError(f"{port.path}.protocol is {protocol!r}, expected {', '.join(get_args(Protocol))}")
+    hosts = tuple(_server_host(host, gateway, spec.path) for host in spec.texts("hosts"))
+    if not hosts:
+        raise ObjectError(f"{spec.path}.hosts is missing")
+    tls = spec.spec("tls") if "tls" in spec else None
+    to_https = tls.flag("httpsRedirect") if tls is not None else False
+    spec.ignore("name", "defaultEndpoint")
+    bind = spec.text("bind")
+    if bind not in ("", "0.0.0.0", "::"):
+        raise ObjectError(f"{spec.path}.bind is not supported; choose addresses by modules.edgeGateway.includeIP")
+    spec.end()
+    found = _tls(tls, gateway.partition("/")[0]) if tls is not None and tls.names() else None
+    if found is None and protocol in ("HTTPS", "TLS"):
+        raise ObjectError(f"{spec.path}.tls.mode is missing; {protocol} needs one")
+    if found is not None and protocol in ("HTTP", "TCP"):
+        raise ObjectError(f"{spec.path}.tls goes with HTTPS and TLS, not with {protocol}")
+    return Server(gateway, number, protocol, hosts, found, to_https)  # type: ignore[arg-type]
+
+
+def _server_host(text: str, gateway: str, path: str) -> tuple[str, str]:
+    """ "host", "namespace/host", "./host" or "*/host"."""
+    namespace, slash, host = text.rpartition("/")
+    if namespace == ".":
+        namespace = gateway.partition("/")[0]
+    return (namespace if slash else "*"), _host(host, f"{path}.hosts")
+
+
+def _tls(spec: Spec, namespace: str) -> Tls:
+    mode = spec.text("mode", "PASSTHROUGH")  # Istio's default, its zero
+    if mode not in get_args(Mode):
+        raise ObjectError(f"{spec.path}.mode is {mode!r}, expected {', '.join(get_args(Mode))}")
+    credential = spec.text("credentialName").removeprefix("kubernetes://")
+    if credential and "/" not in credential:
+        credential = f"{namespace}/{credential}"
+    files = [spec.text(key) for key in ("serverCertificate", "privateKey", "caCertificates")]
+    versions = [spec.text(key).upper() for key in ("minProtocolVersion", "maxProtocolVersion")]
+    if not set(versions) <= set(_VERSIONS):
+        raise ObjectError(f"{spec.path}.minProtocolVersion or maxProtocolVersion is none of {', '.join(_VERSIONS[1:])}")
+    spec.ignore("cipherSuites")
+    spec.end()
+    if mode != "PASSTHROUGH" and not credential and not (files[0] and files[1]):
+        raise ObjectError(f"{spec.path}.credentialName is missing, or serverCertificate and privateKey")
+    return Tls(mode, credential, *files, *("" if one == "TLS_AUTO" else one for one in versions))  # type: ignore[arg-type]
+
+
+def virtual_service(namespace: str, name: str, body: Any) -> tuple[VirtualService, list[str]]:
+    """A VirtualService, and what has no effect. Raises ObjectError."""
+    spec = Spec(body, "spec")
+    key = f"{namespace}/{name}"
+    spec.ignore("exportTo")
+    hosts = tuple(_host(host, "spec.hosts") for host in spec.texts("hosts"))
+    if not hosts:
+        raise ObjectError("spec.hosts is missing")
+    gateways = tuple(it if "/" in it else f"{namespace}/{it}" for it in spec.texts("gateways") if it != "mesh")
+    idle: list[str] = []
+    http = [
+        _http_route(one, namespace, f"{key}:{index}", idle)
+        for index, one in enumerate(_bounded(spec.specs("http"), "spec.http"))
+    ]
+    streams = {
+        kind: tuple(
+            _stream_route(one, namespace, f"{key}:{kind}{index}", kind)
+            for index, one in enumerate(_bounded(spec.specs(kind), f"spec.{kind}"))
+        )
+        for kind in ("tls", "tcp")
+    }
+    spec.end()
+    return VirtualService(key, hosts, gateways, tuple(http), streams["tls"], streams["tcp"]), idle
+
+
+def _http_route(spec: Spec, namespace: str, label: str, idle: list[str]) -> HttpRoute:
+    name = spec.text("name")
+    if name:
+        label = f"{label.rpartition(':')[0]}:{name[:63]}"
+    matches = tuple(_match(one) for one in _bounded(spec.specs("match"), f"{spec.path}.match")) or (Match(),)
+    redirect = _redirect(spec.spec("redirect")) if "redirect" in spec else None
+    rewrite = spec.spec("rewrite")
+    uri, authority = rewrite.text("uri"), rewrite.text("authority")
+    rewrite.end()
+    timeout = _seconds(spec.text("timeout"), f"{spec.path}.timeout")
+    routes = spec.specs("route")
+    if (redirect is None) == (not routes):
+        raise ObjectError(
+            f"{spec.path} has {'both route and' if routes else 'neither route nor'} redirect, expected one"
+        )
+    spread = _spread(routes, namespace, spec.path) if routes else None
+    idle += spec.ignore(*_IDLE)
+    spec.end()
+    return HttpRoute(label, matches, spread, redirect, uri, authority, timeout)
+
+
+def _match(spec: Spec) -> Match:
+    spec.ignore("name", "statPrefix")
+    fold = spec.flag("ignoreUriCase")
+    single = {
+        key: _text(spec.spec(key), fold=fold and key == "uri") if key in spec else None
+        for key in ("uri", "method", "authority", "scheme")
+    }
+    several = {key: _texts(spec.spec(key), key) for key in ("headers", "withoutHeaders", "queryParams")}
+    port = spec.number("port", 1, 65535)
+    spec.end()
+    return Match(
+        **single, headers=several["headers"], without=several["withoutHeaders"], query=several["queryParams"], port=port
+    )
+
+
+def _texts(spec: Spec, kind: str) -> tuple[tuple[str, Text], ...]:
+    lower = kind != "queryParams"
+    return tuple((key.lower() if lower else key, _text(spec.spec(key), present=True)) for key in spec.names())
+
+
+def _text(spec: Spec, *, fold: bool = False, present: bool = False) -> Text:
+    """StringMatch: one of exact, prefix, regex. `present`: none of them means that it is there."""
+    kinds = spec.names()
+    if not kinds and present:
+        return Text("present")
+    if len(kinds) != 1 or kinds[0] not in ("exact", "prefix", "regex"):
+        raise ObjectError(f"{spec.path} has {', '.join(kinds) or 'nothing'}, expected exact, prefix or regex")
+    value = spec.text(kinds[0])
+    if kinds[0] == "regex":
+        try:
+            return Text("regex", value, Regex(value, fold=fold))
+        except RegexError as error:
+            raise ObjectError(f"{spec.path}.regex: {error}") from None
+    return Text(kinds[0], value.lower() if fold else value, None, fold)  # type: ignore[arg-type]
+
+
+def _redirect(spec: Spec) -> Redirect:
+    code = spec.number("redirectCode", 300, 399, 301)
+    if code not in (301, 302, 303, 307, 308):
+        raise ObjectError(f"{spec.path}.redirectCode is {code}, expected 301, 302, 303, 307 or 308")
+    scheme = spec.text("scheme").lower()
+    if scheme not in ("", "http", "https"):
+        raise ObjectError(f"{spec.path}.scheme is {scheme!r}, expected http or https")
+    found = Redirect(code, scheme, spec.text("authority"), spec.number("port", 1, 65535), spec.text("uri"))
+    spec.end()
+    return found
+
+
+def _stream_route(spec: Spec, namespace: str, label: str, kind: str) -> StreamRoute:
+    ports: list[int] = []
+    sni: list[str] = []
+    everywhere = "match" not in spec
+    for match in _bounded(spec.specs("match"), f"{spec.path}.match"):
+        port = match.number("port", 1, 65535)
+        names = [_host(host, f"{match.path}.sniHosts") for host in match.texts("sniHosts")]
+        match.end()
+        if kind == "tls" and not names:
+            raise ObjectError(f"{match.path}.sniHosts is missing")
+        if kind == "tcp" and names:
+            raise ObjectError(f"{match.path}.sniHosts is for spec.tls")
+        everywhere = everywhere or not port
+        ports.append(port)
+        sni += names
+    if kind == "tls" and not sni:
+        raise ObjectError(f"{spec.path}.match is missing")
+    spread = _spread(spec.specs("route"), namespace, spec.path)
+    spec.end()
+    return StreamRoute(label, () if everywhere else tuple(ports), tuple(sni), spread)
+
+
+def _spread(routes: list[Spec], namespace: str, path: str) -> Spread:
+    if not routes:
+        raise ObjectError(f"{path}.route is missing")
+    destinations, weights = [], []
+    for route in _bounded(routes, f"{path}.route"):
+        weights.append(route.number("weight", 0, 1_000_000, 100 if len(routes) == 1 else 0))
+        target = route.spec("destination", required=True)
+        host, port = target.text("host", required=True), target.spec("port")
+        number = port.number("number", 1, 65535)
+        port.end()
+        target.end()
+        route.ignore("headers")
+        route.end()
+        destinations.append(Destination(_service(host, namespace, target.path), number))
+    if len(routes) == 1:
+        weights = [1]
+    if not any(weights):
+        raise ObjectError(f"{path}.route has no weight above 0")
+    return Spread(tuple(destinations), tuple(weights))
+
+
+def _service(host: str, namespace: str, path: str) -> str:
+    """ "namespace/name" of a short name, or of "name.namespace[.svc[.cluster.local]]"."""
+    name, _, rest = host.lower().partition(".")
+    other, _, suffix = rest.partition(".")
+    if not name or suffix not in ("", "svc", "svc.cluster.local"):
+        raise ObjectError(f"{path}.host is {host!r}, expected a Service: NAME or NAME.NAMESPACE.svc.cluster.local")
+    return f"{other or namespace}/{name}"
+
+
+def _seconds(text: str, path: str) -> float:
+    """Go's durations: "5s", "1m30s", "100ms"."""
+    parts = _DURATION.findall(text)
+    if "".join(f"{count}{unit}" for count, unit in parts) != text and text != "0":
+        raise ObjectError(f"{path} is {text!r}, expected a duration such as 5s or 1m30s")
+    return sum(float(count) * _UNITS[unit] for count, unit in parts)
+
+
+def _host(text: str, path: str) -> str:
+    try:
+        return pattern(text)
+    except HostError as error:
+        raise ObjectError(f"{path}: {error}") from None
+
+
+def _bounded(specs: list[Spec], path: str) -> list[Spec]:
+    if len(specs) > MAX_LIST:
+        raise ObjectError(f"{path} has {len(specs)} entries, expected at most {MAX_LIST}")
+    return specs
