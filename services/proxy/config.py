@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from services.proxy.core.traffic import Ring, Traffic, strategy_of
 from services.runtime.config import Config
@@ -17,6 +18,10 @@ class Settings:
     socks5: bool  # asked for; there is none yet
     allowed_targets: tuple[str, ...]  # beyond the endpoints on this node
     traffic: Traffic  # of services that do not say otherwise
+    interception: Literal["auto", "on", "off"]
+    listen_port: int  # to which intercepted TCP connections are redirected
+    listen_interface: str  # whose address pods' traffic is redirected to; "": of the one it comes in by
+    subnets: tuple[str, ...]  # addresses that belong to services alone
 
     @classmethod
     def of(cls, config: Config) -> "Settings":
@@ -28,6 +33,10 @@ class Settings:
             socks5=proxy.socks5_proxy.enable,
             allowed_targets=tuple(proxy.allowed_targets),
             traffic=traffic_of(config),
+            interception=proxy.interception.enable,
+            listen_port=proxy.listen_port,
+            listen_interface=proxy.listen_interface,
+            subnets=tuple(proxy.sub_net.split(",")) if proxy.sub_net else (),
         )
 
 

@@ -12,6 +12,7 @@ from services.proxy.counters import Counters
 from services.proxy.departure import Departure
 from services.proxy.dialer import Dialer
 from services.proxy.inbound import Inbound
+from services.proxy.interception import Interception
 from services.proxy.listeners import Listeners
 from services.proxy.servicer import Status
 from services.runtime.config import Config
@@ -39,7 +40,7 @@ class Proxy:
         self._counters = Counters()
         self._catalog = Catalog()
         self._policy = Policy(self.settings.node_name, self.settings.allowed_targets)
-        self._dialer = Dialer()
+        self._dialer = Dialer(avoid=lambda network, ip, port: self._interception.loops(network, ip, port))
         self._attach = AttachSocket(
             self.settings.run_dir / ATTACH,
             service.log,
@@ -47,7 +48,8 @@ class Proxy:
             lambda waiting: self._departure.tunnel_lost(waiting),
         )
         self._departure = Departure(self.settings.node_name, self._attach, self._dialer, self._counters, service.log)
-        self._listeners = Listeners(self._departure, self._counters, service.log)
+        self._interception = Interception(self.settings, self._departure, self._counters, service.log)
+        self._listeners = Listeners(self._departure, self._interception, self._counters, service.log)
         self._inbound = Inbound(self._policy, self._attach, self._dialer, self._counters, service.log)
         self._synced = asyncio.Event()
         self._settling: asyncio.TimerHandle | None = None
@@ -75,7 +77,9 @@ class Proxy:
             unregister = metrics.register(self._counters, self._listeners.count, lambda: self._attach.waiting)
         self._attach.open()
         try:
+            await self._interception.open()
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._interception.run())
                 tasks.create_task(peers.follow_services(self.settings.run_dir, self._catalog, self._changed))
                 tasks.create_task(self._listen())
         finally:
@@ -103,6 +107,7 @@ class Proxy:
             warnings.append(NO_SOCKS5)
         if not self._attach.connected:
             warnings.append("the tunnel is away: clients wait up to 5 s for it, inbound streams cannot arrive")
+        warnings += self._interception.warnings()
         warnings += [
             f"service {key} is spread by {self._default.strategy}: {why}" for key, why in self._problems.items()
         ]
@@ -157,6 +162,7 @@ class Proxy:
         self._dialer.close()
         self._attach.close()
         self._departure.close()
+        await self._interception.close()
 
 
 async def main(service: Service) -> None:

@@ -11,3 +11,4 @@ NO_TUNNEL = "no_tunnel"  # accepted: the tunnel stayed away, or took no more
 OVERSIZE = "oversize"  # first datagrams of a flow that fit in no Attach message
 OVERFLOW = "overflow"  # datagrams from more new clients than the proxy can hold
 LATE = "late"  # datagrams that missed their flow
+STRAY = "stray"  # connections to the port of the interception that no rule sent there

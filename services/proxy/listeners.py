@@ -12,6 +12,7 @@ from services.proxy.core.plan import Wanted
 from services.proxy.core.traffic import Traffic
 from services.proxy.counters import Counters
 from services.proxy.departure import Departure, Route
+from services.proxy.interception import Captured, Interception, InterceptionError
 from services.proxy.tcp import TcpListener
 from services.proxy.udp import UdpListener
 
@@ -31,17 +32,19 @@ class Row:
     error: str
     balancing: str = ""
     ejected: int = 0
+    intercepted: bool = False
 
 
 class Listeners:
     """Opens, keeps and closes. `apply` after every change of the services."""
 
-    def __init__(self, departure: Departure, counters: Counters, log: Logger) -> None:
+    def __init__(self, departure: Departure, interception: Interception, counters: Counters, log: Logger) -> None:
         self._departure = departure
+        self._interception = interception
         self._counters = counters
         self._log = log
         self._loop = asyncio.get_running_loop()
-        self._open: dict[Spot, TcpListener | UdpListener] = {}
+        self._open: dict[Spot, TcpListener | UdpListener | Captured] = {}
         self._failed: dict[Spot, tuple[Wanted, str]] = {}
         self._refused: list[tuple[Spot, Wanted, str]] = []
         self._routes: dict[tuple[str, Port], Route] = {}
@@ -50,6 +53,8 @@ class Listeners:
 
     def apply(self, services: Iterable[Service], traffic: Mapping[str, Traffic] | None = None) -> None:
         """These are all the services known now, and how their clients are spread, by the service's key."""
+        services = list(services)
+        self._interception.know(services)
         spots, self._refused = plan.wanted(services, traffic)
         steps = plan.diff(self._open, spots)
         for spot in steps.close:
@@ -77,7 +82,15 @@ class Listeners:
 
     def rows(self) -> list[Row]:
         rows = [
-            Row(spot, one.route.label, len(one.route), "", one.route.traffic.strategy, one.route.ejected)
+            Row(
+                spot,
+                one.route.label,
+                len(one.route),
+                one.error,
+                one.route.traffic.strategy,
+                one.route.ejected,
+                one.intercepted,
+            )
             for spot, one in self._open.items()
         ]
         rows += [Row(spot, want.label, len(want.backends), error) for spot, (want, error) in self._failed.items()]
@@ -101,13 +114,9 @@ class Listeners:
         for spot, want in spots.items():
             route = self._routes[want.service, want.port]
             try:
-                listener = (
-                    TcpListener(spot, route, self._departure, self._log)
-                    if spot.network == "tcp"
-                    else UdpListener(spot, route, self._departure, self._counters.dropped, self._log)
-                )
-            except OSError as error:
-                text = NOT_LOCAL if error.errno == errno.EADDRNOTAVAIL else f"cannot listen: {error.strerror}"
+                listener = self._listener(spot, route)
+            except (OSError, InterceptionError) as error:
+                text = f"cannot listen: {error.strerror}" if isinstance(error, OSError) else f"{NOT_LOCAL}; {error}"
                 if spot not in self._failed:
                     self._log.warning(
                         "not listening for %s",
@@ -119,6 +128,17 @@ class Listeners:
             self._failed.pop(spot, None)
             self._open[spot] = listener
             self._log.info("listening for %s", spot.network, extra={"address": str(spot), "target": want.label})
+
+    def _listener(self, spot: Spot, route: Route) -> TcpListener | UdpListener | Captured:
+        """Raises OSError, or InterceptionError where the address is not this host's."""
+        try:
+            if spot.network == "tcp":
+                return TcpListener(spot, route, self._departure, self._log)
+            return UdpListener(spot, route, self._departure, self._counters.dropped, self._log)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+        return self._interception.capture(spot, route)
 
     def _rearm(self, delay: float) -> None:
         if self._retry is not None:

@@ -7,6 +7,10 @@ IPv6 socket on the mapped address, which Linux ranks below the listener until it
 net/ipv4/udp.c): all is where it belongs, in order. IPv6 knows no such rank; so after `connect` both queues are
 read empty, and what they hold is dispatched by its source: to this flow, or to the clients that come next.
 
+A listener on all addresses (0.0.0.0, ::) learns from the kernel which of them each datagram came to, and answers from
+there: the flow's socket is on that very address. The kernel looks for sockets on the address before those on all, so
+here, too, a flow's socket receives everybody's datagrams for a moment.
+
 The carrier ends idle flows. The next datagram of that client then reaches the listener again: no state is kept here.
 
 SO_REUSEADDR lets the sockets of flows share the address, and would let any other process take it over too. The kernel
@@ -37,9 +41,15 @@ _SKB = 256  # bytes of receive buffer that the smallest queued datagram is charg
 
 _MAPPED = "::ffff:"  # + an IPv4 address: RFC 4291, 2.5.5.2
 
+_ANY = ("0.0.0.0", "::")
+# linux/in.h and linux/in6.h; Python's socket module has no IP_PKTINFO before 3.14.
+_IP_PKTINFO = 8
+_PKTINFO_SPACE = socket.CMSG_SPACE(20)  # of struct in6_pktinfo, the larger of the two
+
 _scratch = memoryview(bytearray(65536))
 
 Address = tuple[Any, ...]  # (ip, port), for IPv6 with flow info and scope
+Client = tuple[str, Address]  # the address of ours that it speaks to, and its own
 
 
 class _Early:
@@ -55,6 +65,9 @@ class _Early:
 class UdpListener:
     """Raises OSError when the address cannot be had."""
 
+    error = ""
+    intercepted = False
+
     def __init__(self, spot: Spot, route: Route, departure: Departure, dropped: Counter[str], log: Logger) -> None:
         self.route = route
         self._departure = departure
@@ -62,15 +75,20 @@ class UdpListener:
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._family = socket.AF_INET6 if ":" in spot.ip else socket.AF_INET
-        self._mapped = self._family == socket.AF_INET and socket.has_dualstack_ipv6()
-        self._address = (spot.ip, spot.port)
-        self._waiting: dict[Address, _Early] = {}
+        self._any = spot.ip in _ANY
+        self._mapped = self._family == socket.AF_INET and not self._any and socket.has_dualstack_ipv6()
+        self._ip, self._port = spot.ip, spot.port
+        self._waiting: dict[Client, _Early] = {}
         self._size = 0  # bytes in _waiting
-        self._recent: dict[Address, float] = {}  # client → loop time of its connect, oldest first
+        self._recent: dict[Client, float] = {}  # client → loop time of its connect, oldest first
         self._next: asyncio.Handle | None = None
         self._reading = False
-        self._sock = self._bound(self._family, self._address)
+        self._sock = self._bound(self._family, (spot.ip, spot.port))
         self._share(False)
+        if self._any and self._family == socket.AF_INET:
+            self._sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        elif self._any:
+            self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         # More than this cannot have been queued before a connect; whoever reads on would serve a flood for ever.
         self._depth = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // _SKB
         self._read(True)
@@ -108,30 +126,31 @@ class UdpListener:
                 self._loop.remove_reader(self._sock)
 
     def _readable(self) -> None:
-        self._drain(self._sock)
+        self._drain(self._sock, self._ip)
         if self._next is None:
             self._open_flows()
 
-    def _drain(self, sock: socket.socket) -> None:
-        """Reads what `sock` holds now and sorts it by client."""
+    def _drain(self, sock: socket.socket, own: str) -> None:
+        """Reads what `sock`, which is on address `own`, holds now and sorts it by client."""
+        receive = _receive if own in _ANY else _receive_here
         for _ in range(self._depth):
             try:
-                size, source = sock.recvfrom_into(_scratch)
+                size, source, to = receive(sock)
             except BlockingIOError:
                 return
             except OSError:  # an ICMP error: it says nothing about the datagrams behind it
                 continue
             if sock is not self._sock and self._mapped:
                 source = (source[0].removeprefix(_MAPPED), source[1])
-            self._keep(source, size)
+            self._keep((to or own, source), size)
 
-    def _keep(self, source: Address, size: int) -> None:
-        early = self._waiting.get(source)
+    def _keep(self, client: Client, size: int) -> None:
+        early = self._waiting.get(client)
         if early is None:
-            if self._recent and source in self._recent and not self._forget(source):
+            if self._recent and client in self._recent and not self._forget(client):
                 self._dropped[errors.LATE] += 1
                 return
-            if not source[1]:  # connect(2) to port 0 would receive from every port
+            if not client[1][1]:  # connect(2) to port 0 would receive from every port
                 return
             if not len(self.route):
                 self._dropped[errors.NO_ENDPOINT] += 1
@@ -139,7 +158,7 @@ class UdpListener:
             if len(self._waiting) >= MAX_CLIENTS:
                 self._dropped[errors.OVERFLOW] += 1
                 return
-            early = self._waiting[source] = _Early()
+            early = self._waiting[client] = _Early()
         if early.size + size > MAX_CLIENT_BYTES or len(early.datagrams) >= MAX_CLIENT_DATAGRAMS:
             self._dropped[errors.OVERSIZE] += 1
         elif self._size + size > MAX_BYTES:
@@ -163,40 +182,40 @@ class UdpListener:
                     return
                 self._take(client)  # nothing can be sent to such an address
                 continue
-            self._drain(self._sock)  # first what came before the new socket was there, …
-            self._drain(sock)  # … then what came to it, for whomever
+            self._drain(self._sock, self._ip)  # first what came before the new socket was there, …
+            self._drain(sock, client[0])  # … then what came to it, for whomever
             self._recent.pop(client, None)
             self._recent[client] = self._loop.time()
             if len(self._recent) > MAX_RECENT:
                 del self._recent[next(iter(self._recent))]
-            self._departure.send(sock, client[:2], self.route, self._take(client))
+            self._departure.send(sock, client[1][:2], self.route, self._take(client))
         if self._waiting:
             self._next = self._loop.call_soon(self._open_flows)
         self._read(True)
 
-    def _take(self, client: Address) -> list[bytes]:
+    def _take(self, client: Client) -> list[bytes]:
         early = self._waiting.pop(client)
         self._size -= early.size
         return early.datagrams
 
-    def _connected(self, client: Address) -> socket.socket:
-        family, own = self._family, self._address
+    def _connected(self, client: Client) -> socket.socket:
+        family, (ip, peer) = self._family, client
         if self._mapped:
-            family, own, client = socket.AF_INET6, (_MAPPED + own[0], own[1]), (_MAPPED + client[0], client[1])
+            family, ip, peer = socket.AF_INET6, _MAPPED + ip, (_MAPPED + peer[0], peer[1])
         self._share(True)
         try:
-            sock = self._bound(family, own)
+            sock = self._bound(family, (ip, self._port, *peer[2:]))  # a link-local address has a scope
         finally:
             self._share(False)
         try:
-            sock.connect(client)
+            sock.connect(peer)
         except OSError:
-            self._drain(sock)
+            self._drain(sock, client[0])
             sock.close()
             raise
         return sock
 
-    def _forget(self, client: Address) -> bool:
+    def _forget(self, client: Client) -> bool:
         """Whether the flow of `client` is old enough for a new one; forgets all that are."""
         now = self._loop.time()
         while self._recent:
@@ -213,3 +232,20 @@ class UdpListener:
         )
         self._read(False)
         self._next = self._loop.call_later(PAUSE, self._open_flows)
+
+
+def _receive_here(sock: socket.socket) -> tuple[int, Address, str]:
+    """Size and source of the next datagram, which is in `_scratch` then."""
+    size, source = sock.recvfrom_into(_scratch)
+    return size, source, ""
+
+
+def _receive(sock: socket.socket) -> tuple[int, Address, str]:
+    """And the address it came to, of a socket that is on all addresses."""
+    size, notes, _, source = sock.recvmsg_into([_scratch], _PKTINFO_SPACE)
+    for level, kind, data in notes:
+        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+            return size, source, socket.inet_ntop(socket.AF_INET, data[4:8])  # ipi_spec_dst: the one to answer from
+        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
+            return size, source, socket.inet_ntop(socket.AF_INET6, data[:16])
+    return size, source, ""

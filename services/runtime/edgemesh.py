@@ -52,7 +52,7 @@ INERT: Tree = {
             "cacheDNS": _leaves("enable autoDetect upstreamServers cacheTTL"),
         },
         "edgeProxy": {
-            **_leaves("listenInterface listenPort subNet serviceFilterMode"),
+            **_leaves("serviceFilterMode"),
             "loadBalancer": _leaves("caller nodeName supportLBStrategies supportedLBStrategies"),
             "socks5Proxy": _leaves("nodeName namespace"),
         },
