@@ -44,4 +44,24 @@ def _command(name: str, owns: str) -> click.Command:
 discovery = _command("discovery", "who is out there, and which services they offer.")
 tunnel = _command("tunnel", "sessions to other nodes, the choice of paths, and the streams inside.")
 relay = _command("relay", "reservations and circuits for nodes that cannot reach each other.")
-proxy = _command("proxy", "the listeners that applications connect to, and the way to local backends.")
+_proxy = _command("proxy", "the listeners that applications connect to, and the way to local backends.")
+
+
+@click.command(
+    "proxy",
+    help=f"""{_proxy.help}
+    \b
+    After a proxy that intercepts cluster IPs was killed and will not come back (the same: nft delete table inet causeway):
+      causeway proxy --cleanup
+    """,
+)
+@place.config_option
+@click.option("--cleanup", is_flag=True, help="Remove the nftables table that a killed proxy left behind, and end.")
+@click.pass_context
+def proxy(context: click.Context, config: Path | None, cleanup: bool) -> None:
+    if not cleanup:
+        context.invoke(_proxy, config=config)
+        return
+    from services.proxy.__main__ import cleanup as remove
+
+    sys.exit(remove())

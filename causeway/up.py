@@ -62,8 +62,17 @@ def up(config: Path | None, without: tuple[str, ...]) -> None:
         ),
     )
     code = supervisor.run()
+    if "proxy" in names and settings.modules.edge_proxy.interception.enable != "off":
+        _tidy()
     os.close(lock)
     sys.exit(code)
+
+
+def _tidy() -> None:
+    """A proxy leaves its nftables table, idle, for the connections that outlive it. None does any more."""
+    from services.proxy.__main__ import tidy
+
+    tidy()
 
 
 def _introduce(settings: Config) -> None:

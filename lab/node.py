@@ -85,6 +85,8 @@ class Node:
                 **({} if place.listens else {"listenPort": 0}),
             },
             "edgeRelay": {"mode": relay_mode},
+            # On loopback it would be the machine's own nftables.
+            "edgeProxy": {"interception": {"enable": "off" if place.namespace is None else "auto"}},
         }
         own: Document = {
             "nodeName": place.name,

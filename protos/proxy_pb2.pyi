@@ -108,6 +108,7 @@ class Listener(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     BALANCING_FIELD_NUMBER: _builtins.int
     EJECTED_FIELD_NUMBER: _builtins.int
+    INTERCEPTED_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """"ip:port"."""
     network: _builtins.str
@@ -124,6 +125,8 @@ class Listener(_message.Message):
     """
     ejected: _builtins.int
     """Endpoints that are left out because they failed."""
+    intercepted: _builtins.bool
+    """The address is not one of the host: nftables redirects its clients to the proxy."""
     def __init__(
         self,
         *,
@@ -134,10 +137,11 @@ class Listener(_message.Message):
         error: _builtins.str = ...,
         balancing: _builtins.str = ...,
         ejected: _builtins.int = ...,
+        intercepted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "balancing", b"balancing", "ejected", b"ejected", "endpoints", b"endpoints", "error", b"error", "network", b"network", "service", b"service"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "balancing", b"balancing", "ejected", b"ejected", "endpoints", b"endpoints", "error", b"error", "intercepted", b"intercepted", "network", b"network", "service", b"service"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

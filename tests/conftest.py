@@ -47,7 +47,7 @@ def short_path() -> Iterator[Path]:
 @pytest.fixture
 def node_config(short_path: Path) -> WriteConfig:
     """`node_config("edge-a", cluster=…, psk=…, modules={…}, **other keys)` writes a folder with a configuration
-    and a PSK, and returns the path of the configuration. mDNS is off unless asked for."""
+    and a PSK, and returns the path of the configuration. mDNS and interception are off unless asked for."""
 
     def write(name: str, *, psk: str | None = PSK, **keys: Any) -> Path:
         folder = short_path / name
@@ -55,6 +55,7 @@ def node_config(short_path: Path) -> WriteConfig:
         if psk is not None:
             (folder / "psk").write_text(psk + "\n")
         keys.setdefault("modules", {}).setdefault("edgeDiscovery", {}).setdefault("mdns", {"enable": False})
+        keys["modules"].setdefault("edgeProxy", {}).setdefault("interception", {"enable": "off"})
         path = folder / "causeway.yaml"
         path.write_text(yaml.safe_dump({"nodeName": name, **keys}))
         return path

@@ -3,6 +3,7 @@
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from services.proxy.core.catalog import Spot
 from services.proxy.core.plan import Site
@@ -115,6 +116,10 @@ class Settings:
     site: Site
     dns: DnsSettings
     gateway: GatewaySettings
+    interception: Literal["auto", "on", "off"]
+    listen_port: int  # to which intercepted TCP connections are redirected
+    listen_interface: str  # whose address pods' traffic is redirected to; "": of the one it comes in by
+    subnets: tuple[str, ...]  # addresses that belong to services alone
 
     @classmethod
     def of(cls, config: Config) -> "Settings":
@@ -129,6 +134,10 @@ class Settings:
             site=site_of(config),
             dns=DnsSettings.of(config),
             gateway=GatewaySettings.of(config),
+            interception=proxy.interception.enable,
+            listen_port=proxy.listen_port,
+            listen_interface=proxy.listen_interface,
+            subnets=tuple(proxy.sub_net.split(",")) if proxy.sub_net else (),
         )
 
 

@@ -8,6 +8,7 @@ import asyncio
 import errno
 import socket
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,9 @@ CONNECT_TIMEOUT = 5.0  # s
 MAX_DIALS = 4096  # connections being made at once; more are refused, since each holds a descriptor
 
 _REASONS = {errno.ECONNREFUSED: errors.CONNECTION_REFUSED, errno.EMFILE: errors.LIMIT, errno.ENFILE: errors.LIMIT}
+
+
+Avoid = Callable[[Network, str, int], bool]
 
 
 class Done(Protocol):
@@ -37,15 +41,20 @@ class _Dial:
 class Dialer:
     """Makes connections. `done` may be called before `dial` returns."""
 
-    def __init__(self, *, timeout: float = CONNECT_TIMEOUT) -> None:
+    def __init__(self, *, timeout: float = CONNECT_TIMEOUT, avoid: Avoid = lambda network, ip, port: False) -> None:
+        """`avoid`: addresses from which the connection would come straight back to this proxy."""
         self._loop = asyncio.get_running_loop()
         self._timeout = timeout
+        self._avoid = avoid
         self._pending = 0
         self._order: deque[_Dial] = deque()  # by deadline: all have the same timeout; finished ones leave lazily
         self._timer: asyncio.TimerHandle | None = None
 
     def dial(self, network: Network, ip: str, port: int, done: Done) -> None:
         """Connects to ip:port (an IP literal). A UDP socket is connected as soon as it has its peer's address."""
+        if self._avoid(network, ip, port):
+            done(None, errors.UNREACHABLE, f"connect to {ip} port {port}: it is being intercepted here")
+            return
         if self._pending >= MAX_DIALS:
             done(None, errors.LIMIT, f"{MAX_DIALS} connections are being made already")
             return

@@ -14,6 +14,7 @@ from services.proxy.dialer import Dialer
 from services.proxy.dns import Dns
 from services.proxy.gateway.gateway import Gateway
 from services.proxy.inbound import Inbound
+from services.proxy.interception import Interception
 from services.proxy.listeners import Listeners
 from services.proxy.names import Names
 from services.proxy.servicer import Status
@@ -43,7 +44,7 @@ class Proxy:
         self._counters = Counters()
         self._catalog = Catalog()
         self._policy = Policy(self.settings.node_name, self.settings.allowed_targets)
-        self._dialer = Dialer()
+        self._dialer = Dialer(avoid=lambda network, ip, port: self._interception.loops(network, ip, port))
         self._attach = AttachSocket(
             self.settings.run_dir / ATTACH,
             service.log,
@@ -51,7 +52,8 @@ class Proxy:
             lambda waiting: self._departure.tunnel_lost(waiting),
         )
         self._departure = Departure(self.settings.node_name, self._attach, self._dialer, self._counters, service.log)
-        self._listeners = Listeners(self._departure, self._counters, service.log)
+        self._interception = Interception(self.settings, self._departure, self._counters, service.log)
+        self._listeners = Listeners(self._departure, self._interception, self._counters, service.log)
         names = Names(self.settings.node_name, self._listeners, self._departure, self._policy)
         self._socks5 = Socks5(self.settings.run_dir, names, self._departure, self._counters, service.log)
         self._gateway = Gateway(self.settings.gateway, self._departure, self._listeners, self._counters, service.log)
@@ -90,7 +92,9 @@ class Proxy:
         self._attach.open()
         self._socks5.apply(self.settings.socks5)
         try:
+            await self._interception.open()
             async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._interception.run())
                 tasks.create_task(peers.follow_services(self.settings.run_dir, self._catalog, self._changed))
                 tasks.create_task(self._listen())
                 tasks.create_task(self._dns.run())
@@ -119,6 +123,7 @@ class Proxy:
         warnings += self._socks5.warnings()
         if not self._attach.connected:
             warnings.append("the tunnel is away: clients wait up to 5 s for it, inbound streams cannot arrive")
+        warnings += self._interception.warnings()
         warnings += [
             f"service {key} is spread by {self._default.strategy}: {why}" for key, why in self._problems.items()
         ]
@@ -183,6 +188,7 @@ class Proxy:
         self._dialer.close()
         self._attach.close()
         self._departure.close()
+        await self._interception.close()
 
 
 async def main(service: Service) -> None:

@@ -13,3 +13,4 @@ MALFORMED = "malformed"  # datagrams of a SOCKS client that follow no rule, frag
 OVERSIZE = "oversize"  # first datagrams of a flow that fit in no Attach message
 OVERFLOW = "overflow"  # datagrams from more new clients than the proxy can hold
 LATE = "late"  # datagrams that missed their flow
+STRAY = "stray"  # connections to the port of the interception that no rule sent there

@@ -13,6 +13,7 @@ from services.proxy.core.plan import RouteKey, Site, Wanted
 from services.proxy.core.traffic import ROUND_ROBIN, Traffic
 from services.proxy.counters import Counters
 from services.proxy.departure import Departure, Route
+from services.proxy.interception import Captured, Interception, InterceptionError
 from services.proxy.tcp import TcpListener
 from services.proxy.udp import UdpListener
 
@@ -33,17 +34,19 @@ class Row:
     error: str
     balancing: str = ""
     ejected: int = 0
+    intercepted: bool = False
 
 
 class Listeners:
     """Opens, keeps and closes. `apply` after every change of the services."""
 
-    def __init__(self, departure: Departure, counters: Counters, log: Logger) -> None:
+    def __init__(self, departure: Departure, interception: Interception, counters: Counters, log: Logger) -> None:
         self._departure = departure
+        self._interception = interception
         self._counters = counters
         self._log = log
         self._loop = asyncio.get_running_loop()
-        self._open: dict[Spot, TcpListener[Route] | UdpListener] = {}
+        self._open: dict[Spot, TcpListener[Route] | UdpListener | Captured] = {}
         self._failed: dict[Spot, tuple[Wanted, str]] = {}
         self._refused: list[tuple[Spot, Wanted, str]] = []
         self._routes: dict[RouteKey, Route] = {}
@@ -58,6 +61,7 @@ class Listeners:
     ) -> None:
         """These are all the services known now, and how their clients are spread, by the service's key."""
         services = list(services)
+        self._interception.know(services)
         spots, self._refused = plan.wanted(services, traffic, site)
         steps = plan.diff(self._open, spots)
         for spot in steps.close:
@@ -111,7 +115,15 @@ class Listeners:
 
     def rows(self) -> list[Row]:
         rows = [
-            Row(spot, one.route.label, len(one.route), "", one.route.traffic.strategy, one.route.ejected)
+            Row(
+                spot,
+                one.route.label,
+                len(one.route),
+                one.error,
+                one.route.traffic.strategy,
+                one.route.ejected,
+                one.intercepted,
+            )
             for spot, one in self._open.items()
         ]
         rows += [Row(spot, want.label, len(want.backends), error) for spot, (want, error) in self._failed.items()]
@@ -135,17 +147,12 @@ class Listeners:
         for spot, want in spots.items():
             route = self._routes[want.key]
             try:
-                listener = (
-                    TcpListener(spot, route, self._departure, self._log)
-                    if spot.network == "tcp"
-                    else UdpListener(spot, route, self._departure, self._counters.dropped, self._log)
-                )
-            except OSError as error:
-                text = f"cannot listen: {error.strerror}"
-                level = logging.WARNING
-                if error.errno == errno.EADDRNOTAVAIL:
+                listener = self._listener(spot, route)
+            except (OSError, InterceptionError) as error:
+                text, level = f"cannot listen: {getattr(error, 'strerror', error)}", logging.WARNING
+                if isinstance(error, InterceptionError):
                     usual = want.kind in ("externalIP", "endpoint")
-                    text, level = (ELSEWHERE, logging.DEBUG) if usual else (NOT_LOCAL, level)
+                    text, level = (ELSEWHERE, logging.DEBUG) if usual else (f"{NOT_LOCAL}; {error}", level)
                 if spot not in self._failed:
                     self._log.log(
                         level,
@@ -158,6 +165,17 @@ class Listeners:
             self._failed.pop(spot, None)
             self._open[spot] = listener
             self._log.info("listening for %s", spot.network, extra={"address": str(spot), "target": want.label})
+
+    def _listener(self, spot: Spot, route: Route) -> TcpListener[Route] | UdpListener | Captured:
+        """Raises OSError, or InterceptionError where the address is not this host's."""
+        try:
+            if spot.network == "tcp":
+                return TcpListener(spot, route, self._departure, self._log)
+            return UdpListener(spot, route, self._departure, self._counters.dropped, self._log)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL:
+                raise
+        return self._interception.capture(spot, route)
 
     def _rearm(self, delay: float) -> None:
         if self._retry is not None:

@@ -42,6 +42,7 @@ class ProxyServicer(proxy_pb2_grpc.ProxyServiceServicer):
                     error=row.error,
                     balancing=row.balancing,
                     ejected=row.ejected,
+                    intercepted=row.intercepted,
                 )
                 for row in status.rows
             ],

@@ -72,10 +72,14 @@ class Acceptor:
         if self._resume is not None:
             self._resume.cancel()
         self._loop.remove_reader(self._sock)
-        self._accept(BACKLOG)
+        self.drain()
         if self._resume is not None:
             self._resume.cancel()
         self._sock.close()
+
+    def drain(self) -> None:
+        """Sends on those who are in the backlog now."""
+        self._accept(BACKLOG)
 
     def _accept(self, burst: int) -> None:
         accept, take = self._sock.accept, self._take
@@ -100,6 +104,9 @@ class Acceptor:
 
 class TcpListener(Acceptor, Generic[R]):
     """Clients of one route."""
+
+    error = ""
+    intercepted = False
 
     def __init__(self, spot: Spot, route: R, taker: Taker[R], log: Logger) -> None:
         """Raises OSError when the address cannot be had."""

@@ -59,6 +59,9 @@ class _Early:
 class UdpListener:
     """Raises OSError when the address cannot be had."""
 
+    error = ""
+    intercepted = False
+
     def __init__(self, spot: Spot, route: Route, departure: Departure, dropped: Counter[str], log: Logger) -> None:
         self.route = route
         self._departure = departure

@@ -14,8 +14,9 @@ from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, ValidationEr
 from services.runtime import document, edgemesh, schema
 from services.runtime.dns_section import EdgeDns
 from services.runtime.document import KeyPath
+from services.runtime.gateway_section import EdgeGateway
 from services.runtime.problems import ConfigError, Problem, nearest
-from services.runtime.proxy_section import EdgeGateway, EdgeProxy
+from services.runtime.proxy_section import EdgeProxy
 from services.runtime.section import (
     Count,
     FilePath,

@@ -48,7 +48,6 @@ INERT: Tree = {
     "modules": {
         "edgeDNS": {"kubeAPIConfig": _KUBE_API},
         "edgeProxy": {
-            **_leaves("listenInterface listenPort subNet"),
             "loadBalancer": _leaves("caller nodeName supportLBStrategies supportedLBStrategies"),
             "socks5Proxy": _leaves("nodeName namespace"),
         },

@@ -1,11 +1,11 @@
-"""The parts of the configuration that the proxy reads: `modules.edgeProxy` and `modules.edgeGateway`."""
+"""The part of the configuration that the proxy reads: `modules.edgeProxy`."""
 
-from ipaddress import ip_network
+import ipaddress
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from services.runtime.section import FilePath, Section, ip_or_empty, target_pattern
+from services.runtime.section import FilePath, Section, Switch, ip_or_empty, target_pattern
 
 
 def _countable(text: str) -> str:
@@ -55,9 +55,32 @@ def _filter_mode(value: Any) -> Any:
     return value.removesuffix("Mode") if isinstance(value, str) else value
 
 
+# Wider ranges than these are no cluster's: a slip would cut the machine off from half the world. Kubernetes itself allows
+# /12 and /108 (--service-cluster-ip-range).
+_SHORTEST_PREFIX = {4: 8, 6: 48}
+
+
+def _networks(text: str) -> str:
+    networks = [ipaddress.ip_network(part.strip(), strict=False) for part in text.split(",")] if text.strip() else []
+    for network in networks:
+        if network.prefixlen < _SHORTEST_PREFIX[network.version]:
+            raise ValueError(f"{network} is too wide: /{_SHORTEST_PREFIX[network.version]} or longer")
+    return ",".join(map(str, networks))
+
+
+class Interception(Section):
+    """Services on addresses that the host has not, by nftables. auto: where it is possible; on: and complain where it is not."""
+
+    enable: Switch = "auto"
+
+
 class EdgeProxy(Section):
     """What applications talk to. service_filter_mode: the services that are left out, those that have EdgeMesh's label
     service-proxy-name or those that lack it. allowed_targets: what may be dialled here beyond the endpoints of services.
+
+    EdgeMesh's own keys of its interception: listen_port, to which TCP connections are redirected; listen_interface, whose
+    address pods' traffic is redirected to (default: that of the interface it comes in by); sub_net, the cluster's range of
+    service addresses, one or two with a comma between: what no service has of it is refused at once.
     """
 
     enable: bool = True
@@ -67,30 +90,7 @@ class EdgeProxy(Section):
         Literal["FilterIfLabelExists", "FilterIfLabelDoesNotExists"], BeforeValidator(_filter_mode)
     ] = "FilterIfLabelExists"
     allowed_targets: list[Annotated[str, AfterValidator(target_pattern)]] = Field(default=[], max_length=4096)
-
-
-def _selection(text: str) -> str:
-    for item in text.split(","):
-        if item.strip() not in ("", "*"):
-            ip_network(item.strip(), strict=False)
-    return text
-
-
-Selection = Annotated[str, Field(max_length=4096), AfterValidator(_selection)]
-
-
-class EdgeGateway(Section):
-    """The ingress gateway: Istio Gateway and VirtualService objects of the servicesFile, served on addresses of this host.
-
-    nic: interfaces, comma-separated; "" or "*": all. include_ip, exclude_ip: of their addresses only those, and not
-    those, as addresses or networks, comma-separated; "" or "*": all, and none. load_balancer: for clients that come
-    through the gateway, where a service does not say; absent: as edgeProxy's. secrets_dir: holds a folder for each
-    credentialName with tls.crt, tls.key and ca.crt, for those that no Secret of the servicesFile has.
-    """
-
-    enable: bool = False
-    nic: str = Field(default="*", max_length=4096)
-    include_ip: Selection = Field(default="*", alias="includeIP")
-    exclude_ip: Selection = Field(default="*", alias="excludeIP")
-    load_balancer: LoadBalancer | None = None
-    secrets_dir: FilePath | None = None
+    interception: Interception = Interception()
+    listen_port: Annotated[int, Field(ge=1, le=65535)] = 20009
+    listen_interface: str = Field(default="", max_length=15)  # IFNAMSIZ
+    sub_net: Annotated[str, AfterValidator(_networks)] = ""
