@@ -50,6 +50,7 @@ class OpenRequest:
     timeout: float
     keep: bool = False
     watch: bool = False
+    give_back: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ def _decode_attach(message: pb.Attach) -> OpenRequest | Answer:
             timeout,
             keep=request.keep and message.id != 0 and opening.network == frames.TCP,
             watch=request.watch and message.id != 0,
+            give_back=request.give_back and not request.keep and message.id != 0 and opening.network == frames.TCP,
         )
     if role == "accept":
         return Answer(message.accept.token, None)
