@@ -1,6 +1,7 @@
 """The proxy service: owns every task and timer, and puts the parts together."""
 
 import asyncio
+import socket
 
 from services.proxy import peers, servicer
 from services.proxy.attach import AttachSocket
@@ -106,6 +107,7 @@ class Proxy:
         warnings += [
             f"service {key} is spread by {self._default.strategy}: {why}" for key, why in self._problems.items()
         ]
+        warnings += self._listeners.warnings()
         if not self._catalog.synced:
             warnings.append("no services yet: discovery has not answered")
         return warnings
@@ -140,13 +142,13 @@ class Proxy:
         self._problems = problems
         self._listeners.apply(self._catalog, traffic)
 
-    def _result(self, message: bytes) -> None:
+    def _result(self, message: bytes, sock: socket.socket | None) -> None:
         try:
             outcome = peers.outcome(message)
         except ValueError as error:
             self._log.warning("the tunnel sent nonsense", extra={"error": str(error)})
             return
-        self._departure.settle(outcome)
+        self._departure.settle(outcome, sock)
 
     async def _close(self) -> None:
         """Stops accepting, lets the tunnel take what was accepted, ends what only this process carries."""

@@ -40,6 +40,7 @@ class Port:
     name: str  # "" where there is only one
     network: Network
     number: int
+    app: str = ""  # appProtocol of a service's port
 
 
 @dataclass(frozen=True, slots=True)
