@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.proxy.core.policy import Allowed
 from services.proxy.core.traffic import Ring, Traffic, strategy_of
 from services.runtime.config import Config
 
@@ -15,7 +16,7 @@ class Settings:
     run_dir: Path  # holds tunnel.attach, and the sockets of the other services
     enable: bool  # False: no listener, and inbound streams are not served
     socks5: bool  # asked for; there is none yet
-    allowed_targets: tuple[str, ...]  # beyond the endpoints on this node
+    allowed_targets: tuple[Allowed, ...]  # beyond the endpoints on this node
     traffic: Traffic  # of services that do not say otherwise
 
     @classmethod
@@ -26,9 +27,14 @@ class Settings:
             run_dir=config.run_dir,
             enable=proxy.enable,
             socks5=proxy.socks5_proxy.enable,
-            allowed_targets=tuple(proxy.allowed_targets),
+            allowed_targets=targets_of(config),
             traffic=traffic_of(config),
         )
+
+
+def targets_of(config: Config) -> tuple[Allowed, ...]:
+    """What may be dialled here beyond the endpoints on this node, and for whom."""
+    return tuple(Allowed(entry.target, tuple(entry.nodes)) for entry in config.modules.edge_proxy.allowed_targets)
 
 
 def traffic_of(config: Config) -> Traffic:

@@ -5,7 +5,7 @@ import socket
 
 from services.proxy import peers, servicer
 from services.proxy.attach import AttachSocket
-from services.proxy.config import Settings, traffic_of
+from services.proxy.config import Settings, targets_of, traffic_of
 from services.proxy.core import plan
 from services.proxy.core.catalog import Catalog
 from services.proxy.core.policy import Policy
@@ -58,7 +58,7 @@ class Proxy:
         self._reload = service.reload
         self._reload.on(
             "modules.edgeProxy.allowedTargets",
-            lambda config: self._policy.allow(config.modules.edge_proxy.allowed_targets),
+            lambda config: self._policy.allow(targets_of(config)),
         )
         self._reload.on("modules.edgeProxy.loadBalancer", self._rebalance)
 
