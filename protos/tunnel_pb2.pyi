@@ -377,6 +377,7 @@ class Outbound(_message.Message):
     KEEP_FIELD_NUMBER: _builtins.int
     WATCH_FIELD_NUMBER: _builtins.int
     WELCOME_FIELD_NUMBER: _builtins.int
+    GIVE_BACK_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Node to reach."""
     traceparent: _builtins.str
@@ -394,6 +395,11 @@ class Outbound(_message.Message):
     welcome: _builtins.bytes
     """What the tunnel writes to the client when the exit has accepted, before any byte of the backend, such as the reply
     of a SOCKS proxy (TCP). Nothing of it is written on a refusal: with `keep` the caller then says what it likes.
+    """
+    give_back: _builtins.bool
+    """When the stream fails before it was accepted, its AttachResult brings the client's descriptor back (SCM_RIGHTS), with
+    what was read from it; the caller keeps none. Nothing is said of streams that are accepted, so that the id may be
+    the same for many (TCP, with an id and a descriptor; not with `keep`).
     """
     @_builtins.property
     def target(self) -> Global___Target: ...
@@ -418,10 +424,11 @@ class Outbound(_message.Message):
         keep: _builtins.bool = ...,
         watch: _builtins.bool = ...,
         welcome: _builtins.bytes = ...,
+        give_back: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["target", b"target", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "datagrams", b"datagrams", "head", b"head", "keep", b"keep", "node", b"node", "target", b"target", "timeout", b"timeout", "traceparent", b"traceparent", "watch", b"watch", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client", b"client", "datagrams", b"datagrams", "give_back", b"give_back", "head", b"head", "keep", b"keep", "node", b"node", "target", b"target", "timeout", b"timeout", "traceparent", b"traceparent", "watch", b"watch", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -502,7 +509,8 @@ Global___Refusal: _TypeAlias = Refusal  # noqa: Y015
 class AttachResult(_message.Message):
     """Sent back on the connection to `tunnel.attach` when Attach.id is not 0: once, when the exit node
     accepted the stream or when it failed. On failure the client socket is closed by the tunnel with a
-    reset, unless the caller wanted to `keep` it. With `watch` it is sent once more when the stream has ended.
+    reset, unless the caller wanted to `keep` it or asked to have it back (`give_back`). With `watch` it is sent once more
+    when the stream has ended.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -517,7 +525,9 @@ class AttachResult(_message.Message):
     path: Global___PathKind.ValueType
     """Path used."""
     head: _builtins.bytes
-    """What was read from the client and has reached no backend (`keep`): the `head` of the next attempt. At most 48 KiB."""
+    """What was read from the client and has reached no backend (`keep`, `give_back`): the `head` of the next attempt. At most
+    48 KiB.
+    """
     ended: _builtins.bool
     """The accepted stream has ended (`watch`)."""
     @_builtins.property

@@ -44,10 +44,10 @@ class AttachSocket:
         self,
         path: Path,
         log: Logger,
-        on_result: Callable[[bytes], None] = lambda message: None,
-        on_lost: Callable[[set[socket.socket]], None] = lambda waiting: None,
+        on_result: Callable[[bytes, socket.socket | None], None],
+        on_lost: Callable[[set[socket.socket]], None],
     ) -> None:
-        """`on_result`: an AttachResult came. `on_lost`: the tunnel is gone; with the sockets it had not taken yet."""
+        """`on_result`: an AttachResult came, maybe with a client's socket. `on_lost`: the tunnel is gone; with the sockets it had not taken yet."""
         self._path = str(path)
         self._on_result = on_result
         self._on_lost = on_lost
@@ -83,11 +83,11 @@ class AttachSocket:
         keep: bool = False,
     ) -> None:
         """Sends `header` (an encoded Attach) with `sock`, then closes our copy of it, unless the caller wants to `keep`
-        it: then the socket is the caller's whatever happens.
+        it.
 
         `lost` marks a message that outlives a restart of the tunnel (Outbound); it is called when the message could
-        not be handed over within MAX_WAIT, and the socket is then reset. Without it the message is an answer
-        to this very tunnel process, and dies with the connection.
+        not be handed over within MAX_WAIT, and the socket is the caller's again. Without it the message is an answer
+        to this very tunnel process, and dies with the connection; the socket is reset then.
         """
         if self._peer is None and lost is None:
             # Whoever is to be answered is there: its offer came by gRPC, which may be quicker to find it than we were.
@@ -163,7 +163,7 @@ class AttachSocket:
             if self._peer is None:
                 return
             try:
-                message = self._peer.recv(MAX_MESSAGE)
+                message, descriptors, _, _ = socket.recv_fds(self._peer, MAX_MESSAGE, 1)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -172,7 +172,7 @@ class AttachSocket:
             if not message:
                 self._lose(None)
                 return
-            self._on_result(message)
+            self._on_result(message, socket.socket(fileno=descriptors[0]) if descriptors else None)
 
     def _lose(self, error: OSError | None) -> None:
         """The tunnel went away: answers to it are worthless, clients wait for the next."""
@@ -245,10 +245,10 @@ class AttachSocket:
         self._expiry = self._loop.call_at(self._queue[0].deadline, self._expire) if self._queue else None
 
     def _drop(self, item: _Waiting) -> None:
-        if item.sock is not None and not item.keep:
-            reset(item.sock)
         if item.lost is not None:
             item.lost()
+        elif item.sock is not None and not item.keep:
+            reset(item.sock)
 
 
 def _send(peer: socket.socket, header: bytes, sock: socket.socket | None, keep: bool) -> None:

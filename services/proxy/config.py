@@ -7,6 +7,7 @@ from typing import Literal
 
 from services.proxy.core.catalog import Spot
 from services.proxy.core.plan import Site
+from services.proxy.core.policy import Allowed
 from services.proxy.core.traffic import Ring, Traffic, strategy_of
 from services.proxy.core.upstreams import Upstream
 from services.runtime import address
@@ -111,7 +112,7 @@ class Settings:
     run_dir: Path  # holds tunnel.attach, and the sockets of the other services
     enable: bool  # False: no listener, and inbound streams are not served
     socks5: SocksSettings
-    allowed_targets: tuple[str, ...]  # beyond the endpoints on this node
+    allowed_targets: tuple[Allowed, ...]  # beyond the endpoints on this node
     traffic: Traffic  # of services that do not say otherwise
     site: Site
     dns: DnsSettings
@@ -129,7 +130,7 @@ class Settings:
             run_dir=config.run_dir,
             enable=proxy.enable,
             socks5=SocksSettings.of(config),
-            allowed_targets=tuple(proxy.allowed_targets),
+            allowed_targets=targets_of(config),
             traffic=traffic_of(config),
             site=site_of(config),
             dns=DnsSettings.of(config),
@@ -139,6 +140,11 @@ class Settings:
             listen_interface=proxy.listen_interface,
             subnets=tuple(proxy.sub_net.split(",")) if proxy.sub_net else (),
         )
+
+
+def targets_of(config: Config) -> tuple[Allowed, ...]:
+    """What may be dialled here beyond the endpoints on this node, and for whom."""
+    return tuple(Allowed(entry.target, tuple(entry.nodes)) for entry in config.modules.edge_proxy.allowed_targets)
 
 
 def traffic_of(config: Config) -> Traffic:

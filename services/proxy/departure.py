@@ -1,7 +1,8 @@
 """Where an accepted client goes: to a backend on this node, or with its socket to the tunnel.
 
-Where a service has several backends, the client is kept until one has accepted it: what fails before goes to the next,
-with the bytes that were read meanwhile (`Outbound.keep` in protos/tunnel.proto).
+What no backend has accepted can go elsewhere, or be told why, with the bytes that were read of it meanwhile. Where a
+service has several backends the client is kept until one has accepted it (`Outbound.keep` in protos/tunnel.proto); where
+it has one the tunnel gives back whom it refuses (`Outbound.give_back`), which costs those it accepts nothing.
 """
 
 import random
@@ -10,7 +11,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from logging import Logger
+from logging import DEBUG, WARNING, Logger
+from weakref import WeakValueDictionary
 
 from services.proxy import errors
 from services.proxy.attach import AttachSocket, reset
@@ -18,35 +20,42 @@ from services.proxy.core.balancer import Balancer
 from services.proxy.core.catalog import Backend, join
 from services.proxy.core.health import RetryBudget
 from services.proxy.core.plan import Wanted
+from services.proxy.core.request import Request, speaks
+from services.proxy.core.seldom import Seldom
 from services.proxy.counters import Counters
 from services.proxy.dialer import Dialer
+from services.proxy.head import Heads
 from services.proxy.manners import Manners
 from services.proxy.peers import Opening, Outcome
 from services.proxy.pump import DatagramPump, StreamPump
+from services.proxy.refusals import Refusals
 from services.runtime import telemetry
 
 MAX_KEPT = 4096  # clients that no backend has accepted yet; each holds a descriptor. Further ones get one attempt.
 MAX_TRIES = 4  # backends that one client may try
+TELL_EVERY, TELL_MOST = 60.0, 100  # s between two lines in the log on one service and reason; lines in that time
 
 _TCP_CLOSE = 7  # state of a connection that was reset (net/tcp_states.h)
 
 
 class Route:
-    """One port of a service: its backends, each with the header for the tunnel made ready."""
+    """One port of a service: its balancer, and for each backend the header for the tunnel made ready."""
 
-    def __init__(self, want: Wanted, balancer: Balancer) -> None:
+    def __init__(self, want: Wanted, balancer: Balancer, number: int) -> None:
+        """`number`: under which the tunnel gives clients back."""
+        self.number = number
         self.service = want.service
         self.label = want.label
         self.network = want.port.network
+        self.http = speaks(want.port.name, want.port.app)
         self.balancer = balancer
         self.budget = RetryBudget(time.monotonic())
-        self.traffic = want.traffic
-        self._backends = want.backends
+        self.unasked = 0  # clients whose request was to be read, and was none that can be
         self._openings: dict[Backend, Opening] = {}
         balancer.update(want.backends, want.traffic)
 
     def __len__(self) -> int:
-        return len(self._backends)
+        return len(self.balancer.backends)
 
     @property
     def ejected(self) -> int:
@@ -55,29 +64,30 @@ class Route:
 
     def update(self, want: Wanted) -> None:
         """Other backends, or another way to choose, from now on; clients that are on their way are not touched."""
-        if want.backends != self._backends or want.traffic != self.traffic:
-            self._backends, self.traffic = want.backends, want.traffic
+        if want.backends != self.balancer.backends or want.traffic != self.balancer.traffic:
             self.balancer.update(want.backends, want.traffic)
             self._openings.clear()
 
     def opening(self, backend: Backend) -> Opening:
         opening = self._openings.get(backend)
         if opening is None:
-            opening = self._openings[backend] = Opening(backend, self.network, self.service)
+            opening = self._openings[backend] = Opening(backend, self.network, self.service, self.number)
         return opening
 
 
 @dataclass(slots=True, eq=False)
-class _Kept:
-    """A client that may yet go elsewhere."""
+class _Leaving:
+    """A client that no backend has accepted yet."""
 
     client: socket.socket
     address: tuple[str, int]
     route: Route
-    backend: Backend  # on its way to
-    tried: tuple[Backend, ...] = ()
     head: bytes = b""  # read from the client, taken by nobody
-    manners: Manners | None = None
+    datagrams: Sequence[bytes] = ()
+    key: str = ""  # of its request, where the policy asks for one
+    backend: Backend | None = None  # on its way to
+    tried: tuple[Backend, ...] = ()
+    manners: Manners | None = None  # of the protocol by which it came
 
 
 class Departure:
@@ -89,15 +99,22 @@ class Departure:
         self._dialer = dialer
         self._counters = counters
         self._log = log
+        self._heads = Heads()
+        self._refusals = Refusals()
+        self._seldom = Seldom(TELL_EVERY, TELL_MOST)
         self._pumps: set[StreamPump | DatagramPump] = set()
         self._rng = random.Random()
         self._rtts: dict[str, float] = {}
-        self._kept: dict[int, _Kept] = {}
+        self._kept: dict[int, _Leaving] = {}
+        self._routes: WeakValueDictionary[int, Route] = WeakValueDictionary()
         self._watched: dict[int, tuple[Route, Backend]] = {}
-        self._last = 0
+        self._last = 0  # number that was given to a route or a client
 
     def route(self, want: Wanted) -> Route:
-        return Route(want, Balancer(self._node, want.traffic, self._rtts, self._rng))
+        self._last += 1
+        balancer = Balancer(self._node, want.traffic, self._rtts, self._rng)
+        route = self._routes[self._last] = Route(want, balancer, self._last)
+        return route
 
     def send(
         self,
@@ -105,134 +122,206 @@ class Departure:
         address: tuple[str, int],
         route: Route,
         datagrams: Sequence[bytes] = (),
-        *,
         head: bytes = b"",
         manners: Manners | None = None,
     ) -> None:
         """Owns `client` from now on: a connected socket, for UDP with the datagrams that came before it. For TCP `head`
-        was read from it before, and `manners` says what it is to be told."""
+        was read of it before, and `manners` says what it is to be told."""
         self._counters.accepted[route.service] += 1
         route.budget.client()
-        backend = route.balancer.pick(address[0], time.monotonic())
-        keep = route.network == "tcp" and len(self._kept) < MAX_KEPT
-        if backend is None:
-            self._refuse(client, route, errors.NO_ENDPOINT, "it has no endpoint that is ready", manners)
-        elif keep and (len(route) > 1 or manners is not None):
-            self._try(_Kept(client, address, route, backend, head=head, manners=manners))
-        elif manners is not None:
-            self._refuse(client, route, errors.LIMIT, f"{MAX_KEPT} clients wait for a backend already", manners)
-        elif backend.node == self._node:
-            self._dialer.dial(route.network, backend.ip, backend.port, partial(self._arrived, client, route, datagrams))
+        leaving = _Leaving(client, address, route, head, datagrams, manners=manners)
+        if route.balancer.traffic.asks and route.network == "tcp" and len(route) > 1 and manners is None:
+            self._heads.read(client, head, partial(self._headed, leaving))
         else:
-            source = join(address[0], address[1])
-            with telemetry.span("proxy.accept", service=route.service, node=backend.node, client=source) as span:
-                header = route.opening(backend).encode(source, span.traceparent, datagrams)
-                self._attach.give(header, client, partial(self._lost, route))
+            self._choose(leaving)
 
-    def settle(self, outcome: Outcome) -> None:
-        """The tunnel's word on a client that was kept, or on one that it watches."""
+    def settle(self, outcome: Outcome, given: socket.socket | None = None) -> None:
+        """The tunnel's word on a client that was kept, on one that it watches, or on one that it has `given` back."""
         number = outcome.number
         if outcome.ended:
             watched = self._watched.pop(number, None)
             if watched is not None:
                 self._ended(*watched)
             return
-        kept = self._kept.pop(number, None)
-        if kept is None:
+        leaving = self._kept.pop(number, None)
+        if leaving is None:
+            self._given(outcome, given)
             return
-        route, backend = kept.route, kept.backend
+        route, backend = leaving.route, leaving.backend
+        assert backend is not None
         if not outcome.accepted:
-            kept.head = outcome.head
-            self._failed(kept, outcome.reason, outcome.why)
+            leaving.head = outcome.head
+            self._failed(leaving, outcome.reason, outcome.why)
             return
-        kept.client.close()  # the tunnel has its own
-        route.balancer.health.worked(backend)
+        leaving.client.close()  # the tunnel has its own
+        self._worked(leaving)
         if outcome.rtt:
             self._rtts[backend.node] = outcome.rtt
         if route.balancer.counts:
-            route.balancer.active[backend] += 1
             self._watched[number] = route, backend
+
+    def _given(self, outcome: Outcome, client: socket.socket | None) -> None:
+        """Back from its only attempt; None: the tunnel could not but reset it."""
+        route = self._routes.get(outcome.number)
+        if client is not None and route is not None:
+            self._refuse(_Leaving(client, ("", 0), route, outcome.head), outcome.reason, outcome.why)
+        elif client is not None:
+            reset(client)  # of a service that is gone
+        elif route is not None:
+            self._counters.refused_local[route.service, outcome.reason] += 1
 
     def tunnel_lost(self, waiting: set[socket.socket]) -> None:
         """The tunnel is gone with what it had; those `waiting` go to the next one."""
-        for number, kept in list(self._kept.items()):
-            if kept.client not in waiting:
+        for number, leaving in list(self._kept.items()):
+            if leaving.client not in waiting:
                 del self._kept[number]
-                self._refuse(kept.client, kept.route, errors.NO_TUNNEL, "the tunnel went away", kept.manners)
+                # What the tunnel had read of it is gone, too: no answer would be one to its request.
+                self._refuse(leaving, errors.NO_TUNNEL, "the tunnel ended", abrupt=True)
         for watched in self._watched.values():
             self._ended(*watched)
         self._watched.clear()
 
     def close(self) -> None:
         """Ends the connections that stay on this node; those with the tunnel live on."""
+        self._heads.close()
+        self._refusals.close()
         for pump in list(self._pumps):
             pump.abort()
-        for kept in self._kept.values():
-            kept.client.close()  # the tunnel's copy lives on
+        for leaving in self._kept.values():
+            leaving.client.close()  # the tunnel's copy lives on
         self._kept.clear()
 
-    # ── clients that are kept ──
+    # ── on the way ──
 
-    def _try(self, kept: _Kept) -> None:
-        route, backend = kept.route, kept.backend
-        if backend.node == self._node:
-            self._dialer.dial("tcp", backend.ip, backend.port, partial(self._tried, kept))
+    def _headed(self, leaving: _Leaving, head: bytes, request: Request | None, reason: str) -> None:
+        """What its request says is known now, or that there is none."""
+        leaving.head = head
+        if reason:
+            self._refuse(leaving, reason, "the policy of this service needs the head of a request")
             return
-        self._last += 1
-        self._kept[self._last] = kept
-        source = join(*kept.address)
+        if request is None:
+            leaving.route.unasked += 1
+        else:
+            leaving.key = leaving.route.balancer.traffic.key(request)
+        self._choose(leaving)
+
+    def _choose(self, leaving: _Leaving) -> None:
+        balancer = leaving.route.balancer
+        leaving.backend = balancer.pick(leaving.address[0], time.monotonic(), (), leaving.key)
+        if leaving.backend is None:
+            self._refuse(leaving, errors.NO_ENDPOINT, f"{leaving.route.label} has no ready endpoint on a known node")
+        else:
+            self._try(leaving, leaving.backend)
+
+    def _try(self, leaving: _Leaving, backend: Backend) -> None:
+        route = leaving.route
+        if backend.node == self._node:
+            self._dialer.dial(route.network, backend.ip, backend.port, partial(self._arrived, leaving, backend))
+            return
+        source = join(leaving.address[0], leaving.address[1])
+        several = len(route) > 1 or leaving.manners is not None
+        keep = route.network == "tcp" and several and len(self._kept) < MAX_KEPT
+        if leaving.manners is not None and not keep:
+            self._refuse(leaving, errors.LIMIT, f"{MAX_KEPT} clients wait for a backend already")
+            return
         with telemetry.span("proxy.accept", service=route.service, node=backend.node, client=source) as span:
-            header = route.opening(backend).encode_kept(
+            opening = route.opening(backend)
+            if not keep:
+                header = opening.encode(source, span.traceparent, leaving.datagrams, leaving.head)
+                self._attach.give(header, leaving.client, partial(self._missed, leaving))
+                return
+            self._last += 1
+            self._kept[self._last] = leaving
+            header = opening.encode_kept(
                 self._last,
                 source,
                 span.traceparent,
-                kept.head,
+                leaving.head,
                 watch=route.balancer.counts,
-                welcome=kept.manners.welcome if kept.manners is not None else b"",
+                welcome=leaving.manners.welcome if leaving.manners is not None else b"",
                 alone=len(route) == 1,
             )
-            self._attach.give(header, kept.client, partial(self._dropped, self._last), keep=True)
+            self._attach.give(header, leaving.client, partial(self._dropped, self._last), keep=True)
 
-    def _tried(self, kept: _Kept, sock: socket.socket | None, reason: str, why: str) -> None:
+    def _arrived(self, leaving: _Leaving, backend: Backend, sock: socket.socket | None, reason: str, why: str) -> None:
         """A backend on this node answered, or did not."""
-        route, backend = kept.route, kept.backend
+        route = leaving.route
         if sock is None:
-            self._failed(kept, reason, why)
+            self._failed(leaving, reason, why)
             return
-        route.balancer.health.worked(backend)
         self._counters.dialled[route.service] += 1
-        if route.balancer.counts:
-            route.balancer.active[backend] += 1
-        kept.client.setblocking(False)
-        welcome = kept.manners.welcome if kept.manners is not None else b""
-        self._pumps.add(StreamPump(kept.client, sock, partial(self._pumped, route, backend), kept.head, welcome))
-
-    def _failed(self, kept: _Kept, reason: str, why: str) -> None:
-        """Nobody has taken a byte of the client's: on to the next backend, if there is one."""
-        route, now = kept.route, time.monotonic()
-        if _was_reset(kept.client):
-            kept.client.close()  # it gave up itself
+        leaving.client.setblocking(False)
+        if route.network == "tcp":
+            self._worked(leaving)
+            welcome = leaving.manners.welcome if leaving.manners is not None else b""
+            pumped = partial(self._pumped, route, backend)
+            self._pumps.add(StreamPump(leaving.client, sock, pumped, leaving.head, welcome))
             return
-        if route.balancer.health.failed(kept.backend, now):
+        for datagram in leaving.datagrams:
+            try:
+                sock.send(datagram)
+            except OSError:
+                break
+        self._pumps.add(DatagramPump(leaving.client, sock, self._pumps.discard))
+
+    def _worked(self, leaving: _Leaving) -> None:
+        balancer, backend = leaving.route.balancer, leaving.backend
+        assert backend is not None
+        balancer.health.worked(backend)
+        if balancer.counts:
+            balancer.active[backend] += 1
+
+    def _failed(self, leaving: _Leaving, reason: str, why: str) -> None:
+        """Nobody has taken a byte of the client's: on to the next backend, if there is one."""
+        route, backend, now = leaving.route, leaving.backend, time.monotonic()
+        assert backend is not None
+        if route.network != "tcp" or len(route) == 1:
+            self._refuse(leaving, reason, why)
+            return
+        if _was_reset(leaving.client):
+            leaving.client.close()  # it gave up itself
+            return
+        if route.balancer.health.failed(backend, now):
             self._counters.ejected[route.service] += 1
             self._log.warning(
                 "a backend fails, leaving it out for a while",
-                extra={"target": route.label, "peer": kept.backend.node, "address": kept.backend.address, "error": why},
+                extra={"target": route.label, "peer": backend.node, "address": backend.address, "error": why},
             )
-        tried = (*kept.tried, kept.backend)
-        backend = route.balancer.pick(kept.address[0], now, tried) if len(tried) < MAX_TRIES else None
-        if backend is None or not route.budget.take(now):
-            self._log.debug("no backend answers", extra={"target": route.label, "error": why})
-            self._refuse(kept.client, route, reason, why, kept.manners)
+        leaving.tried = (*leaving.tried, backend)
+        another = None
+        if len(leaving.tried) < MAX_TRIES:
+            another = route.balancer.pick(leaving.address[0], now, leaving.tried, leaving.key)
+        if another is None or not route.budget.take(now):
+            self._refuse(leaving, reason, why)
             return
         self._counters.retried[route.service] += 1
-        self._try(_Kept(kept.client, kept.address, route, backend, tried, kept.head, kept.manners))
+        leaving.backend = another
+        self._try(leaving, another)
 
     def _dropped(self, number: int) -> None:
         """The tunnel stayed away for too long."""
-        kept = self._kept.pop(number, None)
-        if kept is not None:
-            self._refuse(kept.client, kept.route, errors.NO_TUNNEL, "the tunnel stayed away", kept.manners)
+        leaving = self._kept.pop(number, None)
+        if leaving is not None:
+            self._missed(leaving)
+
+    def _missed(self, leaving: _Leaving) -> None:
+        """The same for one that was not kept."""
+        self._refuse(leaving, errors.NO_TUNNEL, "the tunnel of this node is away, or too busy")
+
+    def _refuse(self, leaving: _Leaving, reason: str, why: str, *, abrupt: bool = False) -> None:
+        route = leaving.route
+        self._counters.refused_local[route.service, reason] += 1
+        self._log.log(
+            WARNING if self._seldom.first((route.label, reason), time.monotonic()) else DEBUG,
+            "refused a client",
+            extra={"target": route.label, "reason": reason, "error": why},
+        )
+        if leaving.manners is not None:
+            leaving.manners.refuse(leaving.client, reason, why)
+        elif abrupt:
+            reset(leaving.client)
+        else:
+            self._refusals.tell(leaving.client, reason, why, leaving.head, patient=route.http is not False)
 
     def _pumped(self, route: Route, backend: Backend, pump: StreamPump) -> None:
         self._pumps.discard(pump)
@@ -246,46 +335,6 @@ class Departure:
             active[backend] -= 1
         else:
             del active[backend]
-
-    # ── clients with one way to go ──
-
-    def _arrived(
-        self,
-        client: socket.socket,
-        route: Route,
-        datagrams: Sequence[bytes],
-        sock: socket.socket | None,
-        reason: str,
-        why: str,
-    ) -> None:
-        """The only backend, on this node, answered or did not."""
-        if sock is None:
-            self._log.debug("cannot reach a backend here", extra={"target": route.label, "error": why})
-            self._refuse(client, route, reason, why)
-            return
-        self._counters.dialled[route.service] += 1
-        client.setblocking(False)
-        if route.network == "tcp":
-            self._pumps.add(StreamPump(client, sock, self._pumps.discard))
-            return
-        for datagram in datagrams:
-            try:
-                sock.send(datagram)
-            except OSError:
-                break
-        self._pumps.add(DatagramPump(client, sock, self._pumps.discard))
-
-    def _refuse(
-        self, client: socket.socket, route: Route, reason: str, why: str, manners: Manners | None = None
-    ) -> None:
-        self._counters.refused_local[route.service, reason] += 1
-        if manners is None:
-            reset(client)
-        else:
-            manners.refuse(client, reason, why)
-
-    def _lost(self, route: Route) -> None:
-        self._counters.refused_local[route.service, errors.NO_TUNNEL] += 1
 
 
 def _was_reset(client: socket.socket) -> bool:

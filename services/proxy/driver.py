@@ -1,10 +1,11 @@
 """The proxy service: owns every task and timer, and puts the parts together."""
 
 import asyncio
+import socket
 
 from services.proxy import peers, servicer
 from services.proxy.attach import AttachSocket
-from services.proxy.config import DnsSettings, GatewaySettings, Settings, SocksSettings, site_of, traffic_of
+from services.proxy.config import DnsSettings, GatewaySettings, Settings, SocksSettings, site_of, targets_of, traffic_of
 from services.proxy.core import plan
 from services.proxy.core.catalog import Catalog
 from services.proxy.core.policy import Policy
@@ -68,7 +69,7 @@ class Proxy:
         self._reload = service.reload
         self._reload.on(
             "modules.edgeProxy.allowedTargets",
-            lambda config: self._policy.allow(config.modules.edge_proxy.allowed_targets),
+            lambda config: self._policy.allow(targets_of(config)),
         )
         self._reload.on("modules.edgeProxy.loadBalancer", self._rebalance)
         self._reload.on("modules.edgeProxy.serviceFilterMode", self._refilter)
@@ -128,6 +129,7 @@ class Proxy:
             f"service {key} is spread by {self._default.strategy}: {why}" for key, why in self._problems.items()
         ]
         warnings += self._gateway.warnings()
+        warnings += self._listeners.warnings()
         if not self._catalog.synced:
             warnings.append("no services yet: discovery has not answered")
         return warnings
@@ -169,13 +171,13 @@ class Proxy:
         self._listeners.apply(self._catalog, traffic, self._site)
         self._socks5.update(self._catalog)
 
-    def _result(self, message: bytes) -> None:
+    def _result(self, message: bytes, sock: socket.socket | None) -> None:
         try:
             outcome = peers.outcome(message)
         except ValueError as error:
             self._log.warning("the tunnel sent nonsense", extra={"error": str(error)})
             return
-        self._departure.settle(outcome)
+        self._departure.settle(outcome, sock)
 
     async def _close(self) -> None:
         """Stops accepting, lets the tunnel take what was accepted, ends what only this process carries."""

@@ -2,19 +2,22 @@
 
 import asyncio
 import socket
+import time
 from functools import partial
-from logging import Logger
+from logging import DEBUG, WARNING, Logger
 
 from services.proxy import errors, peers
 from services.proxy.attach import AttachSocket
 from services.proxy.core.catalog import Network
 from services.proxy.core.policy import Policy
+from services.proxy.core.seldom import Seldom
 from services.proxy.counters import Counters
 from services.proxy.dialer import Dialer
 from services.proxy.peers import Offer
 from services.runtime import telemetry
 
 RESOLVE_TIMEOUT = 5.0  # s for a name of allowedTargets
+TELL_EVERY, TELL_MOST = 60.0, 100  # s between two lines in the log on one node and target; lines in that time
 MAX_RESOLVING = 32  # names looked up at once: each blocks a thread of the pool while DNS is broken
 
 
@@ -27,6 +30,7 @@ class Inbound:
         self._dialer = dialer
         self._counters = counters
         self._log = log
+        self._seldom = Seldom(TELL_EVERY, TELL_MOST)
         self._resolving: set[asyncio.Task[None]] = set()
 
     def serve(self, offer: Offer) -> None:
@@ -34,10 +38,10 @@ class Inbound:
             "proxy.dial", parent=offer.traceparent, peer=offer.peer, target=offer.address, service=offer.service
         )
         if offer.network is None:
-            self._answer(offer.token, "", span, None, errors.DENIED, "expected a target over TCP or UDP")
+            self._answer(offer, "", span, None, errors.DENIED, "expected a target over TCP or UDP")
             return
-        verdict = self._policy.judge(offer.network, offer.address)
-        done = partial(self._answer, offer.token, verdict.service, span)
+        verdict = self._policy.judge(offer.network, offer.address, offer.peer)
+        done = partial(self._answer, offer, verdict.service, span)
         if not verdict.allowed:
             self._log.info(
                 "refused a stream", extra={"peer": offer.peer, "target": offer.address, "error": verdict.why}
@@ -72,14 +76,19 @@ class Inbound:
             self._dialer.dial(network, str(found[0][4][0]), port, done)
 
     def _answer(
-        self, token: bytes, service: str, span: telemetry.Span, sock: socket.socket | None, reason: str, why: str
+        self, offer: Offer, service: str, span: telemetry.Span, sock: socket.socket | None, reason: str, why: str
     ) -> None:
         if sock is not None:
             self._counters.dialled[service] += 1
-            self._attach.give(peers.accept(token), sock)
+            self._attach.give(peers.accept(offer.token), sock)
             span.end()
             return
         self._counters.refused_inbound[reason] += 1
-        self._log.debug("refused a stream", extra={"reason": reason, "error": why})
-        self._attach.give(peers.refuse(token, reason, why), None)
+        denied = reason == errors.DENIED and self._seldom.first((offer.peer, offer.address), time.monotonic())
+        self._log.log(
+            WARNING if denied else DEBUG,
+            "refused a stream",
+            extra={"peer": offer.peer, "target": offer.address, "reason": reason, "error": why},
+        )
+        self._attach.give(peers.refuse(offer.token, reason, why), None)
         span.end(error=why)

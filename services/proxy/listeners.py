@@ -120,7 +120,7 @@ class Listeners:
                 one.route.label,
                 len(one.route),
                 one.error,
-                one.route.traffic.strategy,
+                str(one.route.balancer.traffic),
                 one.route.ejected,
                 one.intercepted,
             )
@@ -129,6 +129,15 @@ class Listeners:
         rows += [Row(spot, want.label, len(want.backends), error) for spot, (want, error) in self._failed.items()]
         rows += [Row(spot, want.label, len(want.backends), error) for spot, want, error in self._refused]
         return sorted(rows, key=lambda row: (row.label, row.spot))
+
+    def warnings(self) -> list[str]:
+        """What clients get that is not what their service's author asked for."""
+        return [
+            f"{route.label} is spread by {route.balancer.traffic}, but {route.unasked} clients were by their address:"
+            " they spoke HTTP/2, of which no header can be read before the choice, or no HTTP"
+            for route in self._routes.values()
+            if route.unasked
+        ]
 
     def close(self) -> None:
         if self._retry is not None:

@@ -45,28 +45,29 @@ ALTERNATIVE_TIMEOUT = timedelta(seconds=5)
 class Opening:
     """The header that starts a stream to one backend: made once, completed for each client."""
 
-    def __init__(self, backend: Backend, network: Network, service: str) -> None:
-        self._attach = tunnel_pb2.Attach(
-            open=tunnel_pb2.Outbound(
-                node=backend.node,
-                target=tunnel_pb2.Target(
-                    network=tunnel_pb2.NETWORK_TCP if network == "tcp" else tunnel_pb2.NETWORK_UDP,
-                    address=backend.address,
-                    service=service,
-                ),
-            )
+    def __init__(self, backend: Backend, network: Network, service: str, number: int) -> None:
+        """`number`: under which clients that are not kept come back."""
+        target = tunnel_pb2.Target(
+            network=tunnel_pb2.NETWORK_TCP if network == "tcp" else tunnel_pb2.NETWORK_UDP,
+            address=backend.address,
+            service=service,
         )
-        self._open = self._attach.open
+        self._attach = tunnel_pb2.Attach(open=tunnel_pb2.Outbound(node=backend.node, target=target))
+        if network == "tcp":
+            self._attach.id, self._attach.open.give_back = number, True
+        self._kept = tunnel_pb2.Attach(open=tunnel_pb2.Outbound(node=backend.node, target=target, keep=True))
 
-    def encode(self, client: str, traceparent: str = "", datagrams: Sequence[bytes] = ()) -> bytes:
-        """The encoded Attach for a client at "ip:port" of which nothing more need be heard."""
-        self._open.client = client
-        self._open.traceparent = traceparent
+    def encode(self, client: str, traceparent: str = "", datagrams: Sequence[bytes] = (), head: bytes = b"") -> bytes:
+        """The encoded Attach for a client at "ip:port" that the tunnel is to give back if nobody accepts it."""
+        opening = self._attach.open
+        opening.client = client
+        opening.traceparent = traceparent
+        opening.head = head
         if not datagrams:
             return self._attach.SerializeToString()
-        self._open.datagrams.extend(datagrams)
+        opening.datagrams.extend(datagrams)
         encoded = self._attach.SerializeToString()
-        del self._open.datagrams[:]
+        del opening.datagrams[:]
         return encoded
 
     def encode_kept(
@@ -82,17 +83,18 @@ class Opening:
     ) -> bytes:
         """The same for a client that is kept, to try elsewhere or to be told why not; see Outbound.keep, watch and
         welcome. `alone`: there is no other backend, so that it waits for this one as long as any client."""
-        attach = tunnel_pb2.Attach(id=number)
-        attach.open.CopyFrom(self._open)
-        attach.open.client = client
-        attach.open.traceparent = traceparent
-        attach.open.head = head
-        attach.open.keep = True
-        attach.open.watch = watch
-        attach.open.welcome = welcome
-        if not alone:
-            attach.open.timeout.FromTimedelta(ALTERNATIVE_TIMEOUT)
-        return attach.SerializeToString()
+        opening = self._kept.open
+        self._kept.id = number
+        opening.client = client
+        opening.traceparent = traceparent
+        opening.head = head
+        opening.watch = watch
+        opening.welcome = welcome
+        if alone:
+            opening.ClearField("timeout")
+        else:
+            opening.timeout.FromTimedelta(ALTERNATIVE_TIMEOUT)
+        return self._kept.SerializeToString()
 
 
 def accept(token: bytes) -> bytes:
@@ -108,7 +110,7 @@ def refuse(token: bytes, reason: str, message: str) -> bytes:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a client that is kept."""
+    """What became of a client that is kept, or comes back."""
 
     number: int
     accepted: bool
@@ -292,7 +294,13 @@ def service(message: discovery_pb2.Service) -> Service:
         key=f"{message.namespace}/{message.name}",
         cluster_ips=tuple(dict.fromkeys(_literals(message.cluster_ips))),
         ports=tuple(
-            Port(port.name, _NETWORKS[port.protocol], port.port, port.node_port if port.node_port < 65536 else 0)
+            Port(
+                port.name,
+                _NETWORKS[port.protocol],
+                port.port,
+                port.node_port if port.node_port < 65536 else 0,
+                port.app_protocol,
+            )
             for port in message.ports
             if port.protocol in _NETWORKS and 0 < port.port < 65536
         ),

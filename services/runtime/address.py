@@ -8,6 +8,7 @@ import re
 
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 SUBDOMAIN = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
+NODE_PATTERN = re.compile(r"[a-z0-9*]([a-z0-9.*-]*[a-z0-9*])?")
 HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?)*\.?")
 
 
@@ -53,6 +54,11 @@ def is_ip(text: str) -> bool:
 def is_node_name(text: str) -> bool:
     """Whether `text` may name a node: an RFC 1123 subdomain of at most 253 characters, as in Kubernetes."""
     return 0 < len(text) <= 253 and SUBDOMAIN.fullmatch(text) is not None
+
+
+def is_node_pattern(text: str) -> bool:
+    """Whether `text` may match names of nodes: what they are made of, and `*` for any part."""
+    return 0 < len(text) <= 253 and NODE_PATTERN.fullmatch(text) is not None
 
 
 def is_cluster_name(text: str) -> bool:

@@ -3,9 +3,9 @@
 import ipaddress
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from services.runtime.section import FilePath, Section, Switch, ip_or_empty, target_pattern
+from services.runtime.section import FilePath, Section, Switch, ip_or_empty, node_pattern, target_pattern
 
 
 def _countable(text: str) -> str:
@@ -74,6 +74,31 @@ class Interception(Section):
     enable: Switch = "auto"
 
 
+def _some(nodes: list[str]) -> list[str]:
+    if not nodes:
+        raise ValueError('at least one node; leave nodes out, or write ["*"], for all of them')
+    return nodes
+
+
+class AllowedTarget(Section):
+    """What may be dialled here, and for which nodes: names, in which * stands for any part. In the file also a plain
+    text: the target, for all nodes."""
+
+    target: Annotated[str, AfterValidator(target_pattern)]
+    nodes: Annotated[list[Annotated[str, AfterValidator(node_pattern)]], AfterValidator(_some)] = Field(
+        default=["*"], max_length=256
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"target": target_pattern(value)}
+        if not isinstance(value, dict | AllowedTarget):
+            raise ValueError("cidr:port or host:port as text, or a mapping of target and nodes")
+        return value
+
+
 class EdgeProxy(Section):
     """What applications talk to. service_filter_mode: the services that are left out, those that have EdgeMesh's label
     service-proxy-name or those that lack it. allowed_targets: what may be dialled here beyond the endpoints of services.
@@ -89,7 +114,7 @@ class EdgeProxy(Section):
     service_filter_mode: Annotated[
         Literal["FilterIfLabelExists", "FilterIfLabelDoesNotExists"], BeforeValidator(_filter_mode)
     ] = "FilterIfLabelExists"
-    allowed_targets: list[Annotated[str, AfterValidator(target_pattern)]] = Field(default=[], max_length=4096)
+    allowed_targets: list[AllowedTarget] = Field(default=[], max_length=4096)
     interception: Interception = Interception()
     listen_port: Annotated[int, Field(ge=1, le=65535)] = 20009
     listen_interface: str = Field(default="", max_length=15)  # IFNAMSIZ

@@ -65,6 +65,13 @@ def target_pattern(text: str) -> str:
     return text
 
 
+def node_pattern(text: str) -> str:
+    pattern = text.strip().lower()
+    if not address.is_node_pattern(pattern):
+        raise ValueError("a node's name, in which * stands for any letters, as site1-*")
+    return pattern
+
+
 def _switch(value: Any) -> Any:
     # YAML 1.1 reads a bare `on` and `off` as booleans.
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value

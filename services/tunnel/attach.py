@@ -19,7 +19,7 @@ from pathlib import Path
 from services.tunnel import servicer
 from services.tunnel.core.frames import UDP, Reason
 from services.tunnel.engine import IN, OUT, Engine
-from services.tunnel.errors import DENIED
+from services.tunnel.errors import DENIED, NO_PATH
 from services.tunnel.servicer import Answer, OpenRequest
 
 log = logging.getLogger("causeway.tunnel")
@@ -35,6 +35,7 @@ MAX_RESULTS = 16_384
 """Results that wait for one client; who lets more gather does not read them, and is cut off."""
 
 GONE = Reason(0, "the client went away")
+ENDED = Reason(NO_PATH, "the session with the node ended")
 
 OnOpen = Callable[[OpenRequest, socket.socket, "Connection"], None]
 OnAnswer = Callable[[Answer, socket.socket | None], None]
@@ -47,14 +48,21 @@ class Connection:
         self.sock = sock
         self._owner = owner
         self._descriptor = sock.fileno()
-        self._results: deque[bytes] = deque()
+        self._results: deque[tuple[bytes, socket.socket | None]] = deque()
         owner.engine.add(self._descriptor, IN, self._ready, self.close)
 
-    def answer(self, result: bytes) -> None:
-        """Sends an encoded AttachResult: now, or as soon as the other end has read some."""
-        if self.sock.fileno() < 0:
+    @property
+    def alive(self) -> bool:
+        """False: nobody hears of results any more."""
+        return self.sock.fileno() >= 0
+
+    def answer(self, result: bytes, given: socket.socket | None = None) -> None:
+        """Sends an encoded AttachResult: now, or as soon as the other end has read some. `given`: goes with it."""
+        if not self.alive:
+            if given is not None:
+                reset(given)
             return
-        self._results.append(result)
+        self._results.append((result, given))
         if len(self._results) == 1:
             self._send()
         elif len(self._results) > MAX_RESULTS and self in self._owner.connections:
@@ -63,14 +71,23 @@ class Connection:
 
     def _send(self) -> None:
         while self._results:
+            result, given = self._results[0]
             try:
-                self.sock.send(self._results[0])
+                if given is None:
+                    self.sock.send(result)
+                else:
+                    socket.send_fds(self.sock, [result], [given.fileno()])
+                    given.close()
             except BlockingIOError:
                 if self in self._owner.connections:
                     self._owner.engine.change(self._descriptor, IN | OUT)
                 return
-            except OSError:  # the client is gone; its results are nobody's
-                self._results.clear()
+            except OSError as error:
+                if error.errno == errno.ETOOMANYREFS and given is not None:  # too many descriptors on their way
+                    reset(given)
+                    self._results[0] = result, None
+                    continue
+                self._forget()  # the client is gone; its results are nobody's
                 return
             self._results.popleft()
         if self in self._owner.connections:
@@ -80,8 +97,14 @@ class Connection:
         self._leave()
         self.sock.close()
 
-    def _leave(self) -> None:
+    def _forget(self) -> None:
+        for _, given in self._results:
+            if given is not None:
+                reset(given)
         self._results.clear()
+
+    def _leave(self) -> None:
+        self._forget()
         self._owner.engine.remove(self._descriptor)
         self._owner.connections.discard(self)
 
@@ -131,6 +154,7 @@ class Connection:
             self._owner.on_open(request, sock, self)
             return True
         # The connection itself is the stream from now on.
+        request.give_back = False
         self._leave()
         self._owner.on_open(request, self.sock, self)
         return False
@@ -153,24 +177,28 @@ class Caller:
     def accept(self, path: int, rtt: float) -> None:
         """The exit has connected the backend; `rtt` of the path in seconds, 0: not measured."""
         self.accepted = True
+        if self.request.give_back:
+            return
         self._say(servicer.encode_result(self.request.number, None, path, rtt))
 
-    def refused(self, reason: Reason, head: bytes = b"") -> None:
-        """There will be no stream; `head` was read of the client and reached nobody."""
-        kept = head if self.request.keep else b""
-        self._say(servicer.encode_result(self.request.number, reason, head=kept))
+    def refused(self, reason: Reason, head: bytes = b"", given: socket.socket | None = None) -> None:
+        """There will be no stream; `head` was read of the client and reached nobody. `given`: its socket goes back."""
+        kept = head if self.request.keep or given is not None else b""
+        self._say(servicer.encode_result(self.request.number, reason, head=kept), given)
 
-    def closed(self, reason: Reason | None, head: bytes) -> None:
+    def closed(self, reason: Reason | None, head: bytes = b"", given: socket.socket | None = None) -> None:
         """The stream is over; `reason` where the other side says why."""
         if self.accepted:
             if self.request.watch:
                 self._say(servicer.encode_result(self.request.number, None, ended=True))
-        elif reason is not None or self.request.keep:
+        elif given is not None:
+            self.refused(reason or ENDED, head, given)
+        elif not self.request.give_back and (reason is not None or self.request.keep):
             self.refused(reason or GONE, head)
 
-    def _say(self, result: bytes) -> None:
+    def _say(self, result: bytes, given: socket.socket | None = None) -> None:
         if self.request.number:
-            self.connection.answer(result)
+            self.connection.answer(result, given)
 
 
 class AttachSocket:

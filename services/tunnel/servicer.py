@@ -51,6 +51,7 @@ class OpenRequest:
     keep: bool = False
     watch: bool = False
     welcome: bytes = b""
+    give_back: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ def _decode_attach(message: pb.Attach) -> OpenRequest | Answer:
             keep=request.keep and message.id != 0 and opening.network == frames.TCP,
             watch=request.watch and message.id != 0,
             welcome=request.welcome,
+            give_back=request.give_back and not request.keep and message.id != 0 and opening.network == frames.TCP,
         )
     if role == "accept":
         return Answer(message.accept.token, None)

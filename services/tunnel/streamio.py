@@ -68,7 +68,7 @@ class StreamIO:
         self.caller: Caller | None = None
         """Who awaits the outcome of an Attach."""
         self.early: bytearray | None = None
-        """What was read of a client that its proxy keeps until the exit has accepted; None: it does not, or has."""
+        """What was read of a client that may yet go elsewhere; None: it may not, or the exit has accepted it."""
         self.welcome = b""
         """What the client is told first once the exit has accepted."""
         self.span: Span | None = None
@@ -273,24 +273,36 @@ class StreamIO:
         """The application is gone."""
         self.pairing.session.reset(self.stream, REFUSED_BY_RESET)
         self.pairing.mark()
-        self.close(reset=True)
+        sock = self.release()
+        if sock is not None:
+            self._drop(sock, reset=True)
+        self.close()
+
+    def release(self) -> socket.socket | None:
+        """The socket, from now on the caller's."""
+        sock, self.sock = self.sock, None
+        if sock is not None and self._mask != -1:
+            self._engine.remove(self._descriptor)
+        return sock
 
     def close(self, *, reset: bool = False) -> None:
         """Gives the socket up; `reset` tells the application that this is no orderly end."""
-        sock, self.sock = self.sock, None
-        if sock is not None:
-            if self._mask != -1:
-                self._engine.remove(self._descriptor)
-            with contextlib.suppress(OSError):
-                if reset and self.early is None:
-                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            sock.close()
         self._out = bytearray()
         self._out_start = 0
         self._held = b""
         if self.stream.owner is self:
             self.stream.owner = None
-            self.pairing.closed(self)
+            self.pairing.closed(self)  # who may want the socket back
+        sock = self.release()
+        if sock is not None:
+            self._drop(sock, reset=reset and self.early is None)
+
+    @staticmethod
+    def _drop(sock: socket.socket, *, reset: bool) -> None:
+        with contextlib.suppress(OSError):
+            if reset:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
 
 
 class FlowIO:

@@ -50,7 +50,7 @@ class Streams:
         if isinstance(io, StreamIO):
             if request.head:
                 pairing.session.send(io.stream, request.head)
-            if request.keep:
+            if request.keep or request.give_back:
                 io.early = bytearray(request.head)
             io.welcome = request.welcome
         for datagram in request.datagrams:
@@ -65,9 +65,12 @@ class Streams:
         log.info(
             "stream refused", extra={"peer": request.node, "target": request.opening.address, "error": reason.message}
         )
-        Caller(connection, request).refused(reason, request.head)
+        given = sock if request.give_back else None
+        Caller(connection, request).refused(reason, request.head, given)
         span.end(reason.message)
-        if request.keep:
+        if given is not None:
+            return
+        if request.keep and connection.alive:
             sock.close()
         else:
             attach.reset(sock)
@@ -100,11 +103,19 @@ class Streams:
         if reason is not None and reason.code and (caller is None or not caller.accepted):
             metrics.REFUSED_TOTAL.labels(str(reason.code)).inc()
         if caller is not None:
-            early = io.early if isinstance(io, StreamIO) else None
-            caller.closed(reason, bytes(early or b""))
+            self._tell(caller, io, reason)
         if io.span is not None:
             io.span.end(reason.message if reason is not None else "")
             io.span = None
+
+    @staticmethod
+    def _tell(caller: Caller, io: StreamIO | FlowIO, reason: Reason | None) -> None:
+        if not isinstance(io, StreamIO) or io.early is None:
+            caller.closed(reason)
+            return
+        caller.closed(reason, bytes(io.early), io.release() if caller.request.give_back else None)
+        if not caller.connection.alive:
+            io.early = None  # nobody has another descriptor: the client is told by a reset
 
     def expire(self, now: float) -> None:
         """Gives up what nobody answered in time."""

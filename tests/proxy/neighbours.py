@@ -5,6 +5,7 @@ in tests/e2e.
 """
 
 import asyncio
+import json
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -32,6 +33,8 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         self._news = asyncio.Event()
         self._answers: dict[bytes, asyncio.Future[tuple[tunnel_pb2.Attach, socket.socket | None]]] = {}
         self.opened: asyncio.Queue[tuple[tunnel_pb2.Attach, socket.socket, socket.socket]] = asyncio.Queue()
+        self.refusal: tunnel_pb2.Refusal | None = None  # what every client gets instead of a stream
+        self.read_ahead = 0  # bytes to have read of a client that is refused
         self.listeners = 0  # calls of Listen since the start
         self._deaf = False
 
@@ -132,11 +135,37 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         if role == "open":
             assert sock is not None
             sock.setblocking(False)
-            self.opened.put_nowait((attach, sock, connection))
+            self._settle(connection, attach, sock)
         else:
             token = attach.accept.token if role == "accept" else attach.refuse.token
             del self._offers[token]
             self._answers.pop(token).set_result((attach, sock))
+
+    def _settle(self, connection: socket.socket, attach: tunnel_pb2.Attach, sock: socket.socket) -> None:
+        """The exit's answer, which comes at once here."""
+        opening, result = attach.open, tunnel_pb2.AttachResult(id=attach.id, refusal=self.refusal)
+        if self.refusal is None:
+            self.opened.put_nowait((attach, sock, connection))
+            if attach.id and not opening.give_back and not opening.welcome:  # those are answered by the test
+                connection.send(result.SerializeToString())
+            return
+        result.head = opening.head + (_read(sock, self.read_ahead) if self.read_ahead else b"")
+        if opening.give_back:
+            socket.send_fds(connection, [result.SerializeToString()], [sock.fileno()])
+        else:
+            assert opening.keep
+            connection.send(result.SerializeToString())
+        sock.close()
+
+
+def _read(sock: socket.socket, size: int) -> bytes:
+    """That many bytes of a client that has sent them already, or will in a moment."""
+    sock.settimeout(20)
+    data = b""
+    while len(data) < size:
+        data += sock.recv(size - len(data)) or b"?"
+    sock.setblocking(False)
+    return data
 
 
 @dataclass
@@ -273,21 +302,24 @@ def service(
     port: int = 80,
     udp: bool = False,
     ready: bool = True,
+    name_of_port: str = "x",
+    policy: dict[str, Any] | None = None,
 ) -> discovery_pb2.Service:
-    """A service with one port; `endpoints` are (node, ip, port)."""
+    """A service with one port; `endpoints` are (node, ip, port). `policy`: the loadBalancer of its DestinationRule."""
     protocol = discovery_pb2.PROTOCOL_UDP if udp else discovery_pb2.PROTOCOL_TCP
     return discovery_pb2.Service(
         namespace="default",
         name=name,
         cluster_ips=[cluster_ip] if cluster_ip else [],
-        ports=[discovery_pb2.ServicePort(name="x", protocol=protocol, port=port)],
+        ports=[discovery_pb2.ServicePort(name=name_of_port, protocol=protocol, port=port)],
         endpoints=[
             discovery_pb2.Endpoint(
                 addresses=[ip],
-                ports=[discovery_pb2.EndpointPort(name="x", protocol=protocol, port=number)],
+                ports=[discovery_pb2.EndpointPort(name=name_of_port, protocol=protocol, port=number)],
                 node_name=node,
                 ready=ready,
             )
             for node, ip, number in endpoints
         ],
+        traffic_policy=json.dumps({"loadBalancer": policy}) if policy else "",
     )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from services.proxy.core import plan
 from services.proxy.core.catalog import Backend, Catalog, Endpoint, Network, Port, Service, Spot
 from services.proxy.core.plan import FilterMode, Site
-from services.proxy.core.policy import Policy, PolicyError
+from services.proxy.core.policy import Allowed, Policy, PolicyError
 
 HTTP = Port("http", "tcp", 80)
 DNS = Port("dns", "udp", 53)
@@ -200,7 +200,7 @@ def test_the_diff_opens_closes_and_keeps() -> None:
 
 
 def policy(*targets: str) -> Policy:
-    own = Policy("b", targets)
+    own = Policy("b", map(Allowed, targets))
     own.update(
         [
             service("a/web", ("127.1.0.1",), endpoint("10.0.0.1"), endpoint("10.0.0.2", ready=False)),
@@ -223,7 +223,7 @@ def policy(*targets: str) -> Policy:
     ],
 )
 def test_own_endpoints_may_be_dialled(network: Network, address: str, service: str) -> None:
-    verdict = policy().judge(network, address)
+    verdict = policy().judge(network, address, "a")
     assert verdict.allowed and not verdict.resolve
     assert verdict.service == service
 
@@ -240,7 +240,7 @@ def test_own_endpoints_may_be_dialled(network: Network, address: str, service: s
     ],
 )
 def test_all_else_is_denied_with_a_reason(network: Network, address: str) -> None:
-    verdict = policy().judge(network, address)
+    verdict = policy().judge(network, address, "a")
     assert not verdict.allowed
     assert address in verdict.why and "'b'" in verdict.why and "allowedTargets" in verdict.why
     assert "\n" not in verdict.why
@@ -248,7 +248,7 @@ def test_all_else_is_denied_with_a_reason(network: Network, address: str) -> Non
 
 @given(st.text(max_size=80))
 def test_whatever_a_peer_sends_is_judged(address: str) -> None:
-    verdict = policy().judge("tcp", address)
+    verdict = policy().judge("tcp", address, "a")
     assert not verdict.allowed
     assert verdict.why and "\n" not in verdict.why
 
@@ -257,7 +257,7 @@ def test_whatever_a_peer_sends_is_judged(address: str) -> None:
     "address", ["", ":", "10.0.0.1", "10.0.0.1:", "10.0.0.1:0", "10.0.0.1:65536", "10.0.0.1:+80", "fd00::1:9000", "x:٣"]
 )
 def test_malformed_targets_are_denied(address: str) -> None:
-    assert "expected" in policy("0.0.0.0/0:*", "[::/0]:*", "x:*").judge("tcp", address).why
+    assert "expected" in policy("0.0.0.0/0:*", "[::/0]:*", "x:*").judge("tcp", address, "a").why
 
 
 @pytest.mark.parametrize(
@@ -276,11 +276,11 @@ def test_malformed_targets_are_denied(address: str) -> None:
 def test_allowed_targets(entry: str, yes: list[str], no: list[str]) -> None:
     own = policy(entry)
     for address in yes:
-        verdict = own.judge("tcp", address)
+        verdict = own.judge("tcp", address, "a")
         assert verdict.allowed and entry in verdict.why, address
         assert verdict.resolve is ("lan" in address.lower())
     for address in no:
-        assert not own.judge("tcp", address).allowed, address
+        assert not own.judge("tcp", address, "a").allowed, address
 
 
 @pytest.mark.parametrize(
@@ -288,11 +288,40 @@ def test_allowed_targets(entry: str, yes: list[str], no: list[str]) -> None:
 )
 def test_entries_that_mean_nothing_are_named(entry: str) -> None:
     with pytest.raises(PolicyError, match="expected address, CIDR or name"):
-        Policy("b", [entry])
+        Policy("b", [Allowed(entry)])
+
+
+@pytest.mark.parametrize(
+    ("nodes", "yes", "no"),
+    [
+        (("*",), ["a", "site1-x"], []),
+        (("edge-a",), ["edge-a"], ["edge-b", "edge-aa", "edge-a.x", ""]),
+        (("edge-a", "site1-*"), ["edge-a", "site1-", "site1-x.y"], ["site2-x", "xsite1-y"]),
+        (("*.lan",), ["x.lan"], ["xlan", "x.lan.example"]),
+        (("Edge-A",), ["edge-a"], []),
+    ],
+)
+def test_targets_for_some_nodes_only(nodes: tuple[str, ...], yes: list[str], no: list[str]) -> None:
+    own = Policy("b", [Allowed("10.9.0.1:1"), Allowed("10.1.0.0/16:22", nodes)])
+    for peer in yes:
+        assert own.judge("tcp", "10.1.2.3:22", peer).allowed
+    for peer in no:
+        verdict = own.judge("tcp", "10.1.2.3:22", peer)
+        assert not verdict.allowed
+        for part in ("10.1.2.3:22", repr(peer), "'b'", "modules.edgeProxy.allowedTargets[1].nodes"):
+            assert part in verdict.why
+        assert "not an endpoint" in own.judge("tcp", "10.1.2.3:23", peer).why
+
+
+def test_one_of_several_entries_suffices() -> None:
+    own = Policy("b", [Allowed("10.1.0.0/16:22", ("x",)), Allowed("10.1.2.3:22", ("a",))])
+    assert own.judge("tcp", "10.1.2.3:22", "a").allowed
+    assert own.judge("tcp", "10.1.2.3:22", "x").allowed
+    assert not own.judge("tcp", "10.1.2.4:22", "a").allowed
 
 
 def test_denials_follow_the_services() -> None:
     own = policy()
-    assert own.judge("tcp", "10.0.0.1:8080").allowed
+    assert own.judge("tcp", "10.0.0.1:8080", "a").allowed
     own.update([])
-    assert not own.judge("tcp", "10.0.0.1:8080").allowed
+    assert not own.judge("tcp", "10.0.0.1:8080", "a").allowed

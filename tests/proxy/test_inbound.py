@@ -5,6 +5,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+import yaml
 
 from protos import tunnel_pb2
 from tests.proxy.conftest import Node, until
@@ -28,7 +29,7 @@ async def ip(node: Node, loopback_ip: LoopbackIp) -> AsyncIterator[str]:
         service("dns", "", ("n", address, 5454), udp=True),
         service("far", loopback_ip(), ("b", address, 9090)),
     )
-    await until(lambda: node.proxy is not None and node.proxy._policy.judge("tcp", f"{address}:8080").allowed)
+    await until(lambda: node.proxy is not None and node.proxy._policy.judge("tcp", f"{address}:8080", "a").allowed)
     await node.settled()
     yield address
 
@@ -85,6 +86,36 @@ async def test_policy_refuses_what_is_not_listed(node: Node, ip: str) -> None:
     with pytest.raises(BlockingIOError):
         backend.accept()
     assert node.status().refused == {"denied": 6}
+    backend.close()
+
+
+async def test_a_denial_is_a_warning_once_for_each_node_and_target(
+    node: Node, ip: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("DEBUG", "causeway.proxy"):
+        for address in ("10.0.0.1:22", "10.0.0.1:22", "10.0.0.2:22", "10.0.0.1:22"):
+            await node.tunnel.offer(address)
+    told = [record for record in caplog.records if record.message == "refused a stream"]
+    assert [record.levelname for record in told] == ["WARNING", "DEBUG", "WARNING", "DEBUG"]
+    assert (vars(told[0])["peer"], vars(told[0])["target"]) == ("a", "10.0.0.1:22")
+
+
+async def test_targets_for_some_nodes_follow_the_file(node: Node, ip: str) -> None:
+    backend = socket.create_server((ip, 7000))
+    path = node.service.config.source
+    assert path is not None
+    text = path.read_text()
+    document = yaml.safe_load(text)
+    for nodes, allowed in ((["b", "A*"], True), (["b"], False), (["*"], True)):
+        document["modules"]["edgeProxy"]["allowedTargets"] = [{"target": f"{ip}:7000", "nodes": nodes}]
+        path.write_text(yaml.safe_dump(document))
+        node.service.reload.look()
+        answer, sock = await node.tunnel.offer(f"{ip}:7000")  # of node a
+        assert isinstance(answer, tunnel_pb2.Accept) is allowed
+        if sock is not None:
+            sock.close()
+        else:
+            assert f"{ip}:7000 for node 'a'" in answer.message and "allowedTargets[0].nodes" in answer.message
     backend.close()
 
 

@@ -220,8 +220,11 @@ async def test_what_waits_is_bounded(node: Node, loopback_ip: LoopbackIp, monkey
     await node.listening(f"{ip}:80")
     await node.tunnel.stop()
     clients = [socket.create_connection((ip, 80)) for _ in range(30)]
+    for client in clients:
+        client.send(b"\0")
     await until(lambda: node.status().accepted == 30)
     assert node.proxy is not None and node.proxy._attach.waiting == 10
+    await until(lambda: not node.proxy or not node.proxy._departure._refusals, "those beyond have been told")
     refused = 0
     for client in clients:
         client.setblocking(False)

@@ -128,7 +128,7 @@ def test_every_key_of_ours(write: Write, tmp_path: Path) -> None:
                   listenPort: 1080
                   users: [{name: alice, password: secret}]
                   passwordFile: users
-                allowedTargets: ["10.0.0.0/8:22", "db:5432"]
+                allowedTargets: ["10.0.0.0/8:22", {target: "db:5432", nodes: [Edge-A, "site1-*"]}]
             """
         )
     )
@@ -144,10 +144,13 @@ def test_every_key_of_ours(write: Write, tmp_path: Path) -> None:
     assert (tunnel.resend_buffer_mib, tunnel.node_buffer_mib) == (4, 5)
     assert loaded.modules.edge_relay.mode == "on"
     assert loaded.modules.edge_relay.limits.max_half_open == 6
-    assert loaded.modules.edge_proxy.allowed_targets == ["10.0.0.0/8:22", "db:5432"]
     socks = loaded.modules.edge_proxy.socks5_proxy
     assert (socks.listen_address, socks.listen_port, socks.users[0].name) == ("127.0.0.2", 1080, "alice")
     assert socks.password_file == tmp_path / "users"
+    assert [(entry.target, entry.nodes) for entry in loaded.modules.edge_proxy.allowed_targets] == [
+        ("10.0.0.0/8:22", ["*"]),
+        ("db:5432", ["edge-a", "site1-*"]),
+    ]
 
 
 def test_paths_are_relative_to_the_file_also_when_it_is_a_link(write: Write, tmp_path: Path) -> None:
@@ -379,6 +382,28 @@ def test_edgemesh_psk_is_found_where_it_is_mounted(
     assert config.load(write("modules: {edgeTunnel: {psk: {path: p}}}")).modules.edge_tunnel.psk.path == tmp_path / "p"
     (tmp_path / "psk").write_text("x")
     assert config.load(write("")).modules.edge_tunnel.psk.path == tmp_path / "psk"
+
+
+@pytest.mark.parametrize(
+    ("entry", "key", "found", "expected"),
+    [
+        ('"10.0.0.0/33:22"', "", "'10.0.0.0/33:22'", "cidr:port or host:port"),
+        ("22", "", "22", "a mapping of target and nodes"),
+        ("{nodes: [a]}", ".target", "missing", "a value"),
+        ('{target: "x", nodes: [a]}', ".target", "'x'", "cidr:port"),
+        ('{target: "10.0.0.1:22", nodes: edge-a}', ".nodes", "'edge-a'", "a list"),
+        ('{target: "10.0.0.1:22", nodes: []}', ".nodes", "a list of 0", "at least one node"),
+        ('{target: "10.0.0.1:22", nodes: [a, "site?"]}', ".nodes[1]", "'site?'", "a node's name"),
+        ('{target: "10.0.0.1:22", node: [a]}', ".node", "unknown key", ""),
+    ],
+)
+def test_what_is_wrong_with_allowed_targets(write: Write, entry: str, key: str, found: str, expected: str) -> None:
+    problem = only(write(f"modules:\n  edgeProxy:\n    allowedTargets:\n    - x:1\n    - {entry}\n"))
+    assert problem.key == f"modules.edgeProxy.allowedTargets[1]{key}"
+    assert found in problem.found and expected in problem.expected
+    assert problem.line == 5
+    if key == ".node":
+        assert problem.nearest == "nodes"
 
 
 def test_equal_files_give_equal_configurations(write: Write) -> None:

@@ -116,6 +116,17 @@ async def was_reset(sock: socket.socket) -> bool:
     return False
 
 
+async def readable(sock: socket.socket) -> None:
+    """Waits until there is something to read, or the end."""
+    loop, news = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sock, news.set)
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await news.wait()
+    finally:
+        loop.remove_reader(sock)
+
+
 class Attached:
     """A connection to a node's `tunnel.attach`."""
 
@@ -147,13 +158,27 @@ class Attached:
         return number
 
     async def result(self, number: int) -> pb.AttachResult:
-        """The next result, which must be that of `number`."""
-        async with asyncio.timeout(PATIENCE):
-            data = await asyncio.get_running_loop().sock_recv(self.sock, 65536)
+        """The next result, which must be that of `number` and bring no socket."""
+        result, given = await self.result_with(number)
+        assert given is None
+        return result
+
+    async def result_with(self, number: int) -> tuple[pb.AttachResult, socket.socket | None]:
+        """The next result, which must be that of `number`, and the socket that came with it."""
+        await readable(self.sock)
+        data, descriptors, _, _ = socket.recv_fds(self.sock, 65536, 4)
         assert data, "the tunnel closed tunnel.attach"
         result = pb.AttachResult.FromString(data)
         assert result.id == number
-        return result
+        assert len(descriptors) <= 1
+        return result, socket.socket(fileno=descriptors[0]) if descriptors else None
+
+    def silent(self) -> bool:
+        """Whether there is no result to read now."""
+        try:
+            return not self.sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
 
     async def ended(self) -> bool:
         """Waits until the tunnel closes the connection."""

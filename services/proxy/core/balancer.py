@@ -19,9 +19,9 @@ Backends = Sequence[Backend]
 
 
 class Strategy(Protocol):
-    """Chooses one of at least one."""
+    """Chooses one of at least one, for the client of that key."""
 
-    def choose(self, candidates: Backends, client: str) -> Backend: ...
+    def choose(self, candidates: Backends, key: str) -> Backend: ...
 
 
 class Balancer:
@@ -31,8 +31,8 @@ class Balancer:
         self._node = node
         self._rtts = rtts
         self._rng = rng
-        self._traffic = traffic
-        self._backends: tuple[Backend, ...] = ()
+        self.traffic = traffic
+        self.backends: tuple[Backend, ...] = ()
         self._eligible: tuple[Backend, ...] = ()
         self._here: tuple[Backend, ...] = ()
         self._sticky: OrderedDict[str, tuple[Backend, float]] = OrderedDict()
@@ -43,25 +43,26 @@ class Balancer:
     @property
     def counts(self) -> bool:
         """Whether the number of living connections matters."""
-        return self._traffic.strategy in ("least-connections", "p2c")
+        return self.traffic.strategy in ("least-connections", "p2c")
 
     def update(self, backends: tuple[Backend, ...], traffic: Traffic) -> None:
-        """From now on these. A change of the backends keeps the turn, the connections counted and the clients' own."""
-        fresh = traffic != self._traffic or not self._backends
-        self._traffic, self._backends = traffic, backends
+        """From now on these, in this way. A change of the backends keeps the turn, the connections counted and the clients' own."""
+        fresh = traffic != self.traffic or not self.backends
+        self.traffic, self.backends = traffic, backends
         self._here = tuple(backend for backend in backends if backend.node == self._node)
         self._eligible = self._here if traffic.local else backends
         self.health.keep(backends)
         for backend in self.active.keys() - set(backends):
             del self.active[backend]
-        if traffic.strategy == "source-ip":
+        if traffic.hashed:
             ring = traffic.ring
-            self._strategy = SourceIp(HashRing(self._eligible, ring.partitions, ring.replicas, ring.load))
+            self._strategy = Hashed(HashRing(self._eligible, ring.partitions, ring.replicas, ring.load))
         elif fresh:
             self._strategy = self._made()
 
-    def pick(self, client: str, now: float, tried: Backends = ()) -> Backend | None:
-        """A backend for a client (its IP without port) that `tried` some in vain. None: there is none left."""
+    def pick(self, client: str, now: float, tried: Backends = (), key: str = "") -> Backend | None:
+        """A backend for a client (its IP without port) that `tried` some in vain. None: there is none left. `key`: to
+        be hashed instead of the client's IP."""
         candidates: Backends = self._eligible
         if tried:
             candidates = [backend for backend in candidates if backend not in tried]
@@ -70,19 +71,19 @@ class Balancer:
             candidates = [backend for backend in candidates if backend not in out] or candidates
         if not candidates:
             return None
-        if self._traffic.near and self._here:
+        if self.traffic.near and self._here:
             candidates = [backend for backend in candidates if backend.node == self._node] or candidates
-        backend = self._own(client, candidates, now) if self._traffic.sticky else None
+        backend = self._own(client, candidates, now) if self.traffic.sticky else None
         if backend is None:
-            backend = self._strategy.choose(candidates, client) if len(candidates) > 1 else candidates[0]
-            if self._traffic.sticky:
+            backend = self._strategy.choose(candidates, key or client) if len(candidates) > 1 else candidates[0]
+            if self.traffic.sticky:
                 self._remember(client, backend, now)
         if self.health:
             self.health.picked(backend, now)
         return backend
 
     def _made(self) -> Strategy:
-        match self._traffic.strategy:
+        match self.traffic.strategy:
             case "random":
                 return Random(self._rng)
             case "least-latency":
@@ -101,7 +102,7 @@ class Balancer:
         return known[0]
 
     def _remember(self, client: str, backend: Backend, now: float) -> None:
-        self._sticky[client] = backend, now + self._traffic.sticky
+        self._sticky[client] = backend, now + self.traffic.sticky
         self._sticky.move_to_end(client)
         if len(self._sticky) > MAX_STICKY:
             self._sticky.popitem(last=False)
@@ -117,7 +118,7 @@ class RoundRobin:
         self._order: Backends = ()
         self._next = 0
 
-    def choose(self, candidates: Backends, client: str) -> Backend:
+    def choose(self, candidates: Backends, key: str) -> Backend:
         if candidates is not self._order and tuple(candidates) != tuple(self._order):
             self._change(candidates)
         backend = self._order[self._next]
@@ -138,7 +139,7 @@ class Random:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
-    def choose(self, candidates: Backends, client: str) -> Backend:
+    def choose(self, candidates: Backends, key: str) -> Backend:
         return self._rng.choice(candidates)
 
 
@@ -149,7 +150,7 @@ class LeastConnections:
         self._active = active
         self._rng = rng
 
-    def choose(self, candidates: Backends, client: str) -> Backend:
+    def choose(self, candidates: Backends, key: str) -> Backend:
         fewest = min(self._active[backend] for backend in candidates)
         return self._rng.choice([backend for backend in candidates if self._active[backend] == fewest])
 
@@ -161,7 +162,7 @@ class TwoChoices:
         self._active = active
         self._rng = rng
 
-    def choose(self, candidates: Backends, client: str) -> Backend:
+    def choose(self, candidates: Backends, key: str) -> Backend:
         one, other = self._rng.sample(candidates, 2)
         return one if self._active[one] <= self._active[other] else other
 
@@ -174,18 +175,18 @@ class LeastLatency:
         self._node = node
         self._rng = rng
 
-    def choose(self, candidates: Backends, client: str) -> Backend:
+    def choose(self, candidates: Backends, key: str) -> Backend:
         rtts = [0.0 if it.node == self._node else self._rtts.get(it.node, 0.0) for it in candidates]
         best = min(rtts)
         most = best + max(NEAR, NEAR_SHARE * best)
         return self._rng.choice([backend for backend, rtt in zip(candidates, rtts, strict=True) if rtt <= most])
 
 
-class SourceIp:
-    """The same backend for a client's address while it is there, whatever the client's port (FAILURES 33)."""
+class Hashed:
+    """The same backend for a key while it is there. A client's address is a key without its port (FAILURES 33)."""
 
     def __init__(self, ring: HashRing[Backend]) -> None:
         self._ring = ring
 
-    def choose(self, candidates: Backends, client: str) -> Backend:
-        return self._ring.pick(client, candidates) or candidates[0]
+    def choose(self, candidates: Backends, key: str) -> Backend:
+        return self._ring.pick(key, candidates) or candidates[0]

@@ -41,6 +41,7 @@ class Port:
     network: Network
     number: int
     node_port: int = 0  # of a service's port: where every node serves it; 0: nowhere
+    app: str = ""  # appProtocol of a service's port
 
 
 @dataclass(frozen=True, slots=True)

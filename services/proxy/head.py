@@ -1,0 +1,131 @@
+"""Reads the head of a client's request where the service's policy needs it: just that, whole, and within bounds.
+
+A client that drips its head (slowloris), or never sends one, holds a place here and nothing else: there are MAX_READING
+of them, and who comes when all are taken takes the place of the one that has waited longest. What is no HTTP/1 request
+goes on as it is, without one; of HTTP/2 the preface is all that can be had, because its clients may wait for the
+server's SETTINGS before they send a request (gRPC's do), and a proxy that hands the socket over has none to send.
+"""
+
+import asyncio
+import socket
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from services.proxy import errors
+from services.proxy.core.request import Request, looks
+
+if TYPE_CHECKING:
+    import h11
+
+MAX_HEAD = 32 * 1024  # bytes; with the rest of the message it fits on tunnel.attach. Servers take 8 to 64 KiB.
+TIMEOUT = 5.0  # s until the head must be there
+MAX_READING = 1024  # clients at a time: 32 MiB at most
+
+
+class Done(Protocol):
+    """Called once per client, unless it is gone: with all that was read of it, the request if it is one, and the reason
+    (of `errors`) for which it must be refused, or ""."""
+
+    def __call__(self, head: bytes, request: Request | None, reason: str) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Reading:
+    client: socket.socket
+    done: Done
+    timer: asyncio.TimerHandle | None = None
+    head: bytearray = field(default_factory=bytearray)
+    parser: "h11.Connection | None" = None
+
+
+class Heads:
+    """Owned by the departure: `read` at will, then `close`."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._reading: dict[_Reading, None] = {}  # the longest waiting first
+
+    def __len__(self) -> int:
+        return len(self._reading)
+
+    def read(self, client: socket.socket, head: bytes, done: Done) -> None:
+        """Reads on after `head`. `done` may be called before this returns; the socket is the caller's again then. A
+        client that goes away meanwhile is closed, and nobody hears of it."""
+        if len(self._reading) >= MAX_READING:
+            self._late(next(iter(self._reading)))
+        client.setblocking(False)
+        one = _Reading(client, done)
+        one.timer = self._loop.call_later(TIMEOUT, self._late, one)
+        self._reading[one] = None
+        self._loop.add_reader(client, self._read, one)
+        if not head or not self._feed(one, head):
+            self._read(one)  # most requests are here when their connection is
+
+    def close(self) -> None:
+        """Drops those whose head is not there yet."""
+        for one in list(self._reading):
+            self._forget(one)
+            one.client.close()
+
+    def _read(self, one: _Reading) -> None:
+        try:
+            data = one.client.recv(MAX_HEAD - len(one.head))
+        except BlockingIOError:
+            return
+        except OSError:
+            self._forget(one)
+            one.client.close()
+            return
+        if data:
+            self._feed(one, data)
+        else:  # it says no more: the backend may know what that means
+            self._end(one, None)
+
+    def _feed(self, one: _Reading, data: bytes) -> bool:
+        """More of the head. True when that was enough."""
+        one.head += data
+        if one.parser is None:
+            match looks(bytes(one.head)):
+                case "http/1":
+                    one.parser, data = _parser(), bytes(one.head)
+                case "http/2" | "other":
+                    self._end(one, None)
+                    return True
+        if one.parser is not None and (step := _advance(one.parser, data)) != "more":
+            self._end(one, step)
+            return True
+        if len(one.head) >= MAX_HEAD:
+            self._end(one, None, errors.HEAD_TOO_LARGE)
+            return True
+        return False
+
+    def _late(self, one: _Reading) -> None:
+        self._end(one, None, errors.HEAD_LATE)
+
+    def _end(self, one: _Reading, request: Request | None, reason: str = "") -> None:
+        self._forget(one)
+        one.done(bytes(one.head), request, reason)
+
+    def _forget(self, one: _Reading) -> None:
+        del self._reading[one]
+        if one.timer is not None:
+            one.timer.cancel()
+        self._loop.remove_reader(one.client)
+
+
+def _parser() -> "h11.Connection":
+    import h11  # only where a policy needs it: most nodes have none
+
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+
+
+def _advance(parser: "h11.Connection", data: bytes) -> Request | Literal["more"] | None:
+    """The request, once its head is whole; None: it is malformed, which is for its backend to say."""
+    import h11
+
+    parser.receive_data(data)
+    try:
+        event = parser.next_event()
+    except h11.RemoteProtocolError:
+        return None
+    return Request(event.target, tuple(event.headers)) if isinstance(event, h11.Request) else "more"
