@@ -64,7 +64,7 @@ class Names:
         address = join(target.host, port)
         if target.node == self._node:
             # The exit is this very node: its policy holds for its own clients, too.
-            verdict = self._policy.judge(network, address)
+            verdict = self._policy.judge(network, address, self._node)
             if verdict.resolve:
                 raise NoRoute(errors.DENIED, f"{target.host} is on this node: ask for an address instead of a name")
             if not verdict.allowed:

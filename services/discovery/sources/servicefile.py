@@ -79,7 +79,7 @@ class ServiceFile:
         self._stamp = stamp
         return changed
 
-    def _apply(self, parsed: Parsed, objects: Mapping[str, GatewayObject], data: bytes) -> None:
+    def _apply(self, parsed: Parsed, objects: dict[str, GatewayObject], data: bytes) -> None:
         if parsed.errors:
             self._refuse(parsed.errors)
             return

@@ -155,7 +155,7 @@ class Gateway:
     # ── services ──
 
     def _resolve(self, destination: Destination) -> Route | None:
-        return self._listeners.route(destination.service, destination.port, self._settings.traffic)
+        return self._listeners.route(destination.service, destination.port, default=self._settings.traffic)
 
     def _ready(self, entry: Entry) -> int:
         """Endpoints behind a port."""

@@ -32,6 +32,7 @@ class Upstream:
     stream: Stream
     key: Key
     http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.CLIENT, MAX_HEAD))
+    once: bool = False  # its backend was chosen for the request that it carries
     used: bool = False
     heard: bool = False  # something came since the last request began
     watch: "asyncio.Task[None] | None" = None
@@ -77,14 +78,15 @@ class Pool:
             return upstream
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._send(far, client, route)
-        return Upstream(await Stream.adopt(near), key)
+        return Upstream(await Stream.adopt(near), key, once=bool(route.balancer.traffic.asks))
 
     async def give(self, upstream: Upstream) -> None:
         """A request is over: the connection rests, or is closed when it cannot be used again."""
         http = upstream.http
         resting = self._resting.setdefault(upstream.key, deque())
         if (
-            http.our_state is not h11.DONE
+            upstream.once
+            or http.our_state is not h11.DONE
             or http.their_state is not h11.DONE
             or http.trailing_data[0]
             or len(resting) >= MAX_RESTING
@@ -114,7 +116,7 @@ class Pool:
 
     @staticmethod
     def _key(route: Route, client: tuple[str, int]) -> Key:
-        traffic = route.traffic
+        traffic = route.balancer.traffic
         personal = traffic.sticky or traffic.strategy not in _IMPERSONAL
         return route.label, client[0] if personal else ""
 
