@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 from lab.clients.case import Case, Machine, Port, Use, expect
 
 PORT = Port(5201)
+ATTEMPTS = 20  # half a second apart
 UDP_RATE = "10M"  # bits a second
 UDP_SIZE = "1200"  # bytes: no fragment on any path
 MAX_LOSS = 2.0  # per cent of the datagrams; the simulated wires lose none
@@ -28,10 +30,14 @@ class Iperf(Case):
         seconds = "1" if use.brief else "8"
 
         async def measure(*arguments: str) -> dict[str, Any]:
-            said = await use.client.call(
-                "iperf3", "-c", use.address, "-p", str(PORT.number), "-J", "-t", seconds, *arguments
-            )
-            end: dict[str, Any] = json.loads(said)["end"]
+            to = ["-c", use.address, "-p", str(PORT.number)]
+            for _ in range(ATTEMPTS):
+                said = json.loads(await use.client.call("iperf3", *to, "-J", "-t", seconds, *arguments, code=None))
+                if "busy" not in said.get("error", ""):
+                    break
+                await asyncio.sleep(0.5)  # the server is still at the end of the test before
+            expect("error" not in said, said.get("error"))
+            end: dict[str, Any] = said["end"]
             return end
 
         async def tcp(*arguments: str) -> str:
