@@ -16,6 +16,7 @@ class Settings:
     enable: bool  # False: no listener, and inbound streams are not served
     socks5: bool  # asked for; there is none yet
     allowed_targets: tuple[str, ...]  # beyond the endpoints on this node
+    udp_idle: float  # s without a datagram until a flow on this node ends
     traffic: Traffic  # of services that do not say otherwise
 
     @classmethod
@@ -27,6 +28,7 @@ class Settings:
             enable=proxy.enable,
             socks5=proxy.socks5_proxy.enable,
             allowed_targets=tuple(proxy.allowed_targets),
+            udp_idle=proxy.udp_idle_seconds,
             traffic=traffic_of(config),
         )
 

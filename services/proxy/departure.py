@@ -22,7 +22,7 @@ from services.proxy.counters import Counters
 from services.proxy.dialer import Dialer
 from services.proxy.peers import Opening, Outcome
 from services.proxy.pump import DatagramPump, StreamPump
-from services.runtime import telemetry
+from services.runtime import descriptors, telemetry
 
 MAX_KEPT = 4096  # clients that no backend has accepted yet; each holds a descriptor. Further ones get one attempt.
 MAX_TRIES = 4  # backends that one client may try
@@ -87,12 +87,18 @@ class Departure:
         self._dialer = dialer
         self._counters = counters
         self._log = log
+        self._udp_idle = 60.0  # s, see `rest`
         self._pumps: set[StreamPump | DatagramPump] = set()
         self._rng = random.Random()
         self._rtts: dict[str, float] = {}
         self._kept: dict[int, _Kept] = {}
         self._watched: dict[int, tuple[Route, Backend]] = {}
         self._last = 0
+
+    @property
+    def crowded(self) -> bool:
+        """Clients come faster than they can be sent on: those who are not accepted yet had better wait."""
+        return self._attach.crowded
 
     def route(self, want: Wanted) -> Route:
         return Route(want, Balancer(self._node, want.traffic, self._rtts, self._rng))
@@ -106,6 +112,8 @@ class Departure:
         backend = route.balancer.pick(address[0], time.monotonic())
         if backend is None:
             self._refuse(client, route, errors.NO_ENDPOINT)
+        elif backend.node == self._node and 2 * len(self._pumps) >= descriptors.room():
+            self._refuse(client, route, errors.LIMIT)
         elif len(route) > 1 and route.network == "tcp" and len(self._kept) < MAX_KEPT:
             self._try(_Kept(client, address, route, backend))
         elif backend.node == self._node:
@@ -149,6 +157,13 @@ class Departure:
         for watched in self._watched.values():
             self._ended(*watched)
         self._watched.clear()
+
+    def rest(self, seconds: float) -> None:
+        """Time without a datagram until a flow that stays on this node ends, for those that are open as well."""
+        self._udp_idle = seconds
+        for pump in list(self._pumps):
+            if isinstance(pump, DatagramPump):
+                pump.check()
 
     def close(self) -> None:
         """Ends the connections that stay on this node; those with the tunnel live on."""
@@ -253,7 +268,7 @@ class Departure:
                 sock.send(datagram)
             except OSError:
                 break
-        self._pumps.add(DatagramPump(client, sock, self._pumps.discard))
+        self._pumps.add(DatagramPump(client, sock, self._pumps.discard, lambda: self._udp_idle))
 
     def _refuse(self, client: socket.socket, route: Route, reason: str) -> None:
         self._counters.refused_local[route.service, reason] += 1

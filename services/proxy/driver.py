@@ -47,6 +47,7 @@ class Proxy:
             lambda waiting: self._departure.tunnel_lost(waiting),
         )
         self._departure = Departure(self.settings.node_name, self._attach, self._dialer, self._counters, service.log)
+        self._departure.rest(self.settings.udp_idle)
         self._listeners = Listeners(self._departure, self._counters, service.log)
         self._inbound = Inbound(self._policy, self._attach, self._dialer, self._counters, service.log)
         self._synced = asyncio.Event()
@@ -60,6 +61,10 @@ class Proxy:
             lambda config: self._policy.allow(config.modules.edge_proxy.allowed_targets),
         )
         self._reload.on("modules.edgeProxy.loadBalancer", self._rebalance)
+        self._reload.on(
+            "modules.edgeProxy.udpIdleSeconds",
+            lambda config: self._departure.rest(config.modules.edge_proxy.udp_idle_seconds),
+        )
 
     async def run(self) -> None:
         """Serves until cancelled."""

@@ -10,6 +10,7 @@ from services.proxy.departure import Departure, Route
 
 BACKLOG = 1024  # connections the kernel holds for us
 BURST = 64  # accepts a turn of the loop: a storm on one service leaves room for the others
+CROWDED = 0.01  # s without accepting while the tunnel is behind; clients wait in the backlog, instead of being refused
 PAUSE = 0.2  # s without accepting after descriptors or memory ran out; clients wait in the backlog
 
 # accept(2): errors of the connection that was to be accepted, not of the listener.
@@ -59,6 +60,9 @@ class TcpListener:
 
     def _accept(self, burst: int) -> None:
         accept, send, route = self._sock.accept, self._departure.send, self.route
+        if self._departure.crowded and burst == BURST:
+            self._wait(CROWDED)
+            return
         for _ in range(burst):
             try:
                 client, address = accept()
@@ -76,5 +80,8 @@ class TcpListener:
         self._log.warning(
             "cannot accept: %s; pausing %.1f s", error.strerror, PAUSE, extra={"target": self.route.label}
         )
+        self._wait(PAUSE)
+
+    def _wait(self, seconds: float) -> None:
         self._loop.remove_reader(self._sock)
-        self._resume = self._loop.call_later(PAUSE, self._loop.add_reader, self._sock, self._accept, BURST)
+        self._resume = self._loop.call_later(seconds, self._loop.add_reader, self._sock, self._accept, BURST)

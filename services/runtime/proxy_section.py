@@ -32,9 +32,11 @@ class LoadBalancer(Section):
 
 
 class EdgeProxy(Section):
-    """What applications talk to. allowed_targets: what may be dialled here beyond the endpoints of services."""
+    """What applications talk to. allowed_targets: what may be dialled here beyond the endpoints of services. udp_idle_seconds:
+    without a datagram either way until a UDP flow ends; of the two nodes that carry a flow the shorter time counts."""
 
     enable: bool = True
     load_balancer: LoadBalancer = LoadBalancer()
     socks5_proxy: Socks5Proxy = Field(default=Socks5Proxy(), alias="socks5Proxy")
+    udp_idle_seconds: float = Field(default=60.0, ge=1, le=86_400)
     allowed_targets: list[Annotated[str, AfterValidator(target_pattern)]] = Field(default=[], max_length=4096)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from services.runtime import telemetry
+from services.runtime.config import Config
 from services.runtime.identity import Identity
 from services.runtime.process import Service
 from services.runtime.serve import LocalServer
@@ -38,7 +39,6 @@ from services.tunnel.relays import RelayPool
 from services.tunnel.rotation import Rotation
 from services.tunnel.servicer import OpenRequest
 from services.tunnel.sessions import Sessions
-from services.tunnel.streamio import FLOW_IDLE
 from services.tunnel.streams import Streams
 
 log = logging.getLogger("causeway.tunnel")
@@ -81,6 +81,7 @@ class Tunnel:
         self.attach = AttachSocket(
             self.engine, settings.run_dir / "tunnel.attach", self.open, self.streams.offers.answer
         )
+        self.udp_idle = settings.udp_idle
         self._waiting: set[asyncio.Task[None]] = set()
         self._awake = asyncio.Event()
         self._asleep = 0.0
@@ -172,12 +173,11 @@ class Tunnel:
             self.rotation.tick(now)
             self.probing.tick(now)
             self.meeting.tick(now)
+            for pairing in list(self.sessions.pairings.values()):
+                pairing.expire_flows(now - self.udp_idle)
             rounds += 1
             if rounds % int(SWEEP):
                 continue
-            for pairing in list(self.sessions.pairings.values()):
-                for flow in [flow for flow in pairing.flows if now - flow.used_at > FLOW_IDLE]:
-                    flow.expire()
             self.sessions.sweep(now)
             self._count()
 
@@ -297,6 +297,10 @@ class Tunnel:
         """What lies between this node and the others."""
         return await self.netcheck.run()
 
+    def rest(self, config: Config) -> None:
+        """Another time without datagrams after which UDP flows end."""
+        self.udp_idle = config.modules.edge_proxy.udp_idle_seconds
+
     def status(self) -> status.TunnelStatus:
         """All there is to see."""
         pairings = self.sessions.pairings.values()
@@ -329,6 +333,7 @@ async def main(service: Service) -> None:
     settings.run_dir.mkdir(parents=True, exist_ok=True)
     server = LocalServer(service)
     tunnel = Tunnel(settings, service.identity)
+    service.reload.on("modules.edgeProxy.udpIdleSeconds", tunnel.rest)
     api = servicer.TunnelServicer(tunnel, tunnel.streams.offers, lambda: service.reload.warnings)
     server.add(servicer.add_to_server, api, servicer.FULL_NAME)
     try:
