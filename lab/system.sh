@@ -1,7 +1,7 @@
 #!/bin/sh
 # The Debian packages for the simulated networks (nft, ip, conntrack, ping, miniupnpd), for the bench's peers (haproxy,
-# nebula, ssh, socat), for the clients of tests (curl, nc, dig) and for the pod (podman and what it stands on). Installs
-# what is missing where that is permitted, else says what to install and goes on:
+# nebula, ssh, socat), for clients and servers of tests (curl, nc, dig, nginx, PostgreSQL and others) and for the pod (podman
+# and what it stands on). Installs what is missing where that is permitted, else says what to install and goes on:
 # what needs a missing tool then skips, or fails, on its own. Says nothing when all is there.
 # Packages named as arguments are installed too.
 set -u
@@ -33,6 +33,15 @@ need podman podman
 need runc runc
 need catatonit catatonit
 need debootstrap debootstrap
+need curl curl
+need nginx nginx-light
+need h2load nghttp2-client
+need pg_ctlcluster postgresql
+need redis-server redis-server
+need redis-benchmark redis-tools
+need iperf3 iperf3
+need dig bind9-dnsutils
+need dnsmasq dnsmasq-base
 [ -z "$missing" ] && exit 0
 
 if ! command -v apt-get >/dev/null 2>&1; then
@@ -45,7 +54,7 @@ else
     root=none
 fi
 if [ "$root" = none ]; then
-    echo "missing for simulated networks, bench and pod: $missing (Debian: apt-get install $missing); going on without"
+    echo "missing for simulated networks, bench, pod and clients: $missing (Debian: apt-get install $missing); going on without"
     exit 0
 fi
 

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from logging import Logger
 from pathlib import Path
 
-MAX_WAITING = 1024  # messages; each holds a descriptor
+MAX_WAITING = 1024  # messages with clients; each holds a descriptor
+MAX_ANSWERS = 4096  # messages in all: the tunnel lets no more offers wait (MAX_WAITING there), so no answer is lost
+CROWDED = MAX_WAITING // 2
 MAX_WAIT = 5.0  # s that a client waits for the tunnel
 MAX_MESSAGE = 64 * 1024  # bytes, by the contract in tunnel.proto
 _RETRY_BUSY = 0.1  # s between attempts to connect while clients wait
@@ -70,6 +72,11 @@ class AttachSocket:
         """Messages the tunnel has not taken yet."""
         return len(self._queue)
 
+    @property
+    def crowded(self) -> bool:
+        """The tunnel is there, but clients come faster than it takes them: whoever can should let them wait outside."""
+        return len(self._queue) >= CROWDED and self._peer is not None
+
     def open(self) -> None:
         """Connects now, or in the background as soon as the tunnel is there."""
         self._connect()
@@ -102,7 +109,8 @@ class AttachSocket:
                     return
                 if not self._survives(error):
                     self._lose(error)
-        if (self._peer is None and lost is None) or len(self._queue) >= MAX_WAITING or self._closed:
+        most = MAX_ANSWERS if lost is None else MAX_WAITING
+        if (self._peer is None and lost is None) or len(self._queue) >= most or self._closed:
             self._drop(_Waiting(header, sock, lost, 0, keep))
             return
         self._queue.append(_Waiting(header, sock, lost, self._loop.time() + MAX_WAIT, keep))

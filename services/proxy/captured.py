@@ -37,7 +37,8 @@ class CapturedListener(Acceptor):
         self._departure = departure
         self._stray = stray
         # The redirected come to the address of any interface.
-        super().__init__(Spot("tcp", "::" if version == 6 else "0.0.0.0", port), "intercepted", self._send, log)
+        spot = Spot("tcp", "::" if version == 6 else "0.0.0.0", port)
+        super().__init__(spot, "intercepted", self._send, log, lambda: departure.crowded)
 
     def _send(self, client: socket.socket, address: tuple[str, int]) -> None:
         wanted = original_destination(client)

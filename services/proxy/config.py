@@ -113,6 +113,7 @@ class Settings:
     enable: bool  # False: no listener, and inbound streams are not served
     socks5: SocksSettings
     allowed_targets: tuple[Allowed, ...]  # beyond the endpoints on this node
+    udp_idle: float  # s without a datagram until a flow on this node ends
     traffic: Traffic  # of services that do not say otherwise
     site: Site
     dns: DnsSettings
@@ -131,6 +132,7 @@ class Settings:
             enable=proxy.enable,
             socks5=SocksSettings.of(config),
             allowed_targets=targets_of(config),
+            udp_idle=proxy.udp_idle_seconds,
             traffic=traffic_of(config),
             site=site_of(config),
             dns=DnsSettings.of(config),

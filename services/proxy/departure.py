@@ -29,7 +29,7 @@ from services.proxy.manners import Manners
 from services.proxy.peers import Opening, Outcome
 from services.proxy.pump import DatagramPump, StreamPump
 from services.proxy.refusals import Refusals
-from services.runtime import telemetry
+from services.runtime import descriptors, telemetry
 
 MAX_KEPT = 4096  # clients that no backend has accepted yet; each holds a descriptor. Further ones get one attempt.
 MAX_TRIES = 4  # backends that one client may try
@@ -102,6 +102,7 @@ class Departure:
         self._heads = Heads()
         self._refusals = Refusals()
         self._seldom = Seldom(TELL_EVERY, TELL_MOST)
+        self._udp_idle = 60.0  # s, see `rest`
         self._pumps: set[StreamPump | DatagramPump] = set()
         self._rng = random.Random()
         self._rtts: dict[str, float] = {}
@@ -109,6 +110,11 @@ class Departure:
         self._routes: WeakValueDictionary[int, Route] = WeakValueDictionary()
         self._watched: dict[int, tuple[Route, Backend]] = {}
         self._last = 0  # number that was given to a route or a client
+
+    @property
+    def crowded(self) -> bool:
+        """Clients come faster than they can be sent on: those who are not accepted yet had better wait."""
+        return self._attach.crowded
 
     def route(self, want: Wanted) -> Route:
         self._last += 1
@@ -181,6 +187,13 @@ class Departure:
             self._ended(*watched)
         self._watched.clear()
 
+    def rest(self, seconds: float) -> None:
+        """Time without a datagram until a flow that stays on this node ends, for those that are open as well."""
+        self._udp_idle = seconds
+        for pump in list(self._pumps):
+            if isinstance(pump, DatagramPump):
+                pump.check()
+
     def close(self) -> None:
         """Ends the connections that stay on this node; those with the tunnel live on."""
         self._heads.close()
@@ -216,6 +229,9 @@ class Departure:
     def _try(self, leaving: _Leaving, backend: Backend) -> None:
         route = leaving.route
         if backend.node == self._node:
+            if 2 * len(self._pumps) >= descriptors.room():
+                self._refuse(leaving, errors.LIMIT, "too many connections stay on this node already")
+                return
             self._dialer.dial(route.network, backend.ip, backend.port, partial(self._arrived, leaving, backend))
             return
         source = join(leaving.address[0], leaving.address[1])
@@ -262,7 +278,7 @@ class Departure:
                 sock.send(datagram)
             except OSError:
                 break
-        self._pumps.add(DatagramPump(leaving.client, sock, self._pumps.discard))
+        self._pumps.add(DatagramPump(leaving.client, sock, self._pumps.discard, lambda: self._udp_idle))
 
     def _worked(self, leaving: _Leaving) -> None:
         balancer, backend = leaving.route.balancer, leaving.backend

@@ -53,6 +53,7 @@ class Proxy:
             lambda waiting: self._departure.tunnel_lost(waiting),
         )
         self._departure = Departure(self.settings.node_name, self._attach, self._dialer, self._counters, service.log)
+        self._departure.rest(self.settings.udp_idle)
         self._interception = Interception(self.settings, self._departure, self._counters, service.log)
         self._listeners = Listeners(self._departure, self._interception, self._counters, service.log)
         names = Names(self.settings.node_name, self._listeners, self._departure, self._policy)
@@ -79,6 +80,10 @@ class Proxy:
                 "modules.edgeProxy.socks5Proxy", lambda config: self._socks5.apply(SocksSettings.of(config))
             )
             self._reload.on("modules.edgeGateway", lambda config: self._gateway.reconfigure(GatewaySettings.of(config)))
+        self._reload.on(
+            "modules.edgeProxy.udpIdleSeconds",
+            lambda config: self._departure.rest(config.modules.edge_proxy.udp_idle_seconds),
+        )
 
     async def run(self) -> None:
         """Serves until cancelled."""

@@ -4,7 +4,7 @@
 DENIED = "denied"  # inbound: policy
 UNREACHABLE = "unreachable"  # inbound or same node: the backend does not answer
 CONNECTION_REFUSED = "connection_refused"  # inbound or same node: the backend said no
-LIMIT = "limit"  # too many dials at once
+LIMIT = "limit"  # too many dials at once, or hardly any descriptors left
 NO_PATH = "no_path"  # accepted: no path to the backend's node, or nobody knows it
 NO_ENDPOINT = "no_endpoint"  # accepted: no ready endpoint on a known node
 NO_TUNNEL = "no_tunnel"  # accepted: the tunnel stayed away, or took no more

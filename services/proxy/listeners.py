@@ -179,7 +179,7 @@ class Listeners:
         """Raises OSError, or InterceptionError where the address is not this host's."""
         try:
             if spot.network == "tcp":
-                return TcpListener(spot, route, self._departure, self._log)
+                return TcpListener(spot, route, self._departure, self._log, lambda: self._departure.crowded)
             return UdpListener(spot, route, self._departure, self._counters.dropped, self._log)
         except OSError as error:
             if error.errno != errno.EADDRNOTAVAIL:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from services.proxy.attach import reset
 
 SCRATCH = 256 * 1024  # bytes a read at most; larger ones gain nothing over loopback
-DATAGRAM_IDLE = 60.0  # s without a datagram either way until a flow ends; as long as the tunnel's flows
 _BURST = 16  # datagrams or reads a turn, so that one busy pair leaves room for the others
 
 _scratch = memoryview(bytearray(SCRATCH))
@@ -122,14 +121,22 @@ class StreamPump:
 class DatagramPump:
     """Both directions of one UDP flow. What the other side does not take at once is dropped, as a network would."""
 
-    def __init__(self, one: socket.socket, two: socket.socket, ended: Callable[["DatagramPump"], None]) -> None:
-        """Owns two connected non-blocking datagram sockets from now on."""
+    def __init__(
+        self,
+        one: socket.socket,
+        two: socket.socket,
+        ended: Callable[["DatagramPump"], None],
+        idle: Callable[[], float],
+    ) -> None:
+        """Owns two connected non-blocking datagram sockets from now on. `idle`: seconds without a datagram until the flow
+        ends, asked when the time may have come."""
         self._loop = asyncio.get_running_loop()
         self._socks = (one, two)
         self._ended = ended
         self._closed = False
         self._last = self._loop.time()
-        self._timer = self._loop.call_later(DATAGRAM_IDLE, self._check)
+        self._idle = idle
+        self._timer = self._loop.call_later(idle(), self.check)
         for side in (0, 1):
             self._loop.add_reader(self._socks[side], self._read, side)
 
@@ -145,12 +152,14 @@ class DatagramPump:
             except OSError:  # an ICMP error of an earlier datagram: reported once, and not the end of the flow
                 continue
 
-    def _check(self) -> None:
-        quiet = self._loop.time() - self._last
-        if quiet >= DATAGRAM_IDLE:
+    def check(self) -> None:
+        """Ends the flow if it is time, else looks again when it may be."""
+        self._timer.cancel()
+        left = self._last + self._idle() - self._loop.time()
+        if left <= 0:
             self.close()
         else:
-            self._timer = self._loop.call_later(DATAGRAM_IDLE - quiet, self._check)
+            self._timer = self._loop.call_later(left, self.check)
 
     def close(self) -> None:
         if not self._closed:

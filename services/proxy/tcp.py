@@ -11,6 +11,7 @@ from services.proxy.core.catalog import Spot
 
 BACKLOG = 1024  # connections the kernel holds for us
 BURST = 64  # accepts a turn of the loop: a storm on one service leaves room for the others
+CROWDED = 0.01  # s without accepting while the tunnel is behind; clients wait in the backlog, instead of being refused
 PAUSE = 0.2  # s without accepting after descriptors or memory ran out; clients wait in the backlog
 
 # accept(2): errors of the connection that was to be accepted, not of the listener.
@@ -41,10 +42,17 @@ class Acceptor:
     """Every client of `spot` is given to `take`. Raises OSError when the address cannot be had."""
 
     def __init__(
-        self, spot: Spot, label: str, take: Callable[[socket.socket, tuple[str, int]], None], log: Logger
+        self,
+        spot: Spot,
+        label: str,
+        take: Callable[[socket.socket, tuple[str, int]], None],
+        log: Logger,
+        crowded: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`crowded`: clients come faster than `take` can send them on, and had better wait."""
         self._label = label
         self._take = take
+        self._crowded = crowded
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._resume: asyncio.TimerHandle | None = None
@@ -83,6 +91,9 @@ class Acceptor:
 
     def _accept(self, burst: int) -> None:
         accept, take = self._sock.accept, self._take
+        if burst == BURST and self._crowded():
+            self._wait(CROWDED)
+            return
         for _ in range(burst):
             try:
                 client, address = accept()
@@ -98,8 +109,11 @@ class Acceptor:
     def _pause(self, error: OSError) -> None:
         """Out of descriptors or memory (EMFILE, ENFILE, ENOBUFS, ENOMEM): without a pause the loop would spin."""
         self._log.warning("cannot accept: %s; pausing %.1f s", error.strerror, PAUSE, extra={"target": self._label})
+        self._wait(PAUSE)
+
+    def _wait(self, seconds: float) -> None:
         self._loop.remove_reader(self._sock)
-        self._resume = self._loop.call_later(PAUSE, self._loop.add_reader, self._sock, self._accept, BURST)
+        self._resume = self._loop.call_later(seconds, self._loop.add_reader, self._sock, self._accept, BURST)
 
 
 class TcpListener(Acceptor, Generic[R]):
@@ -108,11 +122,13 @@ class TcpListener(Acceptor, Generic[R]):
     error = ""
     intercepted = False
 
-    def __init__(self, spot: Spot, route: R, taker: Taker[R], log: Logger) -> None:
+    def __init__(
+        self, spot: Spot, route: R, taker: Taker[R], log: Logger, crowded: Callable[[], bool] = lambda: False
+    ) -> None:
         """Raises OSError when the address cannot be had."""
         self.route = route
         self._taker = taker
-        super().__init__(spot, route.label, self._send, log)
+        super().__init__(spot, route.label, self._send, log, crowded)
 
     def _send(self, client: socket.socket, address: tuple[str, int]) -> None:
         self._taker.send(client, address, self.route)

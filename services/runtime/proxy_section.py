@@ -102,6 +102,8 @@ class AllowedTarget(Section):
 class EdgeProxy(Section):
     """What applications talk to. service_filter_mode: the services that are left out, those that have EdgeMesh's label
     service-proxy-name or those that lack it. allowed_targets: what may be dialled here beyond the endpoints of services.
+    udp_idle_seconds: without a datagram either way until a UDP flow ends; of the two nodes that carry a flow the shorter
+    time counts.
 
     EdgeMesh's own keys of its interception: listen_port, to which TCP connections are redirected; listen_interface, whose
     address pods' traffic is redirected to (default: that of the interface it comes in by); sub_net, the cluster's range of
@@ -119,3 +121,4 @@ class EdgeProxy(Section):
     listen_port: Annotated[int, Field(ge=1, le=65535)] = 20009
     listen_interface: str = Field(default="", max_length=15)  # IFNAMSIZ
     sub_net: Annotated[str, AfterValidator(_networks)] = ""
+    udp_idle_seconds: float = Field(default=60.0, ge=1, le=86_400)

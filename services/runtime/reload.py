@@ -29,6 +29,7 @@ _READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("modules.edgeTunnel.ca", _EVERYBODY),
     ("modules.edgeTunnel", ("tunnel",)),
     ("modules.edgeRelay", ("relay",)),
+    ("modules.edgeProxy.udpIdleSeconds", ("tunnel", "proxy")),
     ("modules.edgeProxy", ("proxy",)),
     ("modules.edgeDNS", ("proxy",)),
     ("modules.edgeGateway", ("proxy",)),

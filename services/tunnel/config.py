@@ -37,6 +37,8 @@ class Settings:
     """0: does not listen."""
     port_mapping: bool
     """Ask the gateway to let connections in."""
+    udp_idle: float
+    """Without a datagram until a UDP flow ends."""
     session_hold: float
     max_sessions: int
     max_streams: int
@@ -54,6 +56,7 @@ class Settings:
             listen_address=config.listen_address,
             listen_port=tunnel.listen_port,
             port_mapping=tunnel.port_mapping.enable,
+            udp_idle=config.modules.edge_proxy.udp_idle_seconds,
             session_hold=tunnel.session_hold_seconds,
             max_sessions=tunnel.max_sessions,
             max_streams=tunnel.max_streams,

@@ -40,7 +40,6 @@ from services.tunnel.relays import RelayPool
 from services.tunnel.rotation import Rotation
 from services.tunnel.servicer import OpenRequest
 from services.tunnel.sessions import Sessions
-from services.tunnel.streamio import FLOW_IDLE
 from services.tunnel.streams import Streams
 
 log = logging.getLogger("causeway.tunnel")
@@ -83,6 +82,7 @@ class Tunnel:
         self.attach = AttachSocket(
             self.engine, settings.run_dir / "tunnel.attach", self.open, self.streams.offers.answer
         )
+        self.udp_idle = settings.udp_idle
         self._waiting: set[asyncio.Task[None]] = set()
         self._awake = asyncio.Event()
         self._asleep = 0.0
@@ -174,12 +174,11 @@ class Tunnel:
             self.rotation.tick(now)
             self.probing.tick(now)
             self.meeting.tick(now)
+            for pairing in list(self.sessions.pairings.values()):
+                pairing.expire_flows(now - self.udp_idle)
             rounds += 1
             if rounds % int(SWEEP):
                 continue
-            for pairing in list(self.sessions.pairings.values()):
-                for flow in [flow for flow in pairing.flows if now - flow.used_at > FLOW_IDLE]:
-                    flow.expire()
             self.sessions.sweep(now)
             self._count()
 
@@ -304,6 +303,10 @@ class Tunnel:
         hold = config.modules.edge_tunnel.session_hold_seconds
         self.sessions.settings = replace(self.sessions.settings, session_hold=hold)
 
+    def rest(self, config: Config) -> None:
+        """Another time without datagrams after which UDP flows end."""
+        self.udp_idle = config.modules.edge_proxy.udp_idle_seconds
+
     def status(self) -> status.TunnelStatus:
         """All there is to see."""
         pairings = self.sessions.pairings.values()
@@ -337,6 +340,7 @@ async def main(service: Service) -> None:
     server = LocalServer(service)
     tunnel = Tunnel(settings, service.identity)
     service.reload.on("modules.edgeTunnel.sessionHoldSeconds", tunnel.reconfigure)
+    service.reload.on("modules.edgeProxy.udpIdleSeconds", tunnel.rest)
     api = servicer.TunnelServicer(tunnel, tunnel.streams.offers, lambda: service.reload.warnings)
     server.add(servicer.add_to_server, api, servicer.FULL_NAME)
     try:

@@ -189,6 +189,11 @@ class Pairing:
         self.mark()
         io.close(reset=True)
 
+    def expire_flows(self, before: float) -> None:
+        """Ends the UDP flows that were used last before this time."""
+        for flow in [flow for flow in self.flows if flow.used_at < before]:
+            flow.expire()
+
     def closed(self, io: StreamIO | FlowIO) -> None:
         """The stream's socket was given up."""
         if isinstance(io, FlowIO):

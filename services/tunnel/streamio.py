@@ -30,8 +30,6 @@ EARLY = 48 * 1024
 DATAGRAM_SIZE = 65_535
 FLOW_BACKLOG = 64
 """Datagrams of a flow that wait for its socket; then the oldest are dropped."""
-FLOW_IDLE = 60.0
-"""Seconds without a datagram after which a UDP flow ends."""
 REFUSED_BY_RESET = Reason(0, "the connection was reset")
 
 

@@ -8,7 +8,7 @@ import logging
 import socket
 import time
 
-from services.runtime import telemetry
+from services.runtime import descriptors, telemetry
 from services.tunnel import attach, metrics
 from services.tunnel.attach import Caller, Connection
 from services.tunnel.config import OPEN_TIMEOUT
@@ -18,6 +18,8 @@ from services.tunnel.offers import Offers
 from services.tunnel.pairing import Pairing
 from services.tunnel.servicer import OpenRequest
 from services.tunnel.streamio import FlowIO, StreamIO
+
+FULL = "{} streams are open, and there are hardly any descriptors left (ulimit -n)"
 
 log = logging.getLogger("causeway.tunnel")
 
@@ -29,20 +31,31 @@ class Streams:
         self.offers = offers
         self.total = 0
         """Streams since the start, both directions."""
+        self._live: set[StreamIO | FlowIO] = set()
+        """Streams that have a descriptor, or will get one."""
         self._opening: dict[StreamIO | FlowIO, float] = {}
         """Streams of ours that the exit has not accepted, with the time at which patience ends."""
+
+    @property
+    def full(self) -> bool:
+        """One stream more might take the descriptor that something else needs."""
+        return len(self._live) >= descriptors.room()
 
     def begin(
         self, pairing: Pairing, request: OpenRequest, sock: socket.socket, connection: Connection, span: telemetry.Span
     ) -> None:
         """The client's socket becomes a stream of this session."""
         opening = request.opening
+        if self.full:
+            self.refuse(request, sock, connection, span, Reason(LIMIT, FULL.format(len(self._live))))
+            return
         try:
             io = pairing.open_stream(opening)
         except (OverflowError, ValueError) as error:
             self.refuse(request, sock, connection, span, Reason(LIMIT, str(error)))
             return
         self.total += 1
+        self._live.add(io)
         metrics.STREAMS_TOTAL.labels("out", "udp" if opening.network == UDP else "tcp").inc()
         io.caller = Caller(connection, request) if request.number else None
         io.span = span
@@ -79,6 +92,10 @@ class Streams:
         """The peer asks for a stream."""
         self.total += 1
         metrics.STREAMS_TOTAL.labels("in", "udp" if opening.network == UDP else "tcp").inc()
+        if self.full:
+            pairing.refuse(io, Reason(LIMIT, FULL.format(len(self._live))))
+            return
+        self._live.add(io)
         self.offers.add(pairing, io, opening)
 
     def accepted(self, io: StreamIO | FlowIO) -> None:
@@ -99,6 +116,7 @@ class Streams:
     def closed(self, io: StreamIO | FlowIO, reason: Reason | None) -> None:
         """The stream is over; `reason` where the other side says why."""
         self._opening.pop(io, None)
+        self._live.discard(io)
         caller, io.caller = io.caller, None
         if reason is not None and reason.code and (caller is None or not caller.accepted):
             metrics.REFUSED_TOTAL.labels(str(reason.code)).inc()

@@ -11,7 +11,6 @@ the file is gone, unreadable or wrong has its services all the same.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
