@@ -66,10 +66,12 @@ def test_a_full_bucket_names_the_one_silent_longest_and_a_newcomer_gets_its_plac
 
 
 def test_f26_who_has_no_address_or_does_not_answer_is_handed_to_nobody() -> None:
+    """FAILURES 26: entries that nobody can call, in front of live ones."""
     overlay = Overlay(0)
     for number in (1, 2, 3):
         overlay.table.heard(node(number), NOW)
     overlay.table.heard(Node(4, "n4", ""), NOW)
+    assert 4 not in overlay.table, "it would take the place of one that can be called"
     overlay.table.failed(2, NOW)
     assert [n.id for n in overlay.named(0, asker=3)] == [1]
     overlay.table.heard(node(1), NOW)
