@@ -26,6 +26,7 @@ from services.proxy import dnsport, forwarder, resolver
 from services.proxy.config import DnsSettings
 from services.proxy.core.catalog import Catalog, Endpoint, Port, Service
 from services.proxy.core.upstreams import Upstream
+from services.proxy.counters import Counters
 from services.proxy.dns import Dns
 from tests.proxy.conftest import Node, until
 from tests.proxy.nameserver import NameServer, addresses, answering, missing, saying, silent
@@ -501,3 +502,14 @@ async def test_it_is_switched_on_changed_and_off_while_the_proxy_runs(node: Node
     change(enable=False)
     await until(lambda: served() == [])
     assert not node.status().warnings
+
+
+def test_questions_are_counted_by_kind_and_result() -> None:
+    from services.proxy.metrics import ProxyCollector
+
+    counters = Counters()
+    counters.dns["AAAA", "nodata"] += 3
+    families = {family.name: family for family in ProxyCollector(counters, int, int).collect()}
+    [sample] = families["causeway_proxy_dns_queries"].samples
+    assert (sample.name, sample.value) == ("causeway_proxy_dns_queries_total", 3)
+    assert sample.labels == {"kind": "AAAA", "result": "nodata"}
