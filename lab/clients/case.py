@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from lab.child import Child, tether
+from lab.child import Child
 from lab.place import Place
+from lab.tether import tether
 
 USER = "lab"
 """Name of the user as which servers run."""

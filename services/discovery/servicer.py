@@ -389,6 +389,7 @@ def _service(service: Service) -> pb.Service:
         traffic_distribution=service.traffic_distribution,
         traffic_policy=service.traffic_policy,
         internal_traffic_policy=service.internal_traffic_policy,
+        external_traffic_policy=service.external_traffic_policy,
     )
     if service.affinity_timeout:
         message.affinity_timeout.FromSeconds(round(service.affinity_timeout))

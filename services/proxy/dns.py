@@ -124,8 +124,8 @@ class Dns:
             except OSError as error:
                 self._errors[ip] = f"cannot listen: {error.strerror}"
                 continue
-            await port.start()
             self._ports[ip] = port
+            await port.start()
             self._log.info("listening for dns", extra={"address": str(Spot("udp", ip, settings.port))})
         for where, text in self._errors.items():
             if where not in known:

@@ -52,7 +52,7 @@ class Listeners:
         self._routes: dict[RouteKey, Route] = {}
         self._services: dict[str, Service] = {}
         self._traffic: Mapping[str, Traffic] = {}
-        self._asked: dict[tuple[RouteKey, Traffic | None], Route] = {}  # of `route`, where nobody listens
+        self._asked: dict[tuple[str, Port, Traffic | None], Route] = {}  # of `route`, where nobody listens
         self._retry: asyncio.TimerHandle | None = None
         self._delay = RETRY_FIRST
 
@@ -75,12 +75,12 @@ class Listeners:
         self._routes = routes
         self._services = {one.key: one for one in plan.served(services, (site or Site()).filter)}
         self._traffic = traffic or {}
-        for (key, default), route in list(self._asked.items()):
-            service = self._services.get(key.service)
-            if service is None or key.port not in service.ports:
-                del self._asked[key, default]
+        for (key, port, default), route in list(self._asked.items()):
+            service = self._services.get(key)
+            if service is None or port not in service.ports:
+                del self._asked[key, port, default]
             else:
-                route.update(self._want(service, key.port, default))
+                route.update(self._want(service, port, default))
         for spot, want in steps.keep.items():
             self._open[spot].route = routes[want.key]
         self._failed = {spot: entry for spot, entry in self._failed.items() if spot in steps.open}
@@ -98,11 +98,11 @@ class Listeners:
         found = [one for one in known.ports if one.network == network and port in (0, one.number)] if known else []
         if known is None or len(found) != 1:
             return None
-        key = RouteKey(service, found[0], None)
-        route = self._routes.get(key) if default is None else None
-        route = route or self._asked.get((key, default))
+        want = self._want(known, found[0], default)
+        route = self._routes.get(want.key) if default is None else None
+        route = route or self._asked.get((service, found[0], default))
         if route is None:
-            route = self._asked[key, default] = self._departure.route(self._want(known, found[0], default))
+            route = self._asked[service, found[0], default] = self._departure.route(want)
         return route
 
     def _want(self, service: Service, port: Port, default: Traffic | None) -> Wanted:

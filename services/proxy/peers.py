@@ -326,6 +326,7 @@ def service(message: discovery_pb2.Service) -> Service:
         balancing=message.annotations.get(ANNOTATION, ""),
         traffic_policy=message.traffic_policy,
         external_ips=tuple(dict.fromkeys(_literals(message.external_ips))),
+        external_policy=message.external_traffic_policy,
         labelled=FILTER_LABEL in message.labels,
     )
 

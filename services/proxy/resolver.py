@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from logging import Logger
 from typing import NamedTuple
 
@@ -147,10 +148,10 @@ class Resolver:
         if len(answer.records) * SMALLEST > client.limit:  # no need to make it to see that it does not fit
             response.flags |= dns.flags.TC
         elif answer.records:
-            response.answer = _sets(answer.records, client.query.question[0].name)  # dnspython shuffles them
-            response.additional = _sets(answer.extra)
+            response.answer = [*_sets(answer.records, client.query.question[0].name)]  # dnspython shuffles them
+            response.additional = [*_sets(answer.extra)]
         else:
-            response.authority = _sets((answer.soa,))
+            response.authority = [*_sets((answer.soa,))]
             if not answer.exists:
                 response.set_rcode(dns.rcode.NXDOMAIN)
         self._send(client, response, "answered" if answer.records else "nodata" if answer.exists else "nxdomain")
@@ -251,14 +252,15 @@ def _response(query: dns.message.Message) -> dns.message.Message:
     return dns.message.make_response(query, recursion_available=True, our_payload=PAYLOAD)
 
 
-def _sets(records: "tuple[Record, ...]", owner: dns.name.Name | None = None) -> list[dns.rrset.RRset]:
+@lru_cache(maxsize=256)  # pods ask for the same few names, and with a search list mostly for what is not there
+def _sets(records: tuple[Record, ...], owner: dns.name.Name | None = None) -> tuple[dns.rrset.RRset, ...]:
     sets: dict[tuple[str, str], list[str]] = {}
     for record in records:
         sets.setdefault((record.name, record.kind), []).append(record.data)
-    return [
+    return tuple(
         dns.rrset.from_text_list(owner or dns.name.from_text(name), TTL, "IN", kind, data)
         for (name, kind), data in sets.items()
-    ]
+    )
 
 
 def _ttl(answer: dns.message.Message) -> float:

@@ -22,6 +22,7 @@ spec:
   sessionAffinity: ClientIP
   trafficDistribution: PreferClose
   internalTrafficPolicy: Cluster
+  externalTrafficPolicy: Local
 ---
 apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
@@ -80,6 +81,7 @@ def test_a_service_with_several_slices() -> None:
     assert (web.labels, web.annotations) == ({"app": "web"}, {"note": "1"})
     assert (web.session_affinity, web.affinity_timeout) == ("ClientIP", AFFINITY_TIMEOUT)
     assert (web.traffic_distribution, web.internal_traffic_policy) == ("PreferClose", "Cluster")
+    assert web.external_traffic_policy == "Local"
 
 
 def test_json_and_lists_are_the_same_thing() -> None:

@@ -8,6 +8,7 @@ from services.proxy.core import plan
 from services.proxy.core.catalog import Backend, Catalog, Endpoint, Network, Port, Service, Spot
 from services.proxy.core.plan import FilterMode, Site
 from services.proxy.core.policy import Allowed, Policy, PolicyError
+from services.proxy.core.traffic import ROUND_ROBIN
 
 HTTP = Port("http", "tcp", 80)
 DNS = Port("dns", "udp", 53)
@@ -123,6 +124,25 @@ def test_a_node_port_is_wanted_on_every_address_of_the_node_and_an_external_ip_w
     only = Service("a/only", (), (port,), (endpoint("10.0.0.1"),))
     assert not only.headless
     assert set(plan.wanted([only], site=Site("n", ("127.9.0.1",)))[0]) == {Spot("tcp", "127.9.0.1", 30080)}
+
+
+def test_the_way_in_decides_which_traffic_policy_counts() -> None:
+    port = Port("http", "tcp", 80, node_port=30080)
+    for internal, external in (("Local", ""), ("Cluster", "Local"), ("", "")):
+        own = Service(
+            "a/web", ("127.1.0.1",), (port,), (), internal_policy=internal, external_policy=external,
+            external_ips=("203.0.113.5",),
+        )  # fmt: skip
+        traffic, _ = plan.traffic_of([own], ROUND_ROBIN)
+        spots, _ = plan.wanted([own], traffic, Site("n", ("0.0.0.0",)))
+        assert {want.kind: want.traffic.local for want in spots.values()} == {
+            "clusterIP": internal == "Local",
+            "externalIP": external == "Local",
+            "nodePort": external == "Local",
+        }
+        assert len({want.key for want in spots.values()}) == 1 + (
+            internal != external and "Local" in (internal, external)
+        )
 
 
 def test_endpoints_of_a_headless_service_are_wanted_each_under_its_own_address() -> None:

@@ -178,6 +178,7 @@ def _service(namespace: str, name: str, metadata: Fields, spec: Fields, where: s
         external_ips=external_ips,
         traffic_distribution=spec.text("trafficDistribution"),
         internal_traffic_policy=spec.text("internalTrafficPolicy"),
+        external_traffic_policy=spec.text("externalTrafficPolicy"),
     )
 
 

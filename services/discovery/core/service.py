@@ -63,6 +63,7 @@ class Service:
     traffic_distribution: str = ""
     internal_traffic_policy: str = ""
     traffic_policy: str = ""
+    external_traffic_policy: str = ""
 
     @property
     def key(self) -> str:

@@ -69,6 +69,7 @@ class Service:
     balancing: str = ""  # the annotation, see core/traffic.py
     traffic_policy: str = ""  # of its DestinationRule, JSON
     external_ips: tuple[str, ...] = ()
+    external_policy: str = ""  # spec.externalTrafficPolicy, of external_ips and node ports
     labelled: bool = False  # has FILTER_LABEL, see core/plan.py
 
     @property

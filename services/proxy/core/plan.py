@@ -6,7 +6,7 @@ Whether an address can be had on this host turns out when somebody tries.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from services.proxy.core.catalog import Backend, Network, Port, Service, Spot, local_addresses
@@ -39,6 +39,7 @@ class RouteKey(NamedTuple):
 
     service: str
     port: Port
+    local: bool  # only to backends on this node
     only: Backend | None  # the one endpoint of a headless service that is meant
 
 
@@ -59,7 +60,8 @@ class Wanted:
 
     @property
     def key(self) -> RouteKey:
-        return RouteKey(self.service, self.port, self.backends[0] if self.kind == "endpoint" else None)
+        only = self.backends[0] if self.kind == "endpoint" else None
+        return RouteKey(self.service, self.port, self.traffic.local, only)
 
 
 @dataclass(slots=True)
@@ -138,7 +140,10 @@ def _claims(service: Service, traffic: Traffic, site: Site) -> Iterator[tuple[Sp
             ("nodePort", site.addresses if port.node_port else (), port.node_port),
         )
         for kind, ips, number in shapes:
-            want = Wanted(service.key, port, backends, traffic, kind)
+            # The way in decides which of the service's two policies counts.
+            policy = service.internal_policy if kind == "clusterIP" else service.external_policy
+            own = replace(traffic, local=policy == "Local")
+            want = Wanted(service.key, port, backends, own, kind)
             for ip in ips:
                 yield Spot(port.network, ip, number), want
 
