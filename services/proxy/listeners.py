@@ -75,10 +75,10 @@ class Listeners:
         self._routes = routes
         self._services = {one.key: one for one in plan.served(services, (site or Site()).filter)}
         self._traffic = traffic or {}
-        for (key, port, default), route in list(self._asked.items()):
-            service = self._services.get(key)
+        for (name, port, default), route in list(self._asked.items()):
+            service = self._services.get(name)
             if service is None or port not in service.ports:
-                del self._asked[key, port, default]
+                del self._asked[name, port, default]
             else:
                 route.update(self._want(service, port, default))
         for spot, want in steps.keep.items():
