@@ -52,7 +52,7 @@ class Dns:
         self._changed = asyncio.Event()
 
     def update(self) -> None:
-        """The catalog changed."""
+        """The catalog changed. Services that this proxy leaves out have names, too: another one serves them."""
         if self._resolver is not None:
             self._resolver.names.update(self._catalog)
             self._resolver.ready = self._catalog.synced

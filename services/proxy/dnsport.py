@@ -100,14 +100,17 @@ class DnsPort:
     # ── TCP ──
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
+        task, peer = asyncio.current_task(), writer.get_extra_info("peername")
         assert task is not None
+        if peer is None:  # it is gone already
+            writer.transport.abort()
+            return
         if len(self._connections) >= MAX_CONNECTIONS:
             self._connections.popitem(last=False)[1].transport.abort()
         self._connections[task] = writer
         writer.transport.set_write_buffer_limits(high=0)  # drain waits until all is with the kernel
         try:
-            while await self._question(reader, writer):
+            while await self._question(reader, writer, str(peer[0])):
                 if task in self._connections:
                     self._connections.move_to_end(task)
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
@@ -116,7 +119,7 @@ class DnsPort:
             self._connections.pop(task, None)
             writer.transport.abort()
 
-    async def _question(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def _question(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ip: str) -> bool:
         """False: what came deserves no answer, nor the client another question."""
         async with asyncio.timeout(IDLE):
             first = await reader.readexactly(1)
@@ -131,7 +134,6 @@ class DnsPort:
             if not answered.done():
                 answered.set_result(answer)
 
-        ip = str(writer.get_extra_info("peername")[0])
         self._resolver.handle(wire, ip, True, reply)
         async with asyncio.timeout(ANSWER):
             answer = await answered

@@ -32,6 +32,7 @@ from services.proxy.forwarder import Forwarder
 PAYLOAD = 1232  # bytes of a datagram that is never fragmented (DNS Flag Day 2020)
 PLAIN = 512  # bytes of a datagram for who says nothing of EDNS (RFC 1035, 4.2.1)
 STREAM = 65_535  # bytes of a message over TCP
+MAX_TTL = 2**31 - 1  # s (RFC 2181, 8)
 MAX_QUERY = 4096  # bytes; a question with its EDNS options has a few dozen
 MAX_ASKING = 256  # questions on their way to other servers; each holds a descriptor
 MAX_WAITING = 1024  # clients that wait for them
@@ -78,7 +79,7 @@ class Resolver:
     def __init__(self, names: Names, forwarder: Forwarder, counts: "Counter[tuple[str, str]]", log: Logger) -> None:
         self.names = names
         self.ready = False
-        self.cache_ttl = 30.0  # s, at most
+        self.cache_ttl = 30.0  # s, at most; 0: nothing is kept
         self._forwarder = forwarder
         self._counts = counts  # questions, by kind and result
         self._log = log
@@ -197,7 +198,7 @@ class Resolver:
             ttl = min(_ttl(answer), self.cache_ttl)
             self._cache.put(question, answer, _size(answer), ttl, time.monotonic())
             for client in clients:
-                self._relay(client, answer, "forwarded", 0.0, self.cache_ttl)
+                self._relay(client, answer, "forwarded", 0.0, self.cache_ttl or MAX_TTL)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)

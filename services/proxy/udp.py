@@ -7,10 +7,11 @@ IPv6 socket on the mapped address, which Linux ranks below the listener until it
 net/ipv4/udp.c): all is where it belongs, in order. IPv6 knows no such rank; so after `connect` both queues are
 read empty, and what they hold is dispatched by its source: to this flow, or to the clients that come next.
 
-The carrier ends idle flows. The next datagram of that client then reaches the listener again: no state is kept here.
+A listener on all addresses (0.0.0.0, ::) learns from the kernel which of them each datagram came to, and answers from
+there: the flow's socket is on that very address. The kernel looks for sockets on the address before those on all, so
+here, too, a flow's socket receives everybody's datagrams for a moment.
 
-A listener on all addresses of the host (a nodePort) is told by the kernel at which of them each datagram came, and the
-socket of a flow is bound to that one. Until it is connected it ranks above the listener: again both queues are read.
+The carrier ends idle flows. The next datagram of that client then reaches the listener again: no state is kept here.
 
 SO_REUSEADDR lets the sockets of flows share the address, and would let any other process take it over too. The kernel
 asks for the flag on both sides at the time of `bind`, so the listener has it set only while one of ours binds.
@@ -23,7 +24,7 @@ from collections import Counter
 from logging import Logger
 from typing import Any
 
-from services.proxy import errors, pktinfo
+from services.proxy import errors
 from services.proxy.core.catalog import Spot
 from services.proxy.departure import Departure, Route
 
@@ -40,10 +41,15 @@ _SKB = 256  # bytes of receive buffer that the smallest queued datagram is charg
 
 _MAPPED = "::ffff:"  # + an IPv4 address: RFC 4291, 2.5.5.2
 
+_ANY = ("0.0.0.0", "::")
+# linux/in.h and linux/in6.h; Python's socket module has no IP_PKTINFO before 3.14.
+_IP_PKTINFO = 8
+_PKTINFO_SPACE = socket.CMSG_SPACE(20)  # of struct in6_pktinfo, the larger of the two
+
 _scratch = memoryview(bytearray(65536))
 
 Address = tuple[Any, ...]  # (ip, port), for IPv6 with flow info and scope
-Client = tuple[Address, str]  # where it is, and the address of this host to which it sends
+Client = tuple[str, Address]  # the address of ours that it speaks to, and its own
 
 
 class _Early:
@@ -69,18 +75,20 @@ class UdpListener:
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._family = socket.AF_INET6 if ":" in spot.ip else socket.AF_INET
-        self._mapped = self._family == socket.AF_INET and socket.has_dualstack_ipv6()
-        self._port = spot.port
-        self._own = "" if pktinfo.is_wildcard(spot.ip) else spot.ip  # "": of each datagram the kernel says it
+        self._any = spot.ip in _ANY
+        self._mapped = self._family == socket.AF_INET and not self._any and socket.has_dualstack_ipv6()
+        self._ip, self._port = spot.ip, spot.port
         self._waiting: dict[Client, _Early] = {}
         self._size = 0  # bytes in _waiting
         self._recent: dict[Client, float] = {}  # client → loop time of its connect, oldest first
         self._next: asyncio.Handle | None = None
         self._reading = False
         self._sock = self._bound(self._family, (spot.ip, spot.port))
-        if not self._own:
-            pktinfo.ask(self._sock)
         self._share(False)
+        if self._any and self._family == socket.AF_INET:
+            self._sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        elif self._any:
+            self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         # More than this cannot have been queued before a connect; whoever reads on would serve a flood for ever.
         self._depth = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // _SKB
         self._read(True)
@@ -118,27 +126,23 @@ class UdpListener:
                 self._loop.remove_reader(self._sock)
 
     def _readable(self) -> None:
-        self._drain(self._sock, self._own)
+        self._drain(self._sock, self._ip)
         if self._next is None:
             self._open_flows()
 
     def _drain(self, sock: socket.socket, own: str) -> None:
-        """Reads what `sock`, bound to `own`, holds now and sorts it by client."""
+        """Reads what `sock`, which is on address `own`, holds now and sorts it by client."""
+        receive = _receive if own in _ANY else _receive_here
         for _ in range(self._depth):
             try:
-                if own:
-                    size, source = sock.recvfrom_into(_scratch)
-                    to = own
-                else:
-                    size, messages, _, source = sock.recvmsg_into((_scratch,), pktinfo.ANCILLARY)
-                    to = pktinfo.destination(messages)
+                size, source, to = receive(sock)
             except BlockingIOError:
                 return
             except OSError:  # an ICMP error: it says nothing about the datagrams behind it
                 continue
             if sock is not self._sock and self._mapped:
                 source = (source[0].removeprefix(_MAPPED), source[1])
-            self._keep((source, to), size)
+            self._keep((to or own, source), size)
 
     def _keep(self, client: Client, size: int) -> None:
         early = self._waiting.get(client)
@@ -146,7 +150,7 @@ class UdpListener:
             if self._recent and client in self._recent and not self._forget(client):
                 self._dropped[errors.LATE] += 1
                 return
-            if not client[0][1]:  # connect(2) to port 0 would receive from every port
+            if not client[1][1]:  # connect(2) to port 0 would receive from every port
                 return
             if not len(self.route):
                 self._dropped[errors.NO_ENDPOINT] += 1
@@ -178,13 +182,13 @@ class UdpListener:
                     return
                 self._take(client)  # nothing can be sent to such an address
                 continue
-            self._drain(self._sock, self._own)  # first what came before the new socket was there, …
-            self._drain(sock, client[1])  # … then what came to it, for whomever
+            self._drain(self._sock, self._ip)  # first what came before the new socket was there, …
+            self._drain(sock, client[0])  # … then what came to it, for whomever
             self._recent.pop(client, None)
             self._recent[client] = self._loop.time()
             if len(self._recent) > MAX_RECENT:
                 del self._recent[next(iter(self._recent))]
-            self._departure.send(sock, client[0][:2], self.route, self._take(client))
+            self._departure.send(sock, client[1][:2], self.route, self._take(client))
         if self._waiting:
             self._next = self._loop.call_soon(self._open_flows)
         self._read(True)
@@ -195,19 +199,18 @@ class UdpListener:
         return early.datagrams
 
     def _connected(self, client: Client) -> socket.socket:
-        family, (peer, ip) = self._family, client
-        own: Address = (ip, self._port, 0, peer[3]) if len(peer) > 2 else (ip, self._port)  # link-local: its scope
+        family, (ip, peer) = self._family, client
         if self._mapped:
-            family, own, peer = socket.AF_INET6, (_MAPPED + ip, self._port), (_MAPPED + peer[0], peer[1])
+            family, ip, peer = socket.AF_INET6, _MAPPED + ip, (_MAPPED + peer[0], peer[1])
         self._share(True)
         try:
-            sock = self._bound(family, own)
+            sock = self._bound(family, (ip, self._port, *peer[2:]))  # a link-local address has a scope
         finally:
             self._share(False)
         try:
             sock.connect(peer)
         except OSError:
-            self._drain(sock, ip)
+            self._drain(sock, client[0])
             sock.close()
             raise
         return sock
@@ -229,3 +232,20 @@ class UdpListener:
         )
         self._read(False)
         self._next = self._loop.call_later(PAUSE, self._open_flows)
+
+
+def _receive_here(sock: socket.socket) -> tuple[int, Address, str]:
+    """Size and source of the next datagram, which is in `_scratch` then."""
+    size, source = sock.recvfrom_into(_scratch)
+    return size, source, ""
+
+
+def _receive(sock: socket.socket) -> tuple[int, Address, str]:
+    """And the address it came to, of a socket that is on all addresses."""
+    size, notes, _, source = sock.recvmsg_into([_scratch], _PKTINFO_SPACE)
+    for level, kind, data in notes:
+        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
+            return size, source, socket.inet_ntop(socket.AF_INET, data[4:8])  # ipi_spec_dst: the one to answer from
+        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
+            return size, source, socket.inet_ntop(socket.AF_INET6, data[:16])
+    return size, source, ""
