@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import click
 
-from causeway.errors import RUNTIME, USAGE, CommandError
+from causeway.errors import RUNTIME, USAGE, CommandError, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ COMMANDS = {
         "causeway.netcheck:netcheck", "What NAT the node is behind, and by which addresses it is reached."
     ),
     "nc": Entry("causeway.nc:nc", "Connect stdin and stdout to a target at a node (ssh -o ProxyCommand)."),
+    "forward": Entry("causeway.forward:forward", "A local port that leads to a service, or to a target at a node."),
     "ca": Entry("causeway.ca:ca", "The cluster's secret, or its certificate authority."),
     "demo": Entry("causeway.demo:demo", "Two nodes, two relays, and relays killed under a download."),
     "lab": Entry("causeway.lab:lab", "Rehearse a network: hosts, NATs and nodes from a file, on this machine."),
@@ -119,9 +120,7 @@ def main() -> None:
 
 
 def _complain(line: str) -> None:
-    # Parts of it may come from another node: nothing may move the cursor or make a second line.
-    shown = line if line.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-    print(f"causeway: {shown}", file=sys.stderr)
+    print(f"causeway: {printable(line)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -15,3 +15,8 @@ class CommandError(Exception):
         super().__init__("\n".join(lines))
         self.lines: Sequence[str] = lines
         self.code = code
+
+
+def printable(line: str) -> str:
+    """`line` as it may be shown. Parts may come from another node: nothing may move the cursor or make a second line."""
+    return line if line.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)

@@ -259,7 +259,7 @@ class Association:
         self._told.add(key)
         self._owner.log.info(
             "dropping a SOCKS client's datagrams",
-            extra={"client": self._label, "target": str(target or ""), "reason": reason, "error": why},
+            extra={"address": self._label, "target": str(target or ""), "reason": reason, "error": why},
         )
 
 

@@ -202,7 +202,7 @@ class Socks5:
             answer = handshake.receive(data)
         except SocksError as error:
             self._forget(greeted)
-            self._log.info("SOCKS handshake failed", extra={"client": join(*greeted.address[:2]), "error": str(error)})
+            self._log.info("SOCKS handshake failed", extra={"address": join(*greeted.address[:2]), "error": str(error)})
             _dismiss(sock, error.answer)
             return
         if answer and not _tell(sock, answer):
@@ -219,7 +219,7 @@ class Socks5:
 
     def _give_up(self, greeted: _Greeted, why: str) -> None:
         self._forget(greeted)
-        self._log.info("SOCKS handshake ended", extra={"client": join(*greeted.address[:2]), "error": why})
+        self._log.info("SOCKS handshake ended", extra={"address": join(*greeted.address[:2]), "error": why})
         greeted.sock.close()
 
     def _forget(self, greeted: _Greeted) -> None:
@@ -245,7 +245,7 @@ class Socks5:
                 self._associate(greeted, target)
             case _:
                 self._log.info(
-                    "refused a SOCKS client", extra={"client": join(ip, port), "error": "BIND is not served"}
+                    "refused a SOCKS client", extra={"address": join(ip, port), "error": "BIND is not served"}
                 )
                 _dismiss(greeted.sock, socks.reply(Reply.COMMAND_NOT_SUPPORTED))
 
@@ -255,7 +255,7 @@ class Socks5:
             ip, port = self._associations.open(sock, (client[0], client[1]), wanted)
         except OSError as error:
             self._counters.refused_local["", errors.LIMIT] += 1
-            self._log.warning("no UDP association", extra={"client": join(*client[:2]), "error": error.strerror})
+            self._log.warning("no UDP association", extra={"address": join(*client[:2]), "error": error.strerror})
             _dismiss(sock, socks.reply(Reply.GENERAL_FAILURE))
             return
         _tell(sock, socks.reply(Reply.SUCCEEDED, ip, port))  # if it cannot be told, it is gone, and ends by that
@@ -276,7 +276,7 @@ class _Manners:
     def refuse(self, client: socket.socket, reason: str, why: str) -> None:
         self._log.info(
             "refused a SOCKS client",
-            extra={"client": self._client, "target": str(self._target), "reason": reason, "error": why},
+            extra={"address": self._client, "target": str(self._target), "reason": reason, "error": why},
         )
         _dismiss(client, socks.reply(_REPLIES.get(reason, Reply.GENERAL_FAILURE)))
 

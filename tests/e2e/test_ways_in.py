@@ -1,14 +1,16 @@
-"""SOCKS5 across two nodes with the clients that people have: OpenSSH, scp, nc, curl, and one of UDP."""
+"""SOCKS5 and `causeway forward` across two nodes, with the clients that people have: OpenSSH, scp, nc, curl, and UDP."""
 
 import asyncio
 import contextlib
 import getpass
 import http.server
+import json
 import os
 import random
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +23,8 @@ import yaml
 from lab.child import Child
 from lab.manifest import merged
 from lab.mesh import Mesh
+from lab.node import Node
+from tests.causeway.process import Process
 from tests.e2e.conftest import print_logs
 from tests.e2e.traffic import PATIENCE, eventually
 
@@ -280,3 +284,95 @@ async def gone(mesh: Mesh) -> bool:
 
 async def reached(setting: Setting, keys: list[str]) -> bool:
     return (await run(tool("ssh"), *keys, "b", "true"))[0] == 0
+
+
+# ── causeway forward ──
+
+
+@contextlib.contextmanager
+def forwarding(node: Node, *arguments: str) -> Iterator[tuple[Process, int]]:
+    """The command at a node, and the port on which it listens. It is interrupted at the end, and must end well."""
+    command = [sys.executable, "-m", "causeway", "forward", *arguments, "--run-dir", str(node.run_dir)]
+    with Process(command) as process:
+        port = int(process.wait_for(r"listening on 127\.0\.0\.1:(\d+) ")[1])
+        yield process, port
+        process.signal(signal.SIGINT)
+        assert process.end() == 0, process.lines
+
+
+async def test_a_service_at_a_local_port(setting: Setting) -> None:
+    """From the node where it is not, and from the one where it is."""
+    for node in (setting.mesh.a, setting.mesh.b):
+        with forwarding(node, "0", "web.default:80") as (process, port):
+            for _ in range(2):
+                assert await run(tool("curl"), "-sS", f"http://127.0.0.1:{port}/") == (0, PAGE, "")
+            assert len(process.lines) == 1, process.lines
+
+
+async def test_a_target_at_a_node_outlives_the_command(setting: Setting, keys: list[str]) -> None:
+    with forwarding(setting.mesh.a, "0", f"b:127.0.0.1:{setting.ssh}") as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        async with asyncio.timeout(PATIENCE):
+            assert (await reader.readline()).startswith(b"SSH-2.0-")
+    writer.write(b"SSH-2.0-test\r\n")
+    async with asyncio.timeout(PATIENCE):
+        assert await reader.readexactly(4), "sshd's keys: the connection stands, with nobody forwarding"
+    writer.close()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
+
+
+async def test_a_client_that_is_refused_is_told_of(setting: Setting) -> None:
+    for where, reason in ((setting.denied, "denied"), (setting.dead, "connection-refused")):
+        with forwarding(setting.mesh.a, "0", f"b:127.0.0.1:{where}") as (process, port):
+            with pytest.raises(ConnectionResetError):
+                reader, _ = await asyncio.open_connection("127.0.0.1", port)
+                async with asyncio.timeout(PATIENCE):
+                    await reader.read()
+            assert process.wait_for(rf"^refused 127\.0\.0\.1:\d+ \({reason}\): .*{where}")
+
+
+async def test_datagrams_at_a_local_port(setting: Setting) -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        forwarding(setting.mesh.a, "-u", "0", f"b:127.0.0.1:{setting.udp[0]}") as (_, port),
+        contextlib.ExitStack() as stack,
+    ):
+        server.bind(("127.0.0.1", setting.udp[0]))
+        server.setblocking(False)
+        loop = asyncio.get_running_loop()
+        for _ in range(2):  # two clients, each with its own flow
+            client = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            client.connect(("127.0.0.1", port))
+            client.setblocking(False)
+            for size in (1, 0, 1200, 60_000):
+                client.send(NOISE[:size])
+                async with asyncio.timeout(PATIENCE):
+                    got, back = await loop.sock_recvfrom(server, 65_535)
+                    assert got == NOISE[:size]
+                    await loop.sock_sendto(server, got[::-1], back)
+                    assert await loop.sock_recv(client, 65_535) == NOISE[:size][::-1]
+
+
+async def test_what_it_says_to_programs_and_of_mistakes(setting: Setting) -> None:
+    command = [sys.executable, "-m", "causeway", "forward"]
+    options = ["--run-dir", str(setting.mesh.a.run_dir)]
+    with Process([*command, "0", f"b:127.0.0.1:{setting.denied}", "-o", "json", *options]) as process:
+        process.wait_for("listening")
+        said = json.loads(process.lines[0])
+        target = f"127.0.0.1:{setting.denied} at b"
+        assert said == {"event": "listening", "address": said["address"], "network": "tcp", "target": target}
+        host, _, port = said["address"].rpartition(":")
+        with pytest.raises(ConnectionResetError):
+            reader, _ = await asyncio.open_connection(host, int(port))
+            async with asyncio.timeout(PATIENCE):
+                await reader.read()
+        process.wait_for("refused")
+        said = json.loads(process.lines[1])
+        assert (said["event"], said["target"], said["reason"]) == ("refused", target, "denied")
+        process.signal(signal.SIGTERM)
+        assert process.end() == 0
+    code, _, err = await run(*command, "0", "wen:80", *options)
+    assert (code, err) == (1, "causeway: there is no service default/wen: did you mean default/web?\n")
+    code, _, err = await run(*command, "0", "web:81", *options)
+    assert (code, err) == (2, "causeway: default/web has no TCP port 81; it has 80 (main)\n")
