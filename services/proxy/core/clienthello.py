@@ -34,7 +34,10 @@ def server_name(data: bytes) -> str:
         at += 5 + length
         if message[0] != _CLIENT_HELLO:
             raise NotTls("not a ClientHello")
-        if len(message) >= 4 and len(message) >= 4 + int.from_bytes(message[1:4], "big"):
+        size = int.from_bytes(message[1:4], "big") if len(message) >= 4 else MAX_HELLO
+        if size > MAX_HELLO:
+            raise NotTls("a ClientHello of an impossible size")
+        if len(message) >= 4 + size:
             break
     try:
         return _name(memoryview(message)[4 : 4 + int.from_bytes(message[1:4], "big")])

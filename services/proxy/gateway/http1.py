@@ -16,7 +16,7 @@ from services.proxy.core.gateway import paths
 from services.proxy.core.gateway.headers import Head, Header, HeaderError, for_backend, for_client, trailers
 from services.proxy.core.gateway.hosts import host_of
 from services.proxy.core.gateway.model import Destination
-from services.proxy.core.gateway.paths import TargetError
+from services.proxy.core.gateway.paths import Target, TargetError
 from services.proxy.core.gateway.table import Forward, Moved, Request, Served, choose
 from services.proxy.counters import Counters
 from services.proxy.departure import Route
@@ -34,8 +34,8 @@ _REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
 _REFUSED = frozenset({b"CONNECT", b"TRACE"})
 
 
-class BackendError(Exception):
-    """The backend cannot answer: `status` for the client, and why."""
+class Refused(Exception):
+    """We answer ourselves: `status`, and why."""
 
     def __init__(self, status: int, why: str) -> None:
         super().__init__(why)
@@ -82,6 +82,7 @@ class Http1:
         self._http = h11.Connection(h11.SERVER, MAX_HEAD)
         self._begun = False  # the client has the head of the answer, or a part of it
         self._gone = False  # the client went away, or is too slow
+        self._linger = False  # the client may be sending what nobody will read
         self._limit: asyncio.Timeout | None = None
 
     async def run(self) -> None:
@@ -92,7 +93,8 @@ class Http1:
                     break
                 self._http.start_next_cycle()
             if self._http.our_state is not h11.SWITCHED_PROTOCOL:
-                await self._stream.close(linger=self._http.their_state in (h11.SEND_BODY, h11.ERROR, h11.IDLE))
+                self._linger = self._linger or self._http.their_state is h11.SEND_BODY
+                await self._stream.close(linger=self._linger)
         except (_Cut, OSError, h11.LocalProtocolError) as error:
             self._shared.log.debug("a client's connection was cut", extra={"error": repr(error)})
         finally:
@@ -127,15 +129,9 @@ class Http1:
         self._begun, head_only = False, request.method == b"HEAD"
         head = Head.of(request.headers)
         try:
-            head.check()
-            target = paths.read(request.target.decode("latin-1"))
-        except (HeaderError, TargetError) as error:
-            await self._say("", 400, str(error), head_only=head_only)
-            return
-        if request.method in _REFUSED:
-            await self._say(
-                "", 405, "this method is not served", (b"allow", b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS")
-            )
+            target = _judge(request, head)
+        except Refused as refusal:
+            await self._say("", refusal.status, str(refusal), head_only=head_only, close=True)
             return
         authority = target.authority or head.first(b"host")
         served = visit.find()
@@ -151,7 +147,9 @@ class Http1:
         else:
             await self._say("", 404, "no route", head_only=head_only)
 
-    async def _say(self, label: str, status: int, text: str, *headers: Header, head_only: bool = False) -> None:
+    async def _say(
+        self, label: str, status: int, text: str, *headers: Header, head_only: bool = False, close: bool = False
+    ) -> None:
         """An answer of our own, of one line."""
         body = f"{text}\n".encode("latin-1", "replace")
         fields = [*headers, (b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
@@ -160,7 +158,8 @@ class Http1:
                 self._http.next_event()  # the end, where there is no body
             except h11.RemoteProtocolError:
                 pass
-        if self._http.their_state is not h11.DONE:
+        if close or self._http.their_state is not h11.DONE:
+            self._linger = True
             fields.append((b"connection", b"close"))  # what the client has yet to send, nobody reads
         self._count(label, status)
         await self._send(h11.Response(status_code=status, headers=fields))
@@ -184,7 +183,7 @@ class Http1:
             async with asyncio.timeout(way.timeout or None) as self._limit:
                 await self._try(request, head, way, authority)
             return
-        except BackendError as error:
+        except Refused as error:
             status, why = error.status, str(error)
         except TimeoutError:
             status, why = 504, f"no answer from {way.destination} in time"
@@ -197,15 +196,15 @@ class Http1:
         """On a connection that was used before, where a second attempt does no harm, else on a new one."""
         route = self._shared.resolve(way.destination)
         if route is None:
-            raise BackendError(503, f"there is no service {way.destination}")
+            raise Refused(503, f"there is no service {way.destination}")
         if not len(route):
-            raise BackendError(503, f"no endpoint of {way.destination} is ready")
+            raise Refused(503, f"no endpoint of {way.destination} is ready")
         again = request.method in _REPEATABLE and not head.has_body and not head.upgrade
         while True:
             try:
                 upstream = await self._shared.pool.take(route, self._visit.address, again=again)
             except OSError as error:
-                raise BackendError(503, f"no more connections: {error.strerror}") from error
+                raise Refused(503, f"no more connections: {error.strerror}") from error
             try:
                 await self._exchange(upstream, request, head, way, authority)
                 return
@@ -318,7 +317,22 @@ class Http1:
         if upstream.used and not upstream.heard:
             return _Stale()
         what = "did not speak HTTP to the end" if upstream.heard else "ended the connection without an answer"
-        return BackendError(502, f"{way.destination} {what}")
+        return Refused(502, f"{way.destination} {what}")
+
+
+def _judge(request: h11.Request, head: Head) -> Target:
+    """The target of a request that may be handed on. Raises Refused; who sent it had better start anew."""
+    if sum(len(name) + len(value) for name, value in request.headers) > MAX_HEAD:
+        raise Refused(431, "the head of the request is too large")
+    if request.http_version not in (b"1.0", b"1.1"):
+        raise Refused(505, "expected HTTP/1.1")
+    if request.method in _REFUSED:
+        raise Refused(405, "this method is not served")
+    try:
+        head.check()
+        return paths.read(request.target.decode("latin-1"))
+    except (HeaderError, TargetError) as error:
+        raise Refused(400, str(error)) from None
 
 
 async def _tell(upstream: Upstream, event: h11.Event) -> None:

@@ -3,12 +3,16 @@
 import asyncio
 import socket
 import ssl
+import struct
 from collections.abc import Callable
 
 READ = 64 * 1024  # bytes a read; the stream's buffers hold at most twice that each way
 HANDSHAKE = 10.0  # s for the TLS handshake
 SHUTDOWN = 2.0  # s for TLS to close in good order
 LINGER = 2.0  # s in which a client may take the answer to what it is still sending
+FLUSH = 30.0  # s in which the last of what was written has to be taken
+
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends a reset
 
 
 class _Protocol(asyncio.StreamReaderProtocol):
@@ -29,6 +33,7 @@ class Stream:
         self._reader = reader
         self._writer = writer
         self._protocol = protocol
+        self._closed = False
 
     @classmethod
     async def adopt(cls, sock: socket.socket, context: ssl.SSLContext | None = None) -> "Stream":
@@ -73,49 +78,71 @@ class Stream:
         self._writer.writelines(pieces)
         await self._writer.drain()
 
-    async def finish(self) -> None:
-        """No more will be written; TLS cannot say so and goes on."""
-        if self._writer.can_write_eof():
-            self._writer.write_eof()
+    def finish(self) -> bool:
+        """No more will be written. False: TLS can say so only by ending both ways (asyncio's, that is)."""
+        if not self._writer.can_write_eof():
+            return False
+        self._writer.write_eof()
+        return True
 
     async def close(self, *, linger: bool = False) -> None:
-        """In good order. `linger`: the other side may be sending; closed at once, it would be reset and lose our answer."""
+        """In good order: what was written is sent. `linger`: the other side may be sending; closed at once, it would be
+        reset and lose our answer."""
         try:
-            async with asyncio.timeout(LINGER + SHUTDOWN):
-                if linger:
-                    await self.finish()
-                    async with asyncio.timeout(LINGER):
-                        while await self._reader.read(READ):
-                            pass
+            if linger:
+                async with asyncio.timeout(LINGER):
+                    self.finish()
+                    while await self._reader.read(READ):
+                        pass
         except (OSError, TimeoutError):
             pass
         self._writer.close()
+        try:
+            async with asyncio.timeout(FLUSH):
+                await self._writer.wait_closed()
+            self._closed = True
+        except (OSError, TimeoutError):
+            self.abort()
 
     def abort(self) -> None:
-        """At once; what was not sent is lost, and the other side sees that it is not whole."""
+        """At once, unless it is closed: what was not sent is lost, and the other side sees a reset, not an end."""
+        if self._closed:
+            return
+        self._closed = True
+        sock = self._writer.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            except OSError:  # it has gone already
+                pass
         self._writer.transport.abort()
 
 
-async def splice(one: Stream, two: Stream) -> None:
-    """Copies both ways until both have ended. Half-close travels."""
-    copies = [asyncio.ensure_future(_copy(one, two)), asyncio.ensure_future(_copy(two, one))]
+async def splice(client: Stream, backend: Stream) -> None:
+    """Copies both ways until both have ended. Half-close travels, where there is one; else who has ended ends all."""
+    copies = {asyncio.ensure_future(_copy(client, backend)), asyncio.ensure_future(_copy(backend, client))}
+    waiting, whole = copies, True
     try:
-        await asyncio.gather(*copies)
-    except OSError:
-        pass
+        while waiting and whole:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            whole = all(copy.exception() is None for copy in done)
+            if whole and any(not copy.result() for copy in done):
+                break
+    except asyncio.CancelledError:
+        whole = False
+        raise
     finally:
         for copy in copies:
             copy.cancel()
         await asyncio.gather(*copies, return_exceptions=True)
-        one.abort() if not all(_ended(copy) for copy in copies) else await one.close()
-        two.abort()
+        if whole:
+            await client.close()
+        client.abort()
+        backend.abort()
 
 
-def _ended(copy: "asyncio.Future[None]") -> bool:
-    return not copy.cancelled() and copy.exception() is None
-
-
-async def _copy(source: Stream, sink: Stream) -> None:
+async def _copy(source: Stream, sink: Stream) -> bool:
+    """Until the source ends; whether the sink could be told."""
     while data := await source.read():
         await sink.write(data)
-    await sink.finish()
+    return sink.finish()

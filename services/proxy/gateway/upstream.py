@@ -12,7 +12,7 @@ import h11
 from services.proxy.departure import Route
 from services.proxy.gateway.streams import Stream
 
-MAX_HEAD = 64 * 1024  # bytes of a response's head
+MAX_HEAD = 64 * 1024  # bytes of a head
 MAX_RESTING = 32  # connections of one service port
 MAX_RESTING_ALL = 512
 REST = 30.0  # s; most servers wait longer, so that it is we who close
