@@ -19,6 +19,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from services.proxy.core.catalog import Network
+
 TABLE = "inet causeway"
 
 # kube-proxy translates at dstnat, -100 (netfilter_ipv4.h); the first chain that translates a connection has it.
@@ -52,6 +54,12 @@ class Ruleset:
     def __bool__(self) -> bool:
         """Whether there is anything to redirect."""
         return bool(self.tcp or self.udp)
+
+    @property
+    def targets(self) -> set[tuple[Network, str, int]]:
+        """All that is redirected."""
+        udp: set[tuple[Network, str, int]] = {("udp", *target) for target, _ in self.udp}
+        return udp | {("tcp", *target) for target in self.tcp}
 
     @property
     def frame(self) -> tuple[object, ...]:
