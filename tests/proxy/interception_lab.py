@@ -13,7 +13,7 @@ import grpc
 
 from lab.child import Child
 from lab.manifest import Document
-from lab.namespace import Namespace, connect
+from lab.namespace import LabError, Namespace, connect
 from lab.network import Network
 from lab.node import Node, together
 from lab.place import simulated
@@ -156,11 +156,12 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
 
 
 def _listed(place: Namespace, table: str) -> str:
-    return (
-        place.run(["nft", "list", "table", *table.split()])
-        if f"table {table}" in place.run(["nft", "list", "tables"])
-        else ""
-    )
+    try:
+        return place.run(["nft", "list", "table", *table.split()])
+    except LabError as error:
+        if "No such file" in str(error):
+            return ""
+        raise
 
 
 @contextlib.contextmanager

@@ -15,7 +15,8 @@ import pytest
 from lab.child import Child
 from lab.node import Node
 from lab.rootless import available, probe
-from services.proxy.ownership import lock as ownership_lock
+from services.proxy import ownership
+from services.proxy.nft import NftError
 from tests.proxy.interception_lab import (
     IP4,
     IP6,
@@ -233,16 +234,17 @@ async def test_cleanup_is_one_command(lab: Lab) -> None:
                 [sys.executable, "-m", "causeway", "proxy", "--cleanup"], capture_output=True, text=True, timeout=60
             )
 
-    refused = await asyncio.to_thread(cleanup)
-    assert refused.returncode == 1
-    assert "another proxy intercepts" in refused.stderr
+    with pytest.raises(NftError, match="another proxy intercepts"):
+        lab.host.call(ownership.cleanup)
     await lab.a.kill("proxy")
     assert lab.table()
     done = await asyncio.to_thread(cleanup)
     assert (done.returncode, done.stderr) == (0, "")
     assert lab.table() == ""
 
-    with lab.host.call(ownership_lock):  # somebody else intercepts
+    other = lab.host.call(ownership.lock)
+    assert other is not None
+    with other:  # somebody else intercepts
         lab.a.start("proxy")
         await lab.a.ready("proxy")
 

@@ -77,7 +77,7 @@ def udp_ports(ip: str, port: int) -> Iterator[int]:
 def replace(ruleset: Ruleset) -> str:
     """The whole table in one transaction, whatever was there before."""
     sets = "\n".join(
-        f"  {kind} {name} {{ type {key}; {_listed('elements =', found)}}}"
+        f"  {kind} {name} {{ type {key}; {_listed('elements =', found)} }}"
         for (name, (kind, key)), found in zip(_SETS.items(), _elements(ruleset).values(), strict=True)
     )
     four, six = ruleset.gates
@@ -189,7 +189,7 @@ def _redirect(port: int, four: str, six: str) -> str:
 
 def _listed(prefix: str, elements: Iterable[str]) -> str:
     listed = ", ".join(sorted(elements))
-    return f"{prefix} {{ {listed} }} ".lstrip() if listed else ""
+    return f"{prefix} {{ {listed} }}".lstrip() if listed else ""
 
 
 def _version(ip: str) -> int:
