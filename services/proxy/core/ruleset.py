@@ -6,6 +6,8 @@
       refused4 refused6  set   cluster IPs: what is sent to another port of them is refused here, and at once
       ours             set   the ports of the listeners: who comes to them by himself, not redirected, is refused
       output           the machine's own traffic            prerouting   what it receives and forwards: of pods
+      sent, forwarded  what still goes to a cluster IP there is refused, unless it is for a service: such packets belong to
+                       connections from before the redirection, which are about to be forgotten (services/proxy/conntrack.py)
 
 Rules never change while services come and go, elements do. The redirection is made for the first packet of a
 connection or flow; all others follow what conntrack remembers, also when the rule is gone.
@@ -101,6 +103,10 @@ table {TABLE} {{
 {_redirect(ruleset.port, four, six)}
   }}
   chain refuse {{
+    ip daddr . tcp dport @tcp4 return
+    ip6 daddr . tcp dport @tcp6 return
+    ip daddr . udp dport @udp4 return
+    ip6 daddr . udp dport @udp6 return
     meta l4proto tcp reject with tcp reset
     meta l4proto udp reject with icmpx port-unreachable
   }}
