@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from logging import Logger
 from typing import Any, TypeVar
 
-from services.proxy import errors, nft, ownership
+from services.proxy import conntrack, errors, nft, ownership
 from services.proxy.captured import CapturedListener
 from services.proxy.config import Settings
 from services.proxy.core import ruleset
@@ -78,7 +78,7 @@ class Captured:
 
 
 class Interception:
-    """`open`, then `run` in a task of its owner, `capture` and `know` at will, then `close`."""
+    """`open`, then `run` in a task of its owner, `capture` and `learn` at will, then `close`."""
 
     def __init__(self, settings: Settings, departure: Departure, counters: Counters, log: Logger) -> None:
         self._settings = settings
@@ -93,6 +93,7 @@ class Interception:
         self._missed = False  # somebody wanted it nevertheless
         self._error = ""  # what the last transaction failed with
         self._installed: Ruleset | None = None
+        self._redirected: set[Spot] = set()  # of that
         self._listing: nft.Listing | None = None
         self._leftover = False  # there is a table, whoever made it
         self._skeleton = False  # which redirects nothing
@@ -165,7 +166,7 @@ class Interception:
         self._captured.pop(captured.spot, None)
         self._wake.set()
 
-    def know(self, services: Iterable[Service]) -> None:
+    def learn(self, services: Iterable[Service]) -> None:
         """These are all the services known now."""
         services = list(services)
         self._own = set(local_addresses(services, self._settings.node_name))
@@ -176,15 +177,13 @@ class Interception:
     def loops(self, network: Network, ip: str, port: int) -> bool:
         """Whether a connection to this endpoint of ours would come back to us: it has just moved to this node, and the table
         does not know yet."""
-        if self._installed is None or (network, ip, port) not in self._own:
-            return False
-        return self._redirects(Spot(network, ip, port))
+        return (network, ip, port) in self._own and Spot(network, ip, port) in self._redirected
 
     def error(self, spot: Spot) -> str:
         """Why clients of `spot` do not come here; "" when they do."""
         if (spot.network, spot.ip, spot.port) in self._own:
             return OWN
-        return "" if self._redirects(spot) else self._error or PENDING
+        return "" if spot in self._redirected else self._error or PENDING
 
     def warnings(self) -> list[str]:
         """For status."""
@@ -265,14 +264,6 @@ class Interception:
             gates=addresses(self._settings.listen_interface) if self._settings.listen_interface else ("", ""),
         )
 
-    def _redirects(self, spot: Spot) -> bool:
-        target, captured = (spot.ip, spot.port), self._captured.get(spot)
-        if self._installed is None or captured is None:
-            return False
-        if spot.network == "tcp":
-            return target in self._installed.tcp
-        return (target, captured.port) in self._installed.udp
-
     async def _idle(self) -> bool:
         """Waits until there is something to do; True when nobody said so for a long time."""
         try:
@@ -292,7 +283,7 @@ class Interception:
         if self._installed is None or await self._do(nft.listing) == self._listing:
             return False
         self._repairs += 1
-        self._installed = None
+        self._holds(None)
         self._log.warning("somebody else changed the table of the interception; putting it right")
         return True
 
@@ -305,16 +296,29 @@ class Interception:
             return
         self._skeleton = False
         self._leftover = True
+        before = self._redirected
         try:
             if installed is None or installed.frame != target.frame:
                 raise NftError
-            await self._do(nft.load, ruleset.change(installed, target))
+            await self._load(ruleset.change(installed, target))
         except NftError:  # there is none, or somebody changed it a moment ago
-            self._installed = None
-            await self._do(nft.load, ruleset.replace(target))
-        self._listing = await self._do(nft.listing)
-        self._installed = target
+            self._holds(None)
+            await self._load(ruleset.replace(target))
+        self._holds(target)
+        try:
+            await self._do(conntrack.forget, self._redirected - before)
+        except OSError as error:  # a kernel without nf_conntrack_netlink
+            self._log.debug("conntrack keeps what it knew", extra={"error": str(error)})
         self._log.info("intercepting", extra={"target": f"{len(target.tcp)} TCP, {len(target.udp)} UDP addresses"})
+
+    async def _load(self, script: str) -> None:
+        """And looks at the result, with which later ones are compared. Raises NftError when it is not ours alone."""
+        assert self._watch is not None
+        before = self._watch.count()
+        await self._do(nft.load, script)
+        self._listing = await self._do(nft.listing)
+        if self._watch.count() - before > 1:
+            raise NftError("somebody else changes the table at the same time")
 
     async def _tidy(self) -> None:
         """Takes the table away. While connections live that came through it, one stays that redirects nothing: the next check,
@@ -325,10 +329,14 @@ class Interception:
         if not (keep and self._skeleton):
             await self._do(nft.load, ruleset.remove(keep_connections=keep))
             self._log.info("intercepting no longer")
-        self._installed = self._listing = None
+        self._holds(None)
         self._leftover = self._skeleton = keep
         if not keep and not self._captured:
             self._unlock()
+
+    def _holds(self, installed: Ruleset | None) -> None:
+        self._installed = installed
+        self._redirected = {Spot(*target) for target in installed.targets} if installed is not None else set()
 
     async def _do(self, function: Callable[..., _T], *arguments: object) -> _T:
         """Runs `nft` in a thread. A cancelled caller does not take away what `close` has to wait for."""

@@ -61,7 +61,7 @@ class Listeners:
     ) -> None:
         """These are all the services known now, and how their clients are spread, by the service's key."""
         services = list(services)
-        self._interception.know(services)
+        self._interception.learn(services)
         spots, self._refused = plan.wanted(services, traffic, site)
         steps = plan.diff(self._open, spots)
         for spot in steps.close:

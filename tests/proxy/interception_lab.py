@@ -1,17 +1,19 @@
-"""Two nodes with public addresses, a pod on one of them, and echo servers at the other."""
+"""Two nodes with public addresses, a pod on each of them, and echo servers at b."""
 
 import asyncio
 import contextlib
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
+
 from lab.child import Child
 from lab.manifest import Document
-from lab.namespace import Namespace, connect
+from lab.namespace import LabError, Namespace, connect
 from lab.network import Network
 from lab.node import Node, together
 from lab.place import simulated
@@ -72,7 +74,7 @@ def manifest(
 
 
 class Lab:
-    """Node a with a pod, node b with the backends; a can dial b."""
+    """Node b has the backends, and a can dial it. a's pod is on an interface with addresses; the one of b's pod has none."""
 
     def __init__(self, folder: Path) -> None:
         self.network = Network()
@@ -81,18 +83,26 @@ class Lab:
         self.pod = self.network.namespace("pod", ipv6=True)
         connect(self.host, "pod0", self.pod, "eth0")
         self.host.ip(f"addr add {POD4}.1/24 dev pod0", f"addr add {POD6}1/64 dev pod0 nodad")
-        for switch in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
-            self.host.sysctl(switch, 1)
+        self.far_host, self.far_pod = b.namespace, self.network.namespace("far-pod")
+        connect(self.far_host, "pod0", self.far_pod, "eth0")
+        self.far_pod.ip(f"addr add {POD4}.3/32 dev eth0", "route add default dev eth0")
+        self.far_host.ip(f"route add {POD4}.3 dev pod0")
+        self.far_host.sysctl("ipv4/conf/pod0/proxy_arp", 1)
+        for host in (self.host, self.far_host):
+            for switch in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+                host.sysctl(switch, 1)
         self.pod.ip(
             f"addr add {POD4}.2/24 dev eth0",
             f"addr add {POD6}2/64 dev eth0 nodad",
             f"route add default via {POD4}.1",
             f"route add default via {POD6}1",
         )
-        psk = secrets.token_hex(32)
+        self.folder = folder
+        self.psk = psk = secrets.token_hex(32)
         more: dict[str, Any] = {"edgeDiscovery": {"bootstrap": [b.address], "mdns": {"enable": False}}}
         self.a = Node(simulated(a), folder / "a", psk=psk, relay_mode="off", modules=more)
-        self.b = Node(simulated(b), folder / "b", psk=psk, relay_mode="off")
+        own: dict[str, Any] = {"edgeProxy": {"listenInterface": "eth0", "subNet": "10.96.0.0/12"}}
+        self.b = Node(simulated(b), folder / "b", psk=psk, relay_mode="off", modules=own)
         self.web = manifest("web", ips=[IP4, IP6], node="b", address=b.address)
         self._echo = Child([sys.executable, "-c", _ECHO, b.address, str(TARGET)], output=None, namespace=b.namespace)
 
@@ -128,22 +138,30 @@ class Lab:
         await until(so, f"a intercepts {addresses}")
 
 
-async def until(condition: Any, what: str) -> None:
-    """Waits until a coroutine function says so."""
+async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    """Waits until a coroutine function says so; one that raises does not say so yet."""
+    last: Exception | None = None
     try:
         async with asyncio.timeout(PATIENCE):
-            while not await condition():  # noqa: ASYNC110 (another process)
+            while True:
+                try:
+                    if await condition():
+                        return
+                    last = None
+                except (grpc.aio.AioRpcError, OSError) as error:
+                    last = error
                 await asyncio.sleep(0.05)
     except TimeoutError:
-        raise AssertionError(f"still not so: {what}") from None
+        raise AssertionError(f"still not so: {what}") from last
 
 
 def _listed(place: Namespace, table: str) -> str:
-    return (
-        place.run(["nft", "list", "table", *table.split()])
-        if f"table {table}" in place.run(["nft", "list", "tables"])
-        else ""
-    )
+    try:
+        return place.run(["nft", "list", "table", *table.split()])
+    except LabError as error:
+        if "No such file" in str(error):
+            return ""
+        raise
 
 
 @contextlib.contextmanager

@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from lab.child import Child
+from lab.node import Node
 from lab.rootless import available, probe
+from services.proxy import ownership
+from services.proxy.nft import NftError
 from tests.proxy.interception_lab import (
     IP4,
     IP6,
@@ -161,7 +165,8 @@ async def test_streams_outlive_kill_and_stop_of_the_proxy(lab: Lab) -> None:
         await talk()
 
         assert await lab.a.stop("proxy") == {"proxy": 0}
-        assert "redirect" not in lab.table()  # nothing is intercepted, but the streams …
+        assert lab.table()  # without it nobody would translate for the streams …
+        assert "redirect" not in lab.table()  # … but nothing is intercepted any more
         await talk_streams(flows)
         lab.a.start("proxy")
         await lab.a.ready("proxy")
@@ -174,18 +179,36 @@ async def talk_streams(flows: tuple[socket.socket, ...]) -> None:
         await asyncio.to_thread(say, sock, os.urandom(100_000))
 
 
-async def test_nothing_is_left_after_the_last_service_or_a_stop(lab: Lab) -> None:
+async def test_no_service_no_table(lab: Lab) -> None:
     lab.a.publish([])
 
     async def gone() -> bool:
         return lab.table() == ""
 
     await until(gone, "no table without services")
-    lab.a.publish(lab.web)
-    await lab.intercepting(FAR, FAR6)
-    assert lab.table()
-    assert await lab.a.stop("proxy") == {"proxy": 0}
-    assert lab.table() == ""
+
+
+async def test_who_asked_too_early_is_answered(lab: Lab) -> None:
+    """conntrack has decided on a SYN or a flow before the service was there; both are tried again from the same port."""
+    lab.host.nft(
+        "table ip early {\n chain leave {\n type nat hook postrouting priority srcnat;\n ct state new masquerade\n }\n}"
+    )
+    try:
+        other = manifest("other", ips=["10.96.0.13"], node="b", address=lab.b.place.address)
+        loop = asyncio.get_running_loop()
+        with lab.host.socket() as early, lab.pod.socket(socket.SOCK_DGRAM) as flow:
+            early.setblocking(False)
+            connecting = asyncio.create_task(loop.sock_connect(early, ("10.96.0.13", PORT)))
+            flow.sendto(b"early", ("10.96.0.13", PORT))
+            await asyncio.sleep(0)
+            lab.a.publish([*lab.web, *other])
+            await lab.intercepting(FAR, FAR6, "10.96.0.13:80")
+            await asyncio.to_thread(ask, flow, b"again", "10.96.0.13")
+            await asyncio.wait_for(connecting, PATIENCE)
+            early.settimeout(PATIENCE)
+            await asyncio.to_thread(say, early, b"at last")
+    finally:
+        lab.host.nft("delete table ip early")
 
 
 async def test_elements_change_and_rules_do_not(lab: Lab) -> None:
@@ -211,32 +234,40 @@ async def test_cleanup_is_one_command(lab: Lab) -> None:
                 [sys.executable, "-m", "causeway", "proxy", "--cleanup"], capture_output=True, text=True, timeout=60
             )
 
-    refused = await asyncio.to_thread(cleanup)
-    assert refused.returncode == 1
-    assert "another proxy intercepts" in refused.stderr
+    with pytest.raises(NftError, match="another proxy intercepts"):
+        lab.host.call(ownership.cleanup)
     await lab.a.kill("proxy")
     assert lab.table()
     done = await asyncio.to_thread(cleanup)
     assert (done.returncode, done.stderr) == (0, "")
     assert lab.table() == ""
 
+    other = lab.host.call(ownership.lock)
+    assert other is not None
+    with other:  # somebody else intercepts
+        lab.a.start("proxy")
+        await lab.a.ready("proxy")
+
+        async def told() -> bool:
+            rows = (await lab.a.proxy()).listeners
+            return len(rows) == 4 and all("another proxy intercepts" in it.error for it in rows)
+
+        await until(told, "every address says why it is not served")
+        assert lab.table() == ""
+
 
 async def test_kube_proxy_beside(lab: Lab) -> None:
-    """We come first, for our addresses only, and touch no other table."""
+    """We come first, for our addresses only, touch no other table, and are gone after a stop."""
     lab.host.nft(KUBE_PROXY)
     try:
         foreign = lab.host.run(["nft", "list", "table", "ip", "kube-proxy"])
         for place in (lab.host, lab.pod):
             with stream(place, IP4) as sock:
                 await asyncio.to_thread(say, sock, b"first")
-        other = manifest("other", ips=["10.96.0.11"], node="b", address=lab.b.place.address)
-        lab.a.publish([*lab.web, *other])
-        await lab.intercepting(FAR, FAR6, "10.96.0.11:80")
-        await lab.a.kill("proxy")
-        lab.a.start("proxy")
-        await lab.a.ready("proxy")
-        await lab.intercepting(FAR, FAR6, "10.96.0.11:80")
+        lab.a.publish(manifest("other", ips=["10.96.0.11"], node="b", address=lab.b.place.address))
+        await lab.intercepting("10.96.0.11:80")
         assert await lab.a.stop("proxy") == {"proxy": 0}
+        assert lab.table() == ""
         assert lab.host.run(["nft", "list", "table", "ip", "kube-proxy"]) == foreign
     finally:
         lab.host.nft("delete table ip kube-proxy")
@@ -285,3 +316,38 @@ async def test_our_own_backends_are_not_intercepted(lab: Lab) -> None:
             assert (await lab.a.proxy()).accepted_total == accepted
         rows = {it.address: it for it in (await lab.a.proxy()).listeners}
         assert "endpoint of this node" in rows[f"{device}:{TARGET}"].error
+
+
+async def test_a_pod_whose_interface_has_no_address(lab: Lab) -> None:
+    """`listenInterface` says where its traffic goes to; `subNet` what is refused though no service has it."""
+    for place in (lab.far_host, lab.far_pod):
+        with stream(place, IP4) as sock:
+            await asyncio.to_thread(say, sock, b"hello")
+        with place.socket(socket.SOCK_DGRAM) as flow:
+            await asyncio.to_thread(ask, flow, b"hello", IP4)
+        with pytest.raises(ConnectionRefusedError), stream(place, "10.96.77.77"):
+            pass
+
+
+async def test_without_permission_it_is_a_line_of_status(lab: Lab) -> None:
+    place = lab.b.place
+    node = Node(place, lab.folder / "c", psk=lab.psk, modules={"edgeProxy": {"interception": {"enable": "on"}}})
+    argv = [
+        "setpriv",
+        "--bounding-set=-net_admin",
+        "--inh-caps=-net_admin",
+        "--",
+        sys.executable,
+        "-m",
+        "services.proxy",
+    ]
+    proxy = Child([*argv, "--config", str(node.config_file)], output=node.log("proxy"), namespace=place.namespace)
+    try:
+
+        async def told() -> bool:
+            warnings = (await node.proxy()).warnings
+            return any("not intercepted" in it and "CAP_NET_ADMIN" in it for it in warnings)
+
+        await until(told, "the warning")
+    finally:
+        assert await proxy.stop() == 0

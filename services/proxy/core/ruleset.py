@@ -6,6 +6,8 @@
       refused4 refused6  set   cluster IPs: what is sent to another port of them is refused here, and at once
       ours             set   the ports of the listeners: who comes to them by himself, not redirected, is refused
       output           the machine's own traffic            prerouting   what it receives and forwards: of pods
+      sent, forwarded  what still goes to a cluster IP there is refused, unless it is for a service: such packets belong to
+                       connections from before the redirection, which are about to be forgotten (services/proxy/conntrack.py)
 
 Rules never change while services come and go, elements do. The redirection is made for the first packet of a
 connection or flow; all others follow what conntrack remembers, also when the rule is gone.
@@ -18,6 +20,8 @@ import ipaddress
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+from services.proxy.core.catalog import Network
 
 TABLE = "inet causeway"
 
@@ -54,6 +58,12 @@ class Ruleset:
         return bool(self.tcp or self.udp)
 
     @property
+    def targets(self) -> set[tuple[Network, str, int]]:
+        """All that is redirected."""
+        udp: set[tuple[Network, str, int]] = {("udp", *target) for target, _ in self.udp}
+        return udp | {("tcp", *target) for target in self.tcp}
+
+    @property
     def frame(self) -> tuple[object, ...]:
         """What the rules depend on, elements aside."""
         return self.port, self.subnets, self.gates
@@ -69,7 +79,7 @@ def udp_ports(ip: str, port: int) -> Iterator[int]:
 def replace(ruleset: Ruleset) -> str:
     """The whole table in one transaction, whatever was there before."""
     sets = "\n".join(
-        f"  {kind} {name} {{ type {key}; {_listed('elements =', found)}}}"
+        f"  {kind} {name} {{ type {key}; {_listed('elements =', found)} }}"
         for (name, (kind, key)), found in zip(_SETS.items(), _elements(ruleset).values(), strict=True)
     )
     four, six = ruleset.gates
@@ -93,6 +103,10 @@ table {TABLE} {{
 {_redirect(ruleset.port, four, six)}
   }}
   chain refuse {{
+    ip daddr . tcp dport @tcp4 return
+    ip6 daddr . tcp dport @tcp6 return
+    ip daddr . udp dport @udp4 return
+    ip6 daddr . udp dport @udp6 return
     meta l4proto tcp reject with tcp reset
     meta l4proto udp reject with icmpx port-unreachable
   }}
@@ -181,7 +195,7 @@ def _redirect(port: int, four: str, six: str) -> str:
 
 def _listed(prefix: str, elements: Iterable[str]) -> str:
     listed = ", ".join(sorted(elements))
-    return f"{prefix} {{ {listed} }} ".lstrip() if listed else ""
+    return f"{prefix} {{ {listed} }}".lstrip() if listed else ""
 
 
 def _version(ip: str) -> int:
