@@ -47,6 +47,11 @@ def asking(**fields: object) -> Service:
     return Service("default/web", ("127.1.0.1",), (HTTP,), (Endpoint(("10.0.0.1",), (HTTP,), "b", True),), **fields)  # type: ignore[arg-type]
 
 
+def istio(**balancer: object) -> str:
+    """spec.trafficPolicy of a DestinationRule."""
+    return json.dumps({"loadBalancer": balancer})
+
+
 # ── strategies ──
 
 
@@ -79,6 +84,12 @@ def test_round_robin_survives_any_changes(sets: list[list[int]]) -> None:
         chosen = tuple(every[i] for i in members)
         made.update(chosen, ROUND_ROBIN)
         assert Counter(made.pick("x", 0.0) for _ in chosen) == Counter(chosen)
+
+
+def test_10_000_requests_over_5_backends_in_turn_are_exact() -> None:
+    shares = spread(balancer(backends(5)))
+    assert sum(shares.values()) == REQUESTS
+    assert max(shares.values()) - min(shares.values()) <= 1
 
 
 @pytest.mark.parametrize("strategy", ["random", "p2c"])
@@ -131,6 +142,24 @@ def test_f33_source_ip_sticks_whatever_the_port_and_keeps_most_keys_when_one_of_
         assert sum(made.pick(client, 0.0) == before[client] for client in stayed) >= 0.8 * len(stayed)
         made.update(five, Traffic("source-ip"))
     assert all(made.pick(client, 0.0) == backend for client, backend in before.items())
+
+
+def test_a_header_keeps_most_of_its_keys_when_one_of_five_goes_and_no_address_matters() -> None:
+    five, traffic = backends(5), Traffic("header", name="x")
+    made = balancer(())
+    made.update(five, traffic)
+    before = {f"user-{i}": made.pick("1.1.1.1", 0.0, (), f"user-{i}") for i in range(REQUESTS)}
+    assert all(made.pick("2.2.2.2", 1.0, (), key) == backend for key, backend in before.items())
+    assert set(before.values()) == set(five)
+    for gone in five:
+        made.update(tuple(backend for backend in five if backend != gone), traffic)
+        kept = sum(made.pick("1.1.1.1", 0.0, (), key) == backend for key, backend in before.items() if backend != gone)
+        assert kept >= 0.8 * sum(backend != gone for backend in before.values())
+        made.update(five, traffic)
+    # One that is tried in vain is left out for that client, and the key falls to the next.
+    first = before["user-1"]
+    assert first is not None
+    assert made.pick("1.1.1.1", 0.0, (first,), "user-1") not in (first, None)
 
 
 def test_the_ring_is_the_same_everywhere_and_never_empty_handed() -> None:
@@ -195,6 +224,17 @@ def test_local_only_goes_nowhere_else() -> None:
             Traffic("source-ip"),
         ),
         ({"traffic_policy": json.dumps({"connectionPool": {}})}, ROUND_ROBIN),
+        ({"traffic_policy": istio(simple="PASSTHROUGH")}, ROUND_ROBIN),
+        ({"traffic_policy": istio(simple="LEAST_CONN")}, Traffic("least-connections")),
+        ({"traffic_policy": istio(consistentHash={"httpHeaderName": "X-User"})}, Traffic("header", name="X-User")),
+        (
+            {"traffic_policy": istio(consistentHash={"httpCookie": {"name": "sid", "ttl": "0s"}}), "sticky": 30.0},
+            Traffic("cookie", name="sid"),  # one address is many users: it is not what sticks
+        ),
+        (
+            {"traffic_policy": istio(consistentHash={"httpQueryParameterName": "q", "minimumRingSize": 10})},
+            Traffic("query-parameter", name="q"),
+        ),
         (
             {"sticky": 30.0, "distribution": "PreferClose", "internal_policy": "Local"},
             Traffic(sticky=30.0, near=True, local=True),
@@ -213,6 +253,12 @@ def test_what_a_service_asks_for(fields: dict[str, object], expected: Traffic) -
         ({"traffic_policy": json.dumps({"loadBalancer": {"simple": "MAGLEV"}})}, "MAGLEV"),
         ({"traffic_policy": json.dumps({"loadBalancer": {"consistentHash": {"useSourceIp": 1}}})}, "useSourceIp: true"),
         ({"traffic_policy": json.dumps({"loadBalancer": ["x"]})}, "not an object"),
+        ({"traffic_policy": istio()}, "neither simple nor consistentHash"),
+        ({"traffic_policy": istio(consistentHash={})}, "none of httpHeaderName"),
+        ({"traffic_policy": istio(consistentHash={"httpHeaderName": ""})}, "expected a name"),
+        ({"traffic_policy": istio(consistentHash={"httpHeaderName": "a b"})}, "httpHeaderName is 'a b'"),
+        ({"traffic_policy": istio(consistentHash={"httpCookie": {"path": "/"}})}, "httpCookie.name"),
+        ({"traffic_policy": istio(consistentHash={"httpCookie": "sid"})}, "httpCookie.name"),
     ],
 )
 def test_f33_an_unknown_policy_is_an_error_on_that_service_and_no_crash(fields: dict[str, object], part: str) -> None:
