@@ -73,7 +73,7 @@ class Inbound:
     ) -> None:
         if sock is not None:
             self._counters.dialled[service] += 1
-            self._attach.give(peers.accept(token), sock)
+            self._attach.give(peers.accept(token, service), sock)
             span.end()
             return
         self._counters.refused_inbound[reason] += 1

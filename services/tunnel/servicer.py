@@ -50,6 +50,8 @@ class OpenRequest:
     timeout: float
     keep: bool = False
     watch: bool = False
+    asked: float = 0.0
+    """When it came; monotonic seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class Answer:
 
     token: bytes
     refusal: Reason | None
+    service: str = ""
+    """Of which this node knows the backend as an endpoint."""
 
 
 class Tunnel(Protocol):
@@ -109,7 +113,7 @@ def _decode_attach(message: pb.Attach) -> OpenRequest | Answer:
             watch=request.watch and message.id != 0,
         )
     if role == "accept":
-        return Answer(message.accept.token, None)
+        return Answer(message.accept.token, None, message.accept.service)
     if role == "refuse":
         refusal = message.refuse.refusal
         return Answer(message.refuse.token, Reason(refusal.reason, refusal.message))
