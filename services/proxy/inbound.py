@@ -80,7 +80,7 @@ class Inbound:
     ) -> None:
         if sock is not None:
             self._counters.dialled[service] += 1
-            self._attach.give(peers.accept(offer.token), sock)
+            self._attach.give(peers.accept(offer.token, service), sock)
             span.end()
             return
         self._counters.refused_inbound[reason] += 1

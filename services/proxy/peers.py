@@ -97,9 +97,9 @@ class Opening:
         return self._kept.SerializeToString()
 
 
-def accept(token: bytes) -> bytes:
-    """The header that answers an offer with a connection."""
-    return tunnel_pb2.Attach(accept=tunnel_pb2.Accept(token=token)).SerializeToString()
+def accept(token: bytes, service: str) -> bytes:
+    """The header that answers an offer with a connection to an endpoint of `service`, "" for another target."""
+    return tunnel_pb2.Attach(accept=tunnel_pb2.Accept(token=token, service=service)).SerializeToString()
 
 
 def refuse(token: bytes, reason: str, message: str) -> bytes:

@@ -32,7 +32,6 @@ from services.tunnel.explain import explain
 from services.tunnel.meeting import Meeting
 from services.tunnel.netcheck import NetCheck, Report
 from services.tunnel.netwatch import NetWatch
-from services.tunnel.offers import Offers
 from services.tunnel.peers import Discovery, PeerInfo
 from services.tunnel.portmap.mapper import Mapper
 from services.tunnel.probing import Probing
@@ -67,7 +66,7 @@ class Tunnel:
         self.relays = RelayPool(
             settings, identity, self.lifetimes, self._on_circuit, self._reservations_changed, self._relay_drained
         )
-        self.streams = Streams(Offers(settings.node_name))
+        self.streams = Streams(settings.node_name)
         self.sessions = Sessions(
             settings, identity, self.engine, self.discovery, self.relays, self.streams, self.lifetimes, self._wake
         )
@@ -191,6 +190,7 @@ class Tunnel:
             metrics.LINKS.labels(name).set(kinds[kind])
         metrics.HALF_OPEN.set(self.sessions.door.half_open)
         metrics.RESERVATIONS.set(len(self.relays.reservations()))
+        self.streams.count()
         for pairing in pairings:
             pairing.count()
 
@@ -235,6 +235,7 @@ class Tunnel:
 
     def open(self, request: OpenRequest, sock: socket.socket, connection: Connection) -> None:
         """A client's socket was handed over: becomes a stream to another node."""
+        request.asked = time.monotonic()
         span = telemetry.start_span("tunnel.open", parent=request.opening.traceparent, peer=request.node)
         if span.traceparent != request.opening.traceparent:
             old = request.opening

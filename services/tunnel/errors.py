@@ -11,6 +11,18 @@ LIMIT = 6
 NO_LISTENER = 7
 IDENTITY = 8
 
+REASON_NAMES = {
+    DENIED: "denied",
+    UNREACHABLE: "unreachable",
+    CONNECTION_REFUSED: "connection_refused",
+    UNKNOWN_NODE: "unknown_node",
+    NO_PATH: "no_path",
+    LIMIT: "limit",
+    NO_LISTENER: "no_listener",
+    IDENTITY: "identity",
+}
+"""As metrics call them."""
+
 FULL = "limit"
 """Reason of a relay that has no room (RefusedReason, as in RelayRefused)."""
 

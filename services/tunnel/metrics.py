@@ -12,8 +12,20 @@ SESSIONS = Gauge("causeway_tunnel_sessions", "Sessions with other nodes.")
 LINKS = Gauge("causeway_tunnel_links", "Links by kind of path.", ["path"])
 STREAMS = Gauge("causeway_tunnel_streams_open", "Streams open now.")
 STREAMS_TOTAL = Counter("causeway_tunnel_streams", "Streams since the start.", ["direction", "network"])
-REFUSED_TOTAL = Counter("causeway_tunnel_refused", "Streams that were not possible, by reason.", ["reason"])
-BYTES = Counter("causeway_tunnel_bytes", "Plain bytes of streams carried, by direction.", ["direction"])
+BYTES = Counter(
+    "causeway_tunnel_bytes", "Plain bytes of streams carried, by service and path.", ["direction", "service", "path"]
+)
+FIRST_BYTE = Histogram(
+    "causeway_tunnel_first_byte_seconds",
+    "From when a client's socket came here until the first byte or datagram for it did.",
+    ["service", "path"],
+    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+)
+ERRORS = Counter(
+    "causeway_tunnel_stream_errors",
+    "Streams that were not possible, or did not end in order (reset), by service, path and reason.",
+    ["service", "path", "reason"],
+)
 SWITCHES = Counter("causeway_tunnel_path_switches", "Changes of the active link.")
 MIGRATIONS = Counter(
     "causeway_tunnel_relay_migrations",

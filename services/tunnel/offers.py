@@ -5,6 +5,7 @@ import collections
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from services.runtime import telemetry
@@ -33,7 +34,9 @@ class Offered:
 class Offers:
     """One listener at a time takes them; answers come over the attach socket."""
 
-    def __init__(self, node_name: str) -> None:
+    def __init__(self, node_name: str, name: Callable[[str], str]) -> None:
+        """name: makes of a service what metrics call it."""
+        self._name = name
         self._node_name = node_name
         self._waiting: dict[bytes, Offered] = {}
         self._untold: collections.deque[Offer] = collections.deque()
@@ -90,6 +93,7 @@ class Offers:
             io.span.end(refusal.message if refusal is not None else "")
             io.span = None
         if refusal is None and sock is not None:
+            io.service = self._name(answer.service)
             pairing.accept(io, sock)
             return
         if sock is not None:

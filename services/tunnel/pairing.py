@@ -50,6 +50,7 @@ class Openings(Protocol):
     def opened(self, pairing: "Pairing", io: StreamIO | FlowIO, opening: Opening) -> None: ...
     def accepted(self, io: StreamIO | FlowIO) -> None: ...
     def closed(self, io: StreamIO | FlowIO, reason: Reason | None) -> None: ...
+    def first_byte(self, io: StreamIO | FlowIO) -> None: ...
 
 
 @dataclass(eq=False)
@@ -72,7 +73,7 @@ class Pairing:
     punch: Punch = field(init=False)
     _marked: bool = False
     _pings: list[asyncio.Future[float]] = field(default_factory=list)
-    _counted: tuple[int, int, int, int] = (0, 0, 0, 0)
+    _counted: tuple[int, int] = (0, 0)
     _relay: str = ""
     """Of the link that is active, or was it last."""
     _lost: bool = False
@@ -135,8 +136,8 @@ class Pairing:
     def count(self) -> None:
         """Adds what was carried since the last time to the metrics."""
         session = self.session
-        totals = (session.bytes_out, session.bytes_in, session.switches, session.resent)
-        counters = (metrics.BYTES.labels("out"), metrics.BYTES.labels("in"), metrics.SWITCHES, metrics.RESENT)
+        totals = (session.switches, session.resent)
+        counters = (metrics.SWITCHES, metrics.RESENT)
         for counter, total, before in zip(counters, totals, self._counted, strict=True):
             counter.inc(total - before)
         self._counted = totals

@@ -52,6 +52,8 @@ class OpenRequest:
     watch: bool = False
     welcome: bytes = b""
     give_back: bool = False
+    asked: float = 0.0
+    """When it came; monotonic seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class Answer:
 
     token: bytes
     refusal: Reason | None
+    service: str = ""
+    """Of which this node knows the backend as an endpoint."""
 
 
 class Tunnel(Protocol):
@@ -113,7 +117,7 @@ def _decode_attach(message: pb.Attach) -> OpenRequest | Answer:
             give_back=request.give_back and not request.keep and message.id != 0 and opening.network == frames.TCP,
         )
     if role == "accept":
-        return Answer(message.accept.token, None)
+        return Answer(message.accept.token, None, message.accept.service)
     if role == "refuse":
         refusal = message.refuse.refusal
         return Answer(message.refuse.token, Reason(refusal.reason, refusal.message))

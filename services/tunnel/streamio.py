@@ -45,11 +45,14 @@ class StreamIO:
         "_out",
         "_out_start",
         "_own",
+        "began",
         "caller",
+        "counted",
         "early",
         "eof",
         "finished",
         "pairing",
+        "service",
         "sock",
         "span",
         "stream",
@@ -70,6 +73,12 @@ class StreamIO:
         self.welcome = b""
         """What the client is told first once the exit has accepted."""
         self.span: Span | None = None
+        self.service = ""
+        """As the ledger names it."""
+        self.began = 0.0
+        """Of a client's stream: when it was asked for, until the first byte for it came. Monotonic seconds."""
+        self.counted = (0, 0)
+        """What the ledger has put down of `carried`."""
         self._engine = engine
         self.pairing = pairing
         self._descriptor = -1
@@ -94,6 +103,10 @@ class StreamIO:
         self._engine.add(self._descriptor, IN, self._ready, self._fail)
         if self._out or self.finished:
             self._write()
+
+    def carried(self) -> tuple[int, int]:
+        """Bytes to the peer, and from it."""
+        return self.stream.sent, self.stream.received
 
     # ---------------------------------------------------------------- application → session
 
@@ -194,6 +207,8 @@ class StreamIO:
 
     def deliver(self, view: memoryview) -> None:
         """Bytes from the peer; valid only during the call."""
+        if self.began:
+            self.pairing.openings.first_byte(self)
         sock = self.sock
         sent = 0
         if self._messages:
@@ -310,10 +325,15 @@ class FlowIO:
         "_descriptor",
         "_engine",
         "_waiting",
+        "began",
+        "bytes_in",
+        "bytes_out",
         "caller",
+        "counted",
         "eof",
         "finished",
         "pairing",
+        "service",
         "sock",
         "span",
         "stream",
@@ -327,6 +347,11 @@ class FlowIO:
         self.caller: Caller | None = None
         """Who awaits the outcome of an Attach."""
         self.span: Span | None = None
+        self.service = ""
+        self.began = 0.0
+        self.counted = (0, 0)
+        """These three as in StreamIO."""
+        self.bytes_out = self.bytes_in = 0
         self.used_at = engine.now
         self._engine = engine
         self.pairing = pairing
@@ -341,7 +366,7 @@ class FlowIO:
         self._descriptor = sock.fileno()
         self._engine.add(self._descriptor, IN, self._ready, self._fail)
         for datagram in self._waiting:
-            self.deliver(memoryview(datagram))
+            self._write(memoryview(datagram))
         self._waiting.clear()
 
     def _ready(self, mask: int) -> None:
@@ -365,19 +390,31 @@ class FlowIO:
                 self._fail()
                 return
             self.used_at = self._engine.now
+            self.bytes_out += len(payload)
             self.pairing.session.send_datagram(self.stream, payload)
         self.pairing.mark()
 
     def deliver(self, view: memoryview) -> None:
         """One datagram from the peer."""
+        if self.began:
+            self.pairing.openings.first_byte(self)
+        self.bytes_in += len(view)
         self.used_at = self._engine.now
         if self.sock is None:
             if len(self._waiting) >= FLOW_BACKLOG:
                 del self._waiting[0]
             self._waiting.append(bytes(view))
-            return
-        with contextlib.suppress(OSError):  # a full buffer or a port nobody listens on: UDP may lose
-            self.sock.send(view)
+        else:
+            self._write(view)
+
+    def _write(self, view: memoryview) -> None:
+        if self.sock is not None:
+            with contextlib.suppress(OSError):  # a full buffer or a port nobody listens on: UDP may lose
+                self.sock.send(view)
+
+    def carried(self) -> tuple[int, int]:
+        """Bytes to the peer, and from it, as far as this end knows: some may have been lost."""
+        return self.bytes_out, self.bytes_in
 
     def resume(self) -> None:
         """Flows have no credit."""

@@ -14,6 +14,8 @@ from services.tunnel.attach import Caller, Connection
 from services.tunnel.config import OPEN_TIMEOUT
 from services.tunnel.core.frames import UDP, Opening, Reason
 from services.tunnel.errors import LIMIT, NO_PATH
+from services.tunnel.ledger import NO_PATH as NO_STREAM
+from services.tunnel.ledger import Ledger, path_of
 from services.tunnel.offers import Offers
 from services.tunnel.pairing import Pairing
 from services.tunnel.servicer import OpenRequest
@@ -27,8 +29,9 @@ log = logging.getLogger("causeway.tunnel")
 class Streams:
     """See the module."""
 
-    def __init__(self, offers: Offers) -> None:
-        self.offers = offers
+    def __init__(self, node_name: str) -> None:
+        self.ledger = Ledger()
+        self.offers = Offers(node_name, self.ledger.name)
         self.total = 0
         """Streams since the start, both directions."""
         self._live: set[StreamIO | FlowIO] = set()
@@ -57,6 +60,8 @@ class Streams:
         self.total += 1
         self._live.add(io)
         metrics.STREAMS_TOTAL.labels("out", "udp" if opening.network == UDP else "tcp").inc()
+        io.service = self.ledger.name(opening.service)
+        io.began = request.asked
         io.caller = Caller(connection, request) if request.number else None
         io.span = span
         self._opening[io] = time.monotonic() + (request.timeout or OPEN_TIMEOUT)
@@ -66,15 +71,17 @@ class Streams:
             if request.keep or request.give_back:
                 io.early = bytearray(request.head)
             io.welcome = request.welcome
-        for datagram in request.datagrams:
-            pairing.session.send_datagram(io.stream, datagram)
+        else:
+            for datagram in request.datagrams:
+                io.bytes_out += len(datagram)
+                pairing.session.send_datagram(io.stream, datagram)
         io.attach(sock)
 
     def refuse(
         self, request: OpenRequest, sock: socket.socket, connection: Connection, span: telemetry.Span, reason: Reason
     ) -> None:
         """The client gets no stream."""
-        metrics.REFUSED_TOTAL.labels(str(reason.code)).inc()
+        self.ledger.refused(request.opening.service, NO_STREAM, reason)
         log.info(
             "stream refused", extra={"peer": request.node, "target": request.opening.address, "error": reason.message}
         )
@@ -98,6 +105,15 @@ class Streams:
         self._live.add(io)
         self.offers.add(pairing, io, opening)
 
+    def first_byte(self, io: StreamIO | FlowIO) -> None:
+        """The exit has sent something."""
+        self.ledger.first_byte(io, time.monotonic() - io.began)
+        io.began = 0.0
+
+    def count(self) -> None:
+        """Brings the metrics up to date with the streams that are open."""
+        self.ledger.look(self._live)
+
     def accepted(self, io: StreamIO | FlowIO) -> None:
         """The exit has connected the backend."""
         self._opening.pop(io, None)
@@ -116,10 +132,15 @@ class Streams:
     def closed(self, io: StreamIO | FlowIO, reason: Reason | None) -> None:
         """The stream is over; `reason` where the other side says why."""
         self._opening.pop(io, None)
-        self._live.discard(io)
+        if io in self._live:
+            self._live.discard(io)
+            self.ledger.look((io,))
         caller, io.caller = io.caller, None
-        if reason is not None and reason.code and (caller is None or not caller.accepted):
-            metrics.REFUSED_TOTAL.labels(str(reason.code)).inc()
+        if reason is not None:
+            if reason.code and not io.stream.accepted:
+                self.ledger.refused(io.service, path_of(io), reason)
+            elif not io.stream.datagram:  # a flow has no other end
+                self.ledger.broken(io)
         if caller is not None:
             self._tell(caller, io, reason)
         if io.span is not None:

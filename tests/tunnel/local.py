@@ -213,6 +213,8 @@ class Exit:
         self.offers: list[pb.Offer] = []
         self.ended: grpc.StatusCode | None = None
         self.decide = decide or dial
+        self.service = ""
+        """Of all that it accepts."""
         self._attached = Attached(node)
         self._attached.sock.setblocking(True)  # under a flood of offers the answers wait
         self._tasks: set[asyncio.Task[None]] = set()
@@ -247,7 +249,8 @@ class Exit:
         if isinstance(decision, pb.Refusal):
             self._attached.give(pb.Attach(refuse=pb.Refuse(token=offer.token, refusal=decision)))
         elif decision is not None:
-            self._attached.give(pb.Attach(accept=pb.Accept(token=offer.token)), decision)
+            accept = pb.Accept(token=offer.token, service=self.service)
+            self._attached.give(pb.Attach(accept=accept), decision)
 
 
 async def dial(offer: pb.Offer) -> socket.socket | pb.Refusal:
