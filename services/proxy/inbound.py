@@ -43,9 +43,6 @@ class Inbound:
         verdict = self._policy.judge(offer.network, offer.address, offer.peer)
         done = partial(self._answer, offer, verdict.service, span)
         if not verdict.allowed:
-            self._log.info(
-                "refused a stream", extra={"peer": offer.peer, "target": offer.address, "error": verdict.why}
-            )
             done(None, errors.DENIED, verdict.why)
         elif not verdict.resolve:
             self._dialer.dial(offer.network, verdict.host, verdict.port, done)
