@@ -63,6 +63,10 @@ class Talk:
             self.answered[-1] = time.monotonic()
             await asyncio.sleep(pace)
 
+    def answered_since(self, start: float) -> bool:
+        """Whether something that was said after `start` was answered."""
+        return any(sent > start and answer for sent, answer in zip(self.asked, self.answered, strict=True))
+
     def stall(self, start: float) -> float:
         """Seconds of the longest wait for an answer that had not come at `start`."""
         return longest_wait(self.asked, self.answered, start, time.monotonic())[0]
@@ -101,12 +105,12 @@ class Watch:
 class Crowd:
     """The network, its nodes, their sessions and streams. Start, use, stop."""
 
-    def __init__(self, folder: Path, partners: int = PARTNERS) -> None:
+    def __init__(self, folder: Path, nodes: int = NODES, partners: int = PARTNERS) -> None:
         self.network = Network()
         self.talks: list[Talk] = []
         try:
             relays = [simulated(self.network.public(name, shape=shape)) for name, shape in RELAYS.items()]
-            names = [f"n{number:02}" for number in range(NODES)]
+            names = [f"n{number:02}" for number in range(nodes)]
             homes = [self.network.lan(f"home-{name}", Nat(Kind.SYMMETRIC)) for name in names]
             # They do not listen: nobody punches, which would be in vain and costs more time than all their traffic.
             places = [simulated(home.host(name), listens=False) for home, name in zip(homes, names, strict=True)]
@@ -116,11 +120,13 @@ class Crowd:
         except BaseException:
             self.network.close()
             raise
-        self.pairs = [
-            (caller, self.nodes[(index + step) % NODES])
+        pairs = [
+            (caller, self.nodes[(index + step) % nodes])
             for step in range(1, partners + 1)
             for index, caller in enumerate(self.nodes)
         ]
+        self.pairs = list({frozenset(it): it for it in pairs}.values())
+        """Each two nodes once: they have one session, whoever calls."""
 
     async def start(self) -> None:
         """Starts everything; each node has a reservation at every relay, and each pair a session with a standby."""
@@ -200,6 +206,14 @@ class Crowd:
         found = await self.sessions()
         return len(found) == len(self.pairs) and all(active and standby for active, standby in found)
 
+    async def left(self, relay: str) -> bool:
+        """Whether no session runs through a relay (any more), and each has a path and a standby."""
+        return await self.settled() and not (await self.places())[relay]
+
+    async def answered(self, since: float) -> bool:
+        """Whether every stream has had an answer to what it said after that."""
+        return all(talk.answered_since(since) for talk in self.talks)
+
     async def moves(self) -> Counter[str]:
         """Sessions that went to another relay, by reason, since the start."""
         total: Counter[str] = Counter()
@@ -222,33 +236,33 @@ class Crowd:
 
     # ---------------------------------------------------------------- what happens
 
-    async def quiet(self) -> Watch:
+    async def quiet(self, seconds: float = WATCHED) -> Watch:
         """Nothing happens: what the machine does by itself."""
-        return await self.watch(WATCHED, Watch(before=await self.moves()))
+        return await self.watch(seconds, Watch(before=await self.moves()))
 
-    async def kill_fullest(self) -> tuple[Node, Watch]:
+    async def kill_fullest(self, seconds: float = WATCHED) -> tuple[Node, Watch]:
         """SIGKILL to the relay with most sessions."""
         fullest = self.relays[(await self.places()).most_common(1)[0][0]]
         before = await self.moves()
         fullest.signal(9, "relay", "discovery")
         watch = Watch(before=before)
         await fullest.kill("relay", "discovery")
-        return fullest, await self.watch(WATCHED, watch)
+        return fullest, await self.watch(seconds, watch)
 
-    async def revive(self, relay: Node) -> Watch:
+    async def revive(self, relay: Node, seconds: float = RETURN_WATCHED) -> Watch:
         """It starts again."""
         before = await self.moves()
         relay.start("discovery", "relay")
         await relay.ready("discovery", "relay", timeout=120)
-        return await self.watch(RETURN_WATCHED, Watch(before=before))
+        return await self.watch(seconds, Watch(before=before))
 
-    async def drain(self) -> Watch:
+    async def drain_fullest(self, seconds: float = WATCHED) -> tuple[Node, Watch]:
         """SIGTERM to the relay with most sessions."""
         relay = self.relays[(await self.places()).most_common(1)[0][0]]
         before = await self.moves()
         watch = Watch(before=before)
         await relay.stop("relay")
-        return await self.watch(WATCHED, watch)
+        return relay, await self.watch(seconds, watch)
 
 
 async def _echo(sock: socket.socket) -> None:
@@ -259,11 +273,11 @@ async def _echo(sock: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def crowd(partners: int) -> Iterator[Crowd]:
+def crowd(nodes: int = NODES, partners: int = PARTNERS) -> Iterator[Crowd]:
     """One in a folder of its own, started by the caller, stopped here."""
     folder = Path(tempfile.mkdtemp(prefix="cw-"))
     try:
-        one = Crowd(folder, partners)
+        one = Crowd(folder, nodes, partners)
         try:
             yield one
         finally:
@@ -276,7 +290,7 @@ async def _show(one: Crowd, pace: float) -> None:
     await one.start()
     found = await one.sessions()
     standbys = {name: Counter(standby for active, standby in found if active == name) for name in RELAYS}
-    print(f"{NODES} nodes, {len(one.pairs)} sessions; standbys by relay: ", end="")
+    print(f"{len(one.nodes)} nodes, {len(one.pairs)} sessions; standbys by relay: ", end="")
     print("; ".join(f"{name}: {dict(sorted(counts.items()))}" for name, counts in standbys.items()), flush=True)
     async with one.streams(pace):
         print("nothing happens:", await one.quiet(), flush=True)
@@ -284,7 +298,8 @@ async def _show(one: Crowd, pace: float) -> None:
         print(f"{relay.name} killed:", watch, flush=True)
         print(f"{relay.name} returns:", await one.revive(relay), flush=True)
         await eventually(one.settled, "every session has a path and a standby", 120)
-        print("the fullest drains:", await one.drain(), flush=True)
+        relay, watch = await one.drain_fullest()
+        print(f"{relay.name} drains:", watch, flush=True)
 
 
 def main() -> int:
@@ -292,7 +307,7 @@ def main() -> int:
     parser.add_argument("--partners", type=int, default=PARTNERS, help="nodes that each one calls")
     parser.add_argument("--pace", type=float, default=PACE, help="seconds between an answer and the next request")
     options = parser.parse_args()
-    with crowd(options.partners) as one:
+    with crowd(partners=options.partners) as one:
         asyncio.run(_show(one, options.pace))
     return 0
 

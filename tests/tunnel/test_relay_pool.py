@@ -132,8 +132,12 @@ async def test_who_reaches_one_relay_only_is_met_there(here: Inside, monkeypatch
     assert all(b.tunnel.relays.clients[name].hold for name in names[:3])
 
 
-async def test_strangers_make_a_tunnel_hold_two_reservations_more_at_most(here: Inside) -> None:
+async def test_strangers_make_a_tunnel_hold_two_reservations_more_at_most(
+    here: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """FAILURES 4: however many peers hold theirs elsewhere."""
+    # All are as near, whatever a busy machine measures: one that was slow to answer at first is left for a nearer one.
+    monkeypatch.setattr(relays.RelayPool, "measured", lambda *_: None)
     for number in range(1, 10):
         await here.relay(f"r{number}", rank=number)
     b = await here.tunnel("b")
@@ -147,6 +151,7 @@ async def test_strangers_make_a_tunnel_hold_two_reservations_more_at_most(here: 
         return {name for name, client in b.tunnel.relays.clients.items() if client.hold}
 
     await until(lambda: b.reserved() == held() and len(held()) == 5, "two more")
+    assert held() > {"r1", "r2", "r3"}
 
 
 # ---------------------------------------------------------------- forgotten

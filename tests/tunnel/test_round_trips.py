@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.tunnel.core.link import SUSPECT_FLOOR
+from services.tunnel.core.link import SUSPECT_FLOOR, RoundTrip
 from tests.tunnel.harness import Net
 
 
@@ -51,3 +51,16 @@ def test_a_path_that_has_become_slow_is_measured_anew() -> None:
         active = side.session.active
         assert 0.7 < active.path_rtt.smoothed < 1.0 and active.data_rtt.smoothed > 0.5
         assert active.suspect_since is None, "it is not doubted for ever"
+
+
+def test_after_one_late_answer_the_next_is_waited_for_as_long() -> None:
+    """A host is suddenly busy: it is not doubted again and again until the smoothed round trip has followed."""
+    trip = RoundTrip()
+    for _ in range(20):
+        trip.sample(0.09)
+    assert trip.overdue < SUSPECT_FLOOR
+    trip.sample(0.29)
+    assert trip.overdue > 0.29 + 0.02
+    for _ in range(20):
+        trip.sample(0.09)
+    assert trip.overdue < SUSPECT_FLOOR, "and is not waited for when it is not busy any more"

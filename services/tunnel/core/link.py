@@ -16,8 +16,10 @@ PATH_NAMES = {DIRECT: "direct", PUNCHED: "punched", RELAYED: "relayed"}
 SUSPECT_FLOOR = 0.3
 SUSPECT_CEILING = 1.5
 SUSPECT_RTTS = 3
-"""A link is suspect when nothing is heard for clamp(3 x RTT, 300 ms, 1.5 s) while something is
-outstanding: iroh uses clamp(3 x RTT, 500 ms, 5 s); ours only doubles traffic, so it may be quicker."""
+SUSPECT_DEVIATIONS = 4
+"""A link is suspect when nothing is heard for clamp(max(3 x RTT, RTT + 4 x its deviation), 300 ms, 1.5 s) while something is
+outstanding: iroh uses clamp(3 x RTT, 500 ms, 5 s); ours only doubles traffic, so it may be quicker. The deviation (RFC 6298)
+follows a host that is suddenly busy at the first late answer, the smoothed RTT only at the eighth."""
 FLOWING_RTTS = 2
 """The same for a flow that moves, in loaded round trips."""
 UNTIL_MEASURED = 1.0
@@ -47,17 +49,29 @@ class PacketCipher(Protocol):
 
 
 class RoundTrip:
-    """Smoothed round trip in seconds (RFC 6298 gain 1/8) and the smallest one seen."""
+    """Smoothed round trip in seconds, its mean deviation (RFC 6298, gains 1/8 and 1/4) and the smallest one seen."""
 
-    __slots__ = ("best", "smoothed")
+    __slots__ = ("best", "deviation", "smoothed")
 
     def __init__(self) -> None:
         self.smoothed: float | None = None
+        self.deviation = 0.0
         self.best: float | None = None
 
     def sample(self, seconds: float) -> None:
         self.best = seconds if self.best is None else min(self.best, seconds)
-        self.smoothed = seconds if self.smoothed is None else self.smoothed + (seconds - self.smoothed) / 8
+        if self.smoothed is None:
+            # RFC 6298 begins with half of it. 3 x RTT is generous enough, and a link is no worse for being new.
+            self.smoothed = seconds
+        else:
+            self.deviation += (abs(seconds - self.smoothed) - self.deviation) / 4
+            self.smoothed += (seconds - self.smoothed) / 8
+
+    @property
+    def overdue(self) -> float:
+        """Seconds after which an answer is late; 0 until measured."""
+        usual = self.smoothed or 0.0
+        return max(SUSPECT_RTTS * usual, usual + SUSPECT_DEVIATIONS * self.deviation)
 
 
 class Link:
@@ -204,10 +218,10 @@ class Link:
         `flowing`: news came after the oldest outstanding record was sent. Then the next is due at the pace of the
         flow, and queues are less of an excuse: TCP needs about one loaded round trip to mend a loss.
         """
-        path, data = self.path_rtt.smoothed, self.data_rtt.smoothed
-        if path is None and data is None:
+        path, data = self.path_rtt, self.data_rtt
+        if path.smoothed is None and data.smoothed is None:
             return UNTIL_MEASURED
-        allowed = max(SUSPECT_RTTS * (path or 0.0), (FLOWING_RTTS if flowing else SUSPECT_RTTS) * (data or 0.0))
+        allowed = max(path.overdue, FLOWING_RTTS * (data.smoothed or 0.0) if flowing else data.overdue)
         return min(max(allowed, SUSPECT_FLOOR), SUSPECT_CEILING)
 
     @property
