@@ -54,12 +54,12 @@ class Proxy:
         self._default = self.settings.traffic
         self._problems: dict[str, str] = {}
         self._metrics = service.config.metrics.base_port != 0
-        self._reload = service.reload
-        self._reload.on(
+        self._service = service
+        service.reload.on(
             "modules.edgeProxy.allowedTargets",
             lambda config: self._policy.allow(config.modules.edge_proxy.allowed_targets),
         )
-        self._reload.on("modules.edgeProxy.loadBalancer", self._rebalance)
+        service.reload.on("modules.edgeProxy.loadBalancer", self._rebalance)
 
     async def run(self) -> None:
         """Serves until cancelled."""
@@ -96,7 +96,7 @@ class Proxy:
         )
 
     def _warnings(self) -> list[str]:
-        warnings = self._reload.warnings
+        warnings = self._service.warnings
         if not self.settings.enable:
             return [*warnings, SWITCHED_OFF]
         if self.settings.socks5:

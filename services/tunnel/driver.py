@@ -337,7 +337,7 @@ async def main(service: Service) -> None:
     server = LocalServer(service)
     tunnel = Tunnel(settings, service.identity)
     service.reload.on("modules.edgeTunnel.sessionHoldSeconds", tunnel.reconfigure)
-    api = servicer.TunnelServicer(tunnel, tunnel.streams.offers, lambda: service.reload.warnings)
+    api = servicer.TunnelServicer(tunnel, tunnel.streams.offers, lambda: service.warnings)
     server.add(servicer.add_to_server, api, servicer.FULL_NAME)
     try:
         await server.start()

@@ -18,8 +18,8 @@ import yaml
 
 from services.runtime import files
 from services.runtime.core.age import spell
+from services.runtime.core.envelope import BadSnapshot
 
-from ..core.envelope import BadSnapshot
 from ..core.lastgood import MAX_AGE, LastGood
 from ..core.manifests import Parsed, parse
 from ..directory import Directory
