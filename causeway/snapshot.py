@@ -91,7 +91,7 @@ def merge(
         "run_dir": str(run_dir),
         "services": services,
         "roles": {"relay": _relay_role(relay), "tunnel": {"listen_port": tunnel.listen_port if tunnel else 0}},
-        "self": _self(discovery.self) if discovery else None,
+        "self": _self(discovery.self, now) if discovery else None,
         "peers": [
             _peer(name, known.get(name), sessions.get(name), now) for name in sorted({*known, *sessions} - {node})
         ],
@@ -116,7 +116,7 @@ def merge(
     }
 
 
-def _self(record: discovery_pb2.PeerRecord) -> dict[str, Any]:
+def _self(record: discovery_pb2.PeerRecord, now: float) -> dict[str, Any]:
     return {
         "revision": record.revision,
         "addresses": [address.ip for address in record.addresses],
@@ -124,6 +124,7 @@ def _self(record: discovery_pb2.PeerRecord) -> dict[str, Any]:
         "relay_port": record.relay_port,
         "discovery_port": record.discovery_port,
         "reservations": [{"relay": held.relay, "rtt_ms": milliseconds(held.rtt)} for held in record.reservations],
+        "claim": _claim(record, now),
     }
 
 
@@ -184,6 +185,7 @@ def _peer(name: str, peer: discovery_pb2.Peer | None, session: tunnel_pb2.Sessio
         "addresses": [address.ip for address in peer.record.addresses] if peer else [],
         "is_relay": peer.record.HasField("relay") if peer else False,
         "relay_rank": peer.relay_rank if peer else 0,
+        "claim": _claim(peer.record, now) if peer else None,
         "reservations": [held.relay for held in peer.record.reservations] if peer else [],
         "path": active["kind"] if active else "",
         "relay": active["relay"] if active else "",
@@ -191,6 +193,19 @@ def _peer(name: str, peer: discovery_pb2.Peer | None, session: tunnel_pb2.Sessio
         "why": active["why"] if active else "",
         "session": _session(session) if session else None,
         "links": links,
+    }
+
+
+def _claim(record: discovery_pb2.PeerRecord, now: float) -> dict[str, Any] | None:
+    """What a relay says that others found of it; None for a node that is no relay, or was not proven to be one."""
+    role = record.relay
+    if not role.proven:
+        return None
+    since = role.up_since.ToMilliseconds() / 1000 if role.HasField("up_since") else now
+    return {
+        "proven": list(role.proven),
+        "bytes_per_second": role.throughput or None,
+        "uptime": round(max(0.0, now - since), 3),
     }
 
 

@@ -43,8 +43,10 @@ def status(output: str, watch: float | None, config: Path | None, run_dir: Path 
       roles.relay      {active, reason, draining, listen_port, load_permille, conditions[], reservations[],
                        circuits[], bytes_total, circuits_total, refused_total}
       roles.tunnel     {listen_port}
-      self             {revision, addresses[], tunnel_port, relay_port, discovery_port, reservations[]} or null
+      self             {revision, addresses[], tunnel_port, relay_port, discovery_port, reservations[],
+                       claim} or null
       peers[]          {name, sources[], verified, record_age: s or null, addresses[], is_relay, relay_rank, reservations[],
+                       claim: {proven[], bytes_per_second, uptime: s} or null,
                        path: direct|punched|relayed|"", relay, rtt_ms, why, session {..} or null, links[]}
       relays[]         {relay, address, state, rtt_ms, observed, expires_in}
       listeners[]      {address, network, service, endpoints, error}

@@ -79,7 +79,7 @@ def _peers(peers: list[dict[str, Any]]) -> Table:
     table = plain_table("peer", "known by", "path", ">RTT", ">streams", ">sent", ">received", "why")
     for peer in peers:
         session = peer["session"]
-        name = peer["name"] + (" (relay)" if peer["is_relay"] else "")
+        name = peer["name"] + (f" (relay{_claim(peer['claim'])})" if peer["is_relay"] else "")
         sources = ", ".join(peer["sources"]) + ("" if peer["verified"] else " (unverified)")
         if "cache" in peer["sources"] and peer["record_age"] is not None:
             sources += f" ({spell(peer['record_age'])} old)"  # nobody has renewed it since
@@ -97,6 +97,13 @@ def _peers(peers: list[dict[str, Any]]) -> Table:
             escape(peer["why"]),
         )
     return table
+
+
+def _claim(claim: dict[str, Any] | None) -> str:
+    if claim is None:
+        return ""
+    speed = f", {size(claim['bytes_per_second'])}/s" if claim["bytes_per_second"] else ""
+    return f"{speed}, up {spell(claim['uptime'])}"
 
 
 def _path(peer: dict[str, Any], session: dict[str, Any] | None, standby: list[str]) -> str:

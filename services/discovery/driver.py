@@ -102,7 +102,7 @@ class Driver:
 
             REGISTRY.register(DirectoryCollector(directory, self._dht))
         server = LocalServer(service)
-        servicer = DiscoveryServicer(directory, self._lookup, self._dht, self._prober, lambda: service.reload.warnings)
+        servicer = DiscoveryServicer(directory, self._lookup, self._dht, self._prober, lambda: service.warnings)
         server.add(add_discovery, servicer, DISCOVERY_SERVICE)
         try:
             await server.start()

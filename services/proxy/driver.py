@@ -67,20 +67,22 @@ class Proxy:
         self._site = self.settings.site
         self._problems: dict[str, str] = {}
         self._metrics = service.config.metrics.base_port != 0
-        self._reload = service.reload
-        self._reload.on(
+        self._service = service
+        service.reload.on(
             "modules.edgeProxy.allowedTargets",
             lambda config: self._policy.allow(targets_of(config)),
         )
-        self._reload.on("modules.edgeProxy.loadBalancer", self._rebalance)
-        self._reload.on("modules.edgeProxy.serviceFilterMode", self._refilter)
-        self._reload.on("modules.edgeDNS", lambda config: self._dns.configure(DnsSettings.of(config)))
+        service.reload.on("modules.edgeProxy.loadBalancer", self._rebalance)
+        service.reload.on("modules.edgeProxy.serviceFilterMode", self._refilter)
+        service.reload.on("modules.edgeDNS", lambda config: self._dns.configure(DnsSettings.of(config)))
         if self.settings.enable:
-            self._reload.on(
+            service.reload.on(
                 "modules.edgeProxy.socks5Proxy", lambda config: self._socks5.apply(SocksSettings.of(config))
             )
-            self._reload.on("modules.edgeGateway", lambda config: self._gateway.reconfigure(GatewaySettings.of(config)))
-        self._reload.on(
+            service.reload.on(
+                "modules.edgeGateway", lambda config: self._gateway.reconfigure(GatewaySettings.of(config))
+            )
+        service.reload.on(
             "modules.edgeProxy.udpIdleSeconds",
             lambda config: self._departure.rest(config.modules.edge_proxy.udp_idle_seconds),
         )
@@ -123,7 +125,7 @@ class Proxy:
         )
 
     def _warnings(self) -> list[str]:
-        warnings = self._reload.warnings
+        warnings = self._service.warnings
         if not self.settings.enable:
             return [*warnings, SWITCHED_OFF, *([NO_DNS] if self.settings.dns.enable else [])]
         warnings += self._socks5.warnings()

@@ -29,7 +29,7 @@ async def main(service: Service) -> None:
     post = Post(service, discovery, changed.set)
     port = service.config.modules.edge_relay.listen_port
     server = LocalServer(service)
-    api = servicer.RelayServicer(lambda: post.relay.status(), post.drain, lambda: service.reload.warnings)
+    api = servicer.RelayServicer(lambda: post.relay.status(), post.drain, lambda: [*service.warnings, *post.warnings])
     server.add(servicer.add_to_server, api, servicer.FULL_NAME)
     reporter = Reporter(service, post, discovery, port, changed)
     stopped = False

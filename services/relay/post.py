@@ -46,9 +46,10 @@ class Post:
         self._told: list[tuple[str, bool, str]] = []
         self._ear: PublicPort | None = None
         relay = service.config.modules.edge_relay
+        self._memory = Memory(service.config.state_dir / "reachability.json", service.log)
         self._prober = Prober(
             discovery,
-            Memory(service.config.state_dir / "reachability.json", service.log),
+            self._memory,
             relay.listen_port,
             relay.probe_interval_seconds,
             changed=self._wake.set,
@@ -83,6 +84,7 @@ class Post:
                 except TimeoutError:
                     pass
                 self._wake.clear()
+                self._memory.retry()
                 await self._apply(self._wanted)
                 self._changed()
 
@@ -93,6 +95,11 @@ class Post:
     async def close(self) -> None:
         self._listen(False)
         await self.relay.close()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What of the state could not be kept, one line each."""
+        return [self._memory.problem] if self._memory.problem else []
 
     def report(self) -> Report:
         """For discovery: with the claim, what others have found of this node."""

@@ -4,12 +4,17 @@ import contextlib
 import fcntl
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+# Seconds after which what a killed writer left behind is removed; no write takes so long.
+ABANDONED = 300.0
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replaces `path` as a whole: readers see the old or the new content, also after a crash. OSError as it comes."""
+    _tidy(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
@@ -26,6 +31,14 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _tidy(path: Path) -> None:
+    """Removes halves that killed writers left: nobody else would, and a small disk is soon full of them."""
+    for left in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 8}"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
 
 
 @contextlib.contextmanager

@@ -95,7 +95,8 @@ class Identity:
 
         True when the credentials changed. Keeps the old ones, and logs why once, where new ones are unusable.
         """
-        if self._store.fresh(self.credentials.certificate) and self._stamps == self._stamp():
+        settled = not self._store.problem and self._stamps == self._stamp()
+        if settled and self._store.fresh(self.credentials.certificate):
             return False
         try:
             credentials = self._read()
@@ -111,6 +112,11 @@ class Identity:
             return False
         self._adopt(credentials)
         return True
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know, one line each."""
+        return [self._store.problem] if self._store.problem else []
 
     # Judging others
 

@@ -4,10 +4,11 @@ One file, so that what is in it always matches: the key, its certificate, and af
 PSK that was accepted when it was written. Those are public. They let a node say of another one that it still uses a PSK
 that was given up here, instead of only that it is a stranger.
 
-A disk that is full, worn out or read-only must not end a node that worked before: it goes on with a certificate that is
-kept in memory, and only the next start makes another one.
+A disk that is full, worn out or read-only must not end a node that worked before, and a full one not even one that
+starts for the first time: it goes on with a certificate that is kept in memory, until that can be written.
 """
 
+import errno
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from services.runtime.authority import Authority, AuthorityError
 
 MAX_RETIRED = 8
 """CA certificates of former PSKs that are remembered, 0.6 KiB each."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What passes by itself; other errors on the first start are a mistake in the configuration."""
 
 _log = logging.getLogger("causeway.identity")
 
@@ -47,6 +51,9 @@ class KeyStore:
         self._path = folder / "node.pem"
         self._names = (cluster, node_name)
         self._clock = clock
+        self._unkept: Credentials | None = None
+        self.problem = ""
+        """Why what is in use is not on disk, in one line; empty: it is."""
 
     def stamp(self) -> object:
         """Changes whenever the file does."""
@@ -54,28 +61,34 @@ class KeyStore:
 
     def credentials(self, trusted: Authority, lifetime: float) -> Credentials:
         """The stored ones if they were issued by the first of `trusted` and are not due; else new ones, for `lifetime`
-        seconds. AuthorityError when they cannot be kept and there are none from before."""
+        seconds. AuthorityError when they cannot be kept and there are none from before, unless the disk is just full.
+        With a `problem`, calling it again tries to keep the same."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with files.locked(self._folder / "lock"):
                 stored, retired = self._stored(trusted)
                 if stored is None:
-                    stored = self._issue(trusted, lifetime, retired)
+                    stored = self._in_memory(trusted) or self._issue(trusted, lifetime, retired)
+                    self._unkept = stored
                     pem = authority.key_pem(stored.key) + stored.chain_pem() + trusted.pem() + Authority(retired).pem()
                     files.write_atomically(self._path, pem)
+                self._unkept, self.problem = None, ""
                 return stored
         except OSError as error:
-            if not self._path.exists():
+            if not self._path.exists() and error.errno not in _FULL:
                 raise AuthorityError(
                     f"{self._folder}: the node's key cannot be kept here: {error.strerror}; set stateDir to a folder "
                     "that can be written"
                 ) from None
-            _log.error(
-                "the node's key cannot be kept, it goes on without",
-                extra={"file": str(self._path), "error": error.strerror},
-            )
             stored, retired = self._stored(trusted)
-            return stored or self._issue(trusted, lifetime, retired)
+            if stored is not None:
+                return stored
+            self._unkept = self._in_memory(trusted) or self._issue(trusted, lifetime, retired)
+            problem = f"{self._path} cannot be written: {error.strerror}; the node's key is kept in memory only"
+            if problem != self.problem:
+                self.problem = problem
+                _log.error(problem)
+            return self._unkept
 
     def fresh(self, certificate: x509.Certificate) -> bool:
         """Whether less than 2/3 of its lifetime is over."""
@@ -88,6 +101,13 @@ class KeyStore:
         return Credentials(
             key, trusted.issue(*self._names, key.public_key(), self._clock(), lifetime), trusted, retired
         )
+
+    def _in_memory(self, trusted: Authority) -> Credentials | None:
+        """What could not be written the last time, if it is still of use."""
+        kept = self._unkept
+        if kept is None or kept.authority.pem() != trusted.pem() or not self.fresh(kept.certificate):
+            return None
+        return kept
 
     def _stored(self, trusted: Authority) -> tuple[Credentials | None, tuple[x509.Certificate, ...]]:
         """What is in the file if it is of use, and the CA certificates in it that are not trusted any more."""

@@ -46,6 +46,11 @@ class Service:
         for key in ("path", "acceptPaths", "certificateLifetimeSeconds"):
             self.reload.on(f"modules.edgeTunnel.psk.{key}", self.identity.reconfigure)
 
+    @property
+    def warnings(self) -> list[str]:
+        """For GetStatus: what is not as it should be with the configuration or the node's key."""
+        return [*self.reload.warnings, *self.identity.warnings]
+
 
 Main = Callable[[Service], Awaitable[None]]
 

@@ -342,7 +342,7 @@ async def main(service: Service) -> None:
     tunnel = Tunnel(settings, service.identity)
     service.reload.on("modules.edgeTunnel.sessionHoldSeconds", tunnel.reconfigure)
     service.reload.on("modules.edgeProxy.udpIdleSeconds", tunnel.rest)
-    api = servicer.TunnelServicer(tunnel, tunnel.streams.offers, lambda: service.reload.warnings)
+    api = servicer.TunnelServicer(tunnel, tunnel.streams.offers, lambda: service.warnings)
     server.add(servicer.add_to_server, api, servicer.FULL_NAME)
     try:
         await server.start()

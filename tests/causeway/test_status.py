@@ -97,6 +97,21 @@ def test_what_is_remembered_of_a_peer_has_an_age() -> None:
     assert found["peers"][0]["record_age"] == 10_000 and " old)" not in text_of(found)
 
 
+def test_what_an_earned_relay_claims_is_shown() -> None:
+    reply = discovery()
+    reply.self.relay.proven.append("203.0.113.7")
+    role = reply.peers[2].record.relay
+    role.proven.append("203.0.113.1")
+    role.throughput = 3 << 20
+    role.up_since.FromSeconds(1_800_000_000)
+    found = snapshot.merge(Path("/run/c"), SERVICES, reply, now=1_800_010_000.0)
+    edge_b, r1 = found["peers"]
+    assert r1["claim"] == {"proven": ["203.0.113.1"], "bytes_per_second": 3 << 20, "uptime": 10_000}
+    assert edge_b["claim"] is None
+    assert found["self"]["claim"] == {"proven": ["203.0.113.7"], "bytes_per_second": None, "uptime": 0}
+    assert "r1 (relay, 3.0 MiB/s, up 2 h)" in text_of(found)
+
+
 def text_of(found: dict[str, Any]) -> str:
     console = Console(width=400, record=True, file=io.StringIO())
     console.print(view.render(found))

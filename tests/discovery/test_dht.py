@@ -133,6 +133,7 @@ async def test_f26_who_died_is_soon_named_to_nobody_and_its_place_is_taken(chain
             return await named() == {"z", "a"}
 
         await until(forgotten, "x names the dead no more", x)
+        await until(at(x, lambda dht: dht.servers == 2), "its place in x's table is free", x)
         await caller.channel.close()
 
 

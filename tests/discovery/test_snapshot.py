@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.discovery.core.envelope import BadSnapshot
 from services.discovery.core.model import Address, AddressSource, RelayRole, Reservation, Signed
 from services.discovery.core.own import RelayReport, TunnelReport
 from services.discovery.core.snapshot import Snapshot, decode, encode
+from services.runtime.core.envelope import BadSnapshot
 
 FULL = Snapshot(
     saved_at=1_800_000_000.5,

@@ -1,6 +1,7 @@
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -78,3 +79,14 @@ def test_stamp_changes_with_the_file(tmp_path: Path) -> None:
     assert files.stamp(path) != first
     link.symlink_to("x")
     assert files.stamp(link) == files.stamp(path)
+
+
+def test_what_killed_writers_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    old = time.time() - 2 * files.ABANDONED
+    strays = {".x.0123abcd": old, ".x.89abcdef": time.time(), ".x.notes": old, ".y.0123abcd": old}
+    for name, at in strays.items():
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (at, at))
+    files.write_atomically(path, b"whole")
+    assert {it.name for it in tmp_path.iterdir()} == {"x", ".x.89abcdef", ".x.notes", ".y.0123abcd"}

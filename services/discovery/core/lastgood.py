@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from .envelope import BadSnapshot, unwrap, wrap
+from services.runtime.core.envelope import BadSnapshot, unwrap, wrap
 
 FORMAT = "causeway-services"
 VERSION = 1

@@ -1,4 +1,4 @@
-"""What discovery keeps of peers and of its own record on disk: JSON in an envelope (envelope.py).
+"""What discovery keeps of peers and of its own record on disk: JSON in an envelope (runtime/core/envelope.py).
 
 Records are kept as signed, so that they are verified again when they are read.
 """
@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .envelope import BadSnapshot, unwrap, wrap
+from services.runtime.core.envelope import BadSnapshot, unwrap, wrap
+
 from .model import Address, AddressSource, RelayRole, Reservation, Signed
 from .own import RelayReport, TunnelReport
 

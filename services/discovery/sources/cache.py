@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from services.runtime import files
+from services.runtime.core.envelope import BadSnapshot
 
-from ..core.envelope import BadSnapshot
 from ..core.errors import DiscoveryError
 from ..core.model import Signed, Source
 from ..core.registry import Entry

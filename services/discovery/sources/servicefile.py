@@ -18,9 +18,9 @@ import yaml
 
 from services.runtime import files
 from services.runtime.core.age import spell
+from services.runtime.core.envelope import BadSnapshot
 
 from ..core import gateways
-from ..core.envelope import BadSnapshot
 from ..core.gateways import GatewayObject
 from ..core.lastgood import MAX_AGE, LastGood
 from ..core.manifests import Parsed, parse
