@@ -7,7 +7,7 @@ import socket
 from struct import Struct
 from typing import Any
 
-IP_PKTINFO = 8  # linux/in.h; the socket module names it from Python 3.12 on
+IP_PKTINFO = 8  # linux/in.h; the socket module of Python 3.11 does not name it
 # struct in_pktinfo: interface, the local address, the datagram's; struct in6_pktinfo: address, interface.
 _V4, _V6 = Struct("=i4s4s"), Struct("=16si")
 
