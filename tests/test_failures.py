@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-NUMBERED = (*range(1, 25), 26, 27, 29)
+NUMBERED = (*range(1, 25), 26, 27, 29, *range(30, 35))
 """Items of the list "What breaks newcomers"; relay and path, sleep and addresses, dialling and punching; of discovery
-those of the DHT and the start."""
+those of the DHT and the start; streams and proxy."""
 NAMED = re.compile(r"FAILURES (\d+(?:, \d+)*)")
 """As in a test's docstring: FAILURES, the number or numbers, a colon, what happens."""
 

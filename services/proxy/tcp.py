@@ -5,6 +5,7 @@ import errno
 import socket
 from logging import Logger
 
+from services.proxy import keepalive
 from services.proxy.core.catalog import Spot
 from services.proxy.departure import Departure, Route
 
@@ -41,6 +42,7 @@ class TcpListener:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             # Accepted sockets inherit it: one system call here instead of one for each client.
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keepalive.watch(self._sock)  # inherited, too
             self._sock.bind((spot.ip, spot.port))
             self._sock.listen(BACKLOG)
         except OSError:
