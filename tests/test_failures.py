@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-NUMBERED = range(1, 30)
-"""Items of the list "What breaks newcomers": relay and path, sleep and addresses, dialling and punching, discovery."""
+NUMBERED = range(1, 35)
+"""Items of the list "What breaks newcomers": relay and path, sleep and addresses, dialling and punching, discovery,
+streams and proxy."""
 NAMED = re.compile(r"FAILURES (\d+(?:, \d+)*)")
 """As in a test's docstring: FAILURES, the number or numbers, a colon, what happens."""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.proxy import errors
+from services.proxy import errors, keepalive
 from services.proxy.core.catalog import Network
 
 CONNECT_TIMEOUT = 5.0  # s
@@ -69,6 +69,7 @@ class Dialer:
         try:
             if kind == socket.SOCK_STREAM:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                keepalive.watch(sock)
             code = sock.connect_ex(address)
             if code == errno.EINPROGRESS:
                 code = sock.connect_ex(address)  # over loopback the handshake is complete by now

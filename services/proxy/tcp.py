@@ -7,6 +7,7 @@ from collections.abc import Callable
 from logging import Logger
 from typing import Generic, Protocol, TypeVar
 
+from services.proxy import keepalive
 from services.proxy.core.catalog import Spot
 
 BACKLOG = 1024  # connections the kernel holds for us
@@ -68,6 +69,7 @@ class Acceptor:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             # Accepted sockets inherit it: one system call here instead of one for each client.
             self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            keepalive.watch(self._sock)  # inherited, too
             self._sock.bind((spot.ip, spot.port))
             self._sock.listen(BACKLOG)
         except OSError:

@@ -11,7 +11,11 @@ import pytest
 
 from lab.mesh import Mesh
 from lab.rootless import available, probe
+from tests.e2e.many import raise_limit
+from tests.e2e.scale import Two
 from tests.e2e.traffic import PORT, TARGET_PORT, echo_server, eventually
+
+DESCRIPTORS = 6000  # of each process, for the largest crowd of the tests
 
 
 @pytest.fixture(scope="module", params=["loopback", pytest.param("simulated", marks=pytest.mark.lab)])
@@ -47,6 +51,23 @@ async def mesh(running_mesh: Mesh, request: pytest.FixtureRequest) -> AsyncItera
             raise
     if request.node.stash.get(FAILED, False):
         print_logs(mesh)
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[Two]:
+    """Two nodes on loopback with a direct path, started once a module: each test leaves them as it found them."""
+    if raise_limit() < DESCRIPTORS:
+        pytest.skip(f"needs {DESCRIPTORS} descriptors (ulimit -Hn)")
+    folder = Path(tempfile.mkdtemp(prefix="cw-"))
+    made = Two(folder)
+    try:
+        try:
+            asyncio.run(made.start())
+            yield made
+        finally:
+            asyncio.run(made.stop())
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_simulation() -> None:

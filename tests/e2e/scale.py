@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.child import Child
-from lab.manifest import service
+from lab.manifest import Document, service
 from lab.node import Node, together
 from lab.place import Loopback
 from tests.e2e.many import crowd, raise_limit
 from tests.e2e.traffic import eventually
 
 PORT, TARGET_PORT = 7000, 7001
+HELD_PORT, HELD_TARGET = 7002, 7003
 SERVICES = ("discovery", "tunnel", "proxy")
 IDLE = 2.0  # seconds until a UDP flow without datagrams ends
 LEAK = 24 << 20  # bytes that a process may have grown between one full round and the last: allocators are not exact
@@ -44,7 +45,7 @@ class Use:
 
 
 class Two:
-    """a and b, with a service at b that answers what it is sent."""
+    """a and b, with a service at b that answers what it is sent, and one whose backend the test is (HELD_PORT)."""
 
     def __init__(self, folder: Path) -> None:
         loopback = Loopback(random.Random())
@@ -71,19 +72,17 @@ class Two:
             self.addresses.append((ip, PORT))
             node.publish(
                 [
-                    document
-                    for protocol in ("TCP", "UDP")
-                    for document in service(
-                        f"many-{protocol.lower()}",
-                        cluster_ip=ip,
-                        port=PORT,
-                        node="b",
-                        address=self.b.place.address,
-                        target_port=TARGET_PORT,
-                        protocol=protocol,
-                    )
+                    *self._service("many-tcp", ip, PORT, TARGET_PORT, "TCP"),
+                    *self._service("many-udp", ip, PORT, TARGET_PORT, "UDP"),
+                    *self._service("held", ip, HELD_PORT, HELD_TARGET, "TCP"),
                 ]
             )
+
+    def _service(self, name: str, ip: str, port: int, target_port: int, protocol: str) -> list[Document]:
+        address = self.b.place.address
+        return service(
+            name, cluster_ip=ip, port=port, node="b", address=address, target_port=target_port, protocol=protocol
+        )
 
     async def start(self) -> None:
         """Until there is a path and the service answers."""

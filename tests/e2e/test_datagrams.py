@@ -12,6 +12,7 @@ pytestmark = pytest.mark.slow
 
 
 async def test_datagrams_keep_their_borders(mesh: Mesh) -> None:
+    """FAILURES 31: datagrams through streams of bytes, each as it was sent."""
     loop = asyncio.get_running_loop()
     mesh.publish("echo-udp", PORT + 1, TARGET_PORT + 1, "UDP")
     server = make_socket(mesh.b.place, socket.SOCK_DGRAM)

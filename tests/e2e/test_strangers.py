@@ -38,6 +38,8 @@ async def stranger(mesh: Mesh, place: Place, short_path: Path, request: pytest.F
     indirect=["stranger"],
 )
 async def test_both_sides_say_why(mesh: Mesh, stranger: Node, reason: str) -> None:
+    """FAILURES 34: a wrong PSK is called that, by both sides."""
+
     async def stranger_says() -> bool:
         status = await stranger.tunnel()
         return any(reason in it.state for it in status.relays) or any(reason in it for it in status.warnings)

@@ -129,6 +129,7 @@ def test_least_latency_tries_what_it_does_not_know_and_then_stays_near() -> None
 
 
 def test_f33_source_ip_sticks_whatever_the_port_and_keeps_most_keys_when_one_of_five_goes() -> None:
+    """FAILURES 33: the port is no part of a client's key."""
     five = backends(5)
     made = balancer(five, "source-ip")
     clients = [f"10.1.{i // 250}.{i % 250}" for i in range(REQUESTS)]
@@ -262,6 +263,7 @@ def test_what_a_service_asks_for(fields: dict[str, object], expected: Traffic) -
     ],
 )
 def test_f33_an_unknown_policy_is_an_error_on_that_service_and_no_crash(fields: dict[str, object], part: str) -> None:
+    """FAILURES 33: an unknown policy."""
     bad, good = asking(**fields), Service("default/other", ("127.1.0.2",), (HTTP,), (), balancing="random")
     with pytest.raises(TrafficError, match=part.replace("?", r"\?")):
         parse(bad, ROUND_ROBIN)
