@@ -117,9 +117,9 @@ class Departure:
         keep = route.network == "tcp" and len(self._kept) < MAX_KEPT
         if backend is None:
             self._refuse(client, route, errors.NO_ENDPOINT, "it has no endpoint that is ready", manners)
-        elif keep and (len(route) > 1 or manners is not None):
+        elif keep and (len(route) > 1 or manners is not None or head):
             self._try(_Kept(client, address, route, backend, head=head, manners=manners))
-        elif manners is not None:
+        elif manners is not None or head:
             self._refuse(client, route, errors.LIMIT, f"{MAX_KEPT} clients wait for a backend already", manners)
         elif backend.node == self._node:
             self._dialer.dial(route.network, backend.ip, backend.port, partial(self._arrived, client, route, datagrams))

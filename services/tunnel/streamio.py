@@ -32,6 +32,9 @@ FLOW_BACKLOG = 64
 """Datagrams of a flow that wait for its socket; then the oldest are dropped."""
 FLOW_IDLE = 60.0
 """Seconds without a datagram after which a UDP flow ends."""
+GONE_AFTER = 16
+"""Datagrams in a row for which the client's port was closed, after which it is gone for good: else a backend that goes on
+sending would keep its flow."""
 REFUSED_BY_RESET = Reason(0, "the connection was reset")
 
 
@@ -299,10 +302,12 @@ class FlowIO:
     __slots__ = (
         "_descriptor",
         "_engine",
+        "_refusals",
         "_waiting",
         "caller",
         "eof",
         "finished",
+        "from_client",
         "pairing",
         "sock",
         "span",
@@ -318,6 +323,9 @@ class FlowIO:
         """Who awaits the outcome of an Attach."""
         self.span: Span | None = None
         self.used_at = engine.now
+        self.from_client = False
+        """The socket is a client's, as opposed to a backend's, which may come back."""
+        self._refusals = 0
         self._engine = engine
         self.pairing = pairing
         self._descriptor = -1
@@ -346,7 +354,8 @@ class FlowIO:
                     self._fail()
                     return
                 break
-            except ConnectionRefusedError:  # ICMP port unreachable: nobody listens there now
+            except ConnectionRefusedError:
+                self._refused()
                 continue
             except OSError:
                 self._fail()
@@ -355,6 +364,7 @@ class FlowIO:
                 self._fail()
                 return
             self.used_at = self._engine.now
+            self._refusals = 0
             self.pairing.session.send_datagram(self.stream, payload)
         self.pairing.mark()
 
@@ -366,8 +376,18 @@ class FlowIO:
                 del self._waiting[0]
             self._waiting.append(bytes(view))
             return
-        with contextlib.suppress(OSError):  # a full buffer or a port nobody listens on: UDP may lose
+        try:
             self.sock.send(view)
+        except ConnectionRefusedError:
+            self._refused()
+        except OSError:  # a full buffer: UDP may lose
+            pass
+
+    def _refused(self) -> None:
+        """ICMP port unreachable: nobody listens there now."""
+        self._refusals += 1
+        if self.from_client and self._refusals >= GONE_AFTER:
+            self._fail()
 
     def resume(self) -> None:
         """Flows have no credit."""

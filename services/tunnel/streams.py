@@ -53,6 +53,8 @@ class Streams:
             if request.keep:
                 io.early = bytearray(request.head)
             io.welcome = request.welcome
+        else:
+            io.from_client = True
         for datagram in request.datagrams:
             pairing.session.send_datagram(io.stream, datagram)
         io.attach(sock)
