@@ -11,6 +11,7 @@ from collections.abc import Callable
 from services.proxy.attach import reset
 
 SCRATCH = 256 * 1024  # bytes a read at most; larger ones gain nothing over loopback
+GONE_AFTER = 16  # datagrams in a row for which the client's port was closed until its flow ends, as the tunnel's
 _BURST = 16  # datagrams or reads a turn, so that one busy pair leaves room for the others
 
 _scratch = memoryview(bytearray(SCRATCH))
@@ -128,12 +129,13 @@ class DatagramPump:
         ended: Callable[["DatagramPump"], None],
         idle: Callable[[], float],
     ) -> None:
-        """Owns two connected non-blocking datagram sockets from now on. `idle`: seconds without a datagram until the flow
-        ends, asked when the time may have come."""
+        """Owns two connected non-blocking datagram sockets from now on: the client's and the backend's. `idle`: seconds without
+        a datagram until the flow ends, asked when the time may have come."""
         self._loop = asyncio.get_running_loop()
         self._socks = (one, two)
         self._ended = ended
         self._closed = False
+        self._refusals = 0  # since the client's last datagram
         self._last = self._loop.time()
         self._idle = idle
         self._timer = self._loop.call_later(idle(), self.check)
@@ -144,13 +146,26 @@ class DatagramPump:
         self._last = self._loop.time()
         source, sink = self._socks[side], self._socks[1 - side]
         for _ in range(_BURST):
+            failing = side
             try:
                 size = source.recv_into(_scratch)
+                if side == 0:
+                    self._refusals = 0
+                failing = 1 - side
                 sink.send(_scratch[:size])
             except BlockingIOError:
                 return
-            except OSError:  # an ICMP error of an earlier datagram: reported once, and not the end of the flow
-                continue
+            except OSError as error:
+                self._failed(failing, error)
+                if self._closed:
+                    return
+
+    def _failed(self, side: int, error: OSError) -> None:
+        """An ICMP error of an earlier datagram: reported once, and not the end of the flow, unless the client is gone."""
+        if side == 0 and isinstance(error, ConnectionRefusedError):
+            self._refusals += 1
+            if self._refusals >= GONE_AFTER:
+                self.close()
 
     def check(self) -> None:
         """Ends the flow if it is time, else looks again when it may be."""

@@ -30,6 +30,9 @@ EARLY = 48 * 1024
 DATAGRAM_SIZE = 65_535
 FLOW_BACKLOG = 64
 """Datagrams of a flow that wait for its socket; then the oldest are dropped."""
+GONE_AFTER = 16
+"""Datagrams in a row for which the client's port was closed, after which it is gone for good: else a backend that goes on
+sending would keep its flow."""
 REFUSED_BY_RESET = Reason(0, "the connection was reset")
 
 
@@ -324,6 +327,7 @@ class FlowIO:
     __slots__ = (
         "_descriptor",
         "_engine",
+        "_refusals",
         "_waiting",
         "began",
         "bytes_in",
@@ -332,6 +336,7 @@ class FlowIO:
         "counted",
         "eof",
         "finished",
+        "from_client",
         "pairing",
         "service",
         "sock",
@@ -353,6 +358,9 @@ class FlowIO:
         """These three as in StreamIO."""
         self.bytes_out = self.bytes_in = 0
         self.used_at = engine.now
+        self.from_client = False
+        """The socket is a client's, as opposed to a backend's, which may come back."""
+        self._refusals = 0
         self._engine = engine
         self.pairing = pairing
         self._descriptor = -1
@@ -381,7 +389,8 @@ class FlowIO:
                     self._fail()
                     return
                 break
-            except ConnectionRefusedError:  # ICMP port unreachable: nobody listens there now
+            except ConnectionRefusedError:
+                self._refused()
                 continue
             except OSError:
                 self._fail()
@@ -391,6 +400,7 @@ class FlowIO:
                 return
             self.used_at = self._engine.now
             self.bytes_out += len(payload)
+            self._refusals = 0
             self.pairing.session.send_datagram(self.stream, payload)
         self.pairing.mark()
 
@@ -408,9 +418,20 @@ class FlowIO:
             self._write(view)
 
     def _write(self, view: memoryview) -> None:
-        if self.sock is not None:
-            with contextlib.suppress(OSError):  # a full buffer or a port nobody listens on: UDP may lose
-                self.sock.send(view)
+        if self.sock is None:
+            return
+        try:
+            self.sock.send(view)
+        except ConnectionRefusedError:
+            self._refused()
+        except OSError:  # a full buffer: UDP may lose
+            pass
+
+    def _refused(self) -> None:
+        """ICMP port unreachable: nobody listens there now."""
+        self._refusals += 1
+        if self.from_client and self._refusals >= GONE_AFTER:
+            self._fail()
 
     def carried(self) -> tuple[int, int]:
         """Bytes to the peer, and from it, as far as this end knows: some may have been lost."""

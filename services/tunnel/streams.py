@@ -72,6 +72,7 @@ class Streams:
                 io.early = bytearray(request.head)
             io.welcome = request.welcome
         else:
+            io.from_client = True
             for datagram in request.datagrams:
                 io.bytes_out += len(datagram)
                 pairing.session.send_datagram(io.stream, datagram)

@@ -212,6 +212,28 @@ async def test_a_service_of_several_backends_tries_the_next(start: Start, ip: st
     client.close()
 
 
+async def test_handshakes_side_by_side_do_not_mix(start: Start, ip: str) -> None:
+    """FAILURES 32: EdgeMesh keeps one request for all connections. Byte by byte, by turns."""
+    node = await start()
+    clients = [await connect(ip, PORT) for _ in range(30)]
+    sent = [b"\x05\x01\x00\x05\x01\x00" + address(f"10.0.0.{number}.b", 1000 + number) for number in range(30)]
+    for place in range(max(map(len, sent))):
+        for client, request in zip(clients, sent, strict=True):
+            if place < len(request):
+                await say(client, request[place : place + 1])
+    for _ in clients:
+        asked = await node.tunnel.asked()
+        ip_port = asked.open.target.address
+        number = int(ip_port.rpartition(":")[2]) - 1000
+        assert ip_port == f"10.0.0.{number}:{1000 + number}"
+        served = asked.accept()
+        served.send(b"%02d" % number)
+        served.close()
+    for number, client in enumerate(clients):
+        assert await receive_exactly(client, 14) == b"\x05\x00" + OK + b"%02d" % number
+        client.close()
+
+
 # ── who is let in ──
 
 

@@ -261,8 +261,17 @@ async def test_within_the_node(node: Node, loopback_ip: LoopbackIp) -> None:
     client.sendto(b"three", (ip, 53))
     assert await receive(backend) == b"three"
     assert node.status().accepted == 1
-    for sock in (client, backend):
-        sock.close()
+    assert node.proxy is not None
+    pumps = node.proxy._departure._pumps
+    assert len(pumps) == 1
+    client.close()
+
+    def ended() -> bool:
+        backend.sendto(b"are you there?", flow)
+        return not pumps
+
+    await until(ended, "the flow of a client that is gone")
+    backend.close()
 
 
 async def test_without_endpoints_nothing_is_opened(node: Node, loopback_ip: LoopbackIp) -> None:

@@ -275,6 +275,30 @@ async def test_datagrams_keep_their_borders_both_ways(exit_b: Exit, attached: At
     server.close()
 
 
+async def test_a_backend_that_goes_on_sending_does_not_keep_the_flow_of_a_client_that_is_gone(
+    nodes: Nodes, exit_b: Exit, attached: Attached
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.setblocking(False)
+        client, handed = udp_pair()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        number = attached.open("b", address, handed, network=UDP, datagrams=[b"hello"])
+        assert not (await attached.result(number)).HasField("refusal")
+        async with asyncio.timeout(60):
+            _, peer = await asyncio.get_running_loop().sock_recvfrom(server, 100)
+        before = (await nodes.a.tunnel()).streams
+
+        async def ended() -> bool:
+            server.sendto(b"are you there?", peer)
+            return (await nodes.a.tunnel()).streams < before
+
+        for _ in range(20):
+            assert not await ended(), "it is there"
+        client.close()
+        await until(ended, "the flow ends")  # while it is used, and so not for being idle
+
+
 async def test_a_flow_without_descriptor_ends_when_its_connection_is_closed(nodes: Nodes, exit_b: Exit) -> None:
     server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     server.bind(("127.0.0.1", 0))
