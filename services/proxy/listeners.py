@@ -45,6 +45,7 @@ class Listeners:
         self._failed: dict[Spot, tuple[Wanted, str]] = {}
         self._refused: list[tuple[Spot, Wanted, str]] = []
         self._routes: dict[tuple[str, Port], Route] = {}
+        self.applied = False  # services are known
         self._services: dict[str, Service] = {}
         self._traffic: Mapping[str, Traffic] = {}
         self._asked: dict[tuple[str, Port, Traffic | None], Route] = {}  # of `route`, where nobody listens
@@ -53,7 +54,7 @@ class Listeners:
 
     def apply(self, services: Iterable[Service], traffic: Mapping[str, Traffic] | None = None) -> None:
         """These are all the services known now, and how their clients are spread, by the service's key."""
-        services = list(services)
+        services, self.applied = list(services), True
         spots, self._refused = plan.wanted(services, traffic)
         steps = plan.diff(self._open, spots)
         for spot in steps.close:
