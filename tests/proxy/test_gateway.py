@@ -16,6 +16,8 @@ from services.proxy.gateway import front, http1
 from tests.proxy.conftest import until
 from tests.proxy.ingress import Ingress, gateway, route, routes, server, to
 
+pytestmark = pytest.mark.slow  # curl in most of them
+
 GET = b"GET %b HTTP/1.1\r\nHost: a.test\r\n%b\r\n"
 
 
