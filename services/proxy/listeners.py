@@ -49,6 +49,7 @@ class Listeners:
         self._open: dict[Spot, TcpListener[Route] | UdpListener | Captured] = {}
         self._failed: dict[Spot, tuple[Wanted, str]] = {}
         self._refused: list[tuple[Spot, Wanted, str]] = []
+        self.applied = False  # services are known
         self._routes: dict[RouteKey, Route] = {}
         self._services: dict[str, Service] = {}
         self._traffic: Mapping[str, Traffic] = {}
@@ -60,7 +61,7 @@ class Listeners:
         self, services: Iterable[Service], traffic: Mapping[str, Traffic] | None = None, site: Site | None = None
     ) -> None:
         """These are all the services known now, and how their clients are spread, by the service's key."""
-        services = list(services)
+        services, self.applied = list(services), True
         self._interception.learn(services)
         spots, self._refused = plan.wanted(services, traffic, site)
         steps = plan.diff(self._open, spots)

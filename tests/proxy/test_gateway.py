@@ -16,6 +16,8 @@ from services.proxy.gateway import front, http1
 from tests.proxy.conftest import until
 from tests.proxy.ingress import Ingress, gateway, route, routes, server, to
 
+pytestmark = pytest.mark.slow  # curl in most of them
+
 GET = b"GET %b HTTP/1.1\r\nHost: a.test\r\n%b\r\n"
 
 
@@ -266,6 +268,8 @@ async def test_streams_go_their_way_unread(ingress: Ingress) -> None:
         (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", 400),
         (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 501),
         (b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a.test/x?\r\n\r\n", 400),
+        (b"GET http://u@a.test/ HTTP/1.1\r\nHost: a.test\r\n\r\n", 400),
         (b"GET /#x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
         (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", 405),
         (b"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
@@ -301,6 +305,16 @@ async def test_slow_heads_and_bodies_do_not_stay(web: Ingress, monkeypatch: pyte
         raise ConnectionResetError  # an end without an answer does, too
     assert web.node.proxy is not None
     await until(lambda: not len(web.node.proxy._gateway._front), "nobody is left")
+
+
+async def test_a_client_that_stops_reading_does_not_stay(web: Ingress, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "STALL", 0.3)
+    assert web.node.proxy is not None
+    client = socket.create_connection((web.ip, 8080))
+    client.sendall(get(b"/large?size=200000000"))
+    await until(lambda: len(web.node.proxy._gateway._front), "it is served")
+    await until(lambda: not len(web.node.proxy._gateway._front), "nobody is left")
+    client.close()
 
 
 async def test_more_clients_than_there_is_room_for(web: Ingress, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,6 +376,13 @@ async def test_backends_that_fail(ingress: Ingress) -> None:
     for method in ("GET", "POST"):
         assert (await ingress.curl("http://a.test:8080/", "-X", method))[0] == "200"
     cutting.close()
+
+
+async def test_a_backend_that_says_nothing_is_not_waited_for_without_end(
+    web: Ingress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http1, "ANSWER_IDLE", 0.3)
+    assert await web.curl("http://a.test:8080/slow") == ("504", "no answer from default/web:80 in time")
 
 
 async def test_a_connection_that_went_stale_is_replaced_for_what_may_be_repeated(ingress: Ingress) -> None:

@@ -324,6 +324,8 @@ def test_streams_by_port_and_by_server_name() -> None:
         (routes({"route": [to("a", weight=-1)]}, name="w"), "expected a whole number"),
         (routes(route("www.example.com"), name="w"), "expected a Service"),
         (routes({"route": [{"destination": {"host": "a", "subset": "v1"}}]}, name="w"), "subset is not supported"),
+        (routes(route("x", rewrite={"uri": "/a b"}), name="w"), "rewrite.uri has spaces"),
+        (routes({"redirect": {"authority": "x\r\ny"}}, name="w"), "redirect.authority has spaces"),
         (routes(tls=[{"route": [to("a")]}], name="w"), "match is missing"),
         (routes(*[route("x")] * 1025, name="w"), "expected at most 1024"),
     ],
@@ -374,7 +376,7 @@ def test_no_body_is_a_crash() -> None:
 # ── targets ──
 
 
-@pytest.mark.parametrize("text", ["", "a", "/a#b", "http://", "http:///x", "https://u@h/", "ftp://x/"])
+@pytest.mark.parametrize("text", ["", "a", "/a#b", "http://", "http:///x", "ftp://x/"])
 def test_targets_that_are_none(text: str) -> None:
     with pytest.raises(paths.TargetError):
         paths.read(text)

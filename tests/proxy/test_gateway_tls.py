@@ -16,6 +16,8 @@ from services.proxy.gateway.certificates import Certificates
 from tests.proxy.conftest import until
 from tests.proxy.ingress import Authority, Ingress, gateway, route, routes, secret, server, to
 
+pytestmark = pytest.mark.slow  # curl and openssl in most of them
+
 
 @pytest.fixture(scope="module")
 def ca() -> Authority:

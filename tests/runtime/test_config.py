@@ -252,6 +252,39 @@ def test_the_dns_section(write: Write) -> None:
     }
 
 
+def test_edgemesh_gateway_file_is_accepted_as_it_is(write: Write) -> None:
+    loaded = config.load(
+        write(
+            """\
+            modules:
+              edgeGateway:
+                enable: true
+                nic: "lo,eth0"
+                includeIP: "192.0.2.1, 10.0.0.0/8"
+                excludeIP: "*"
+                loadBalancer:
+                  caller: GatewayCaller
+                  defaultLBStrategy: Random
+                  supportLBStrategies: [RoundRobin]
+                  consistentHash: {partitionCount: 100, replicationFactor: 10, load: 1.25}
+            """
+        )
+    )
+    gateway = loaded.modules.edge_gateway
+    assert (gateway.enable, gateway.nic, gateway.include_ip, gateway.exclude_ip) == (
+        True,
+        "lo,eth0",
+        "192.0.2.1, 10.0.0.0/8",
+        "*",
+    )
+    assert gateway.load_balancer is not None and gateway.load_balancer.default_lb_strategy == "Random"
+    told = "\n".join(loaded.warnings)
+    assert "caller has no effect" in told and "supportLBStrategies has no effect" in told
+    assert "edgeGateway has no effect" not in told and "includeIP" not in told
+    with pytest.raises(ConfigError, match="includeIP"):
+        config.load(write("modules: {edgeGateway: {includeIP: eth0}}"))
+
+
 def test_keys_with_nothing_below_are_as_if_absent(write: Write) -> None:
     loaded = config.load(write("modules:\n  edgeTunnel:\n    enable: true\n    relayNodes:\n    # - nodeName: r1\n"))
     assert loaded.modules.edge_tunnel.relay_nodes == []

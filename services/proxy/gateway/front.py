@@ -35,6 +35,7 @@ class Front:
         self._tasks: set[asyncio.Task[None]] = set()
         self._each: Counter[str] = Counter()
         self.entries: dict[int, Entry] = {}
+        self.closing = False  # who comes now is not talked to
 
     def __len__(self) -> int:
         """Clients that are talked to."""
@@ -46,7 +47,7 @@ class Front:
         if entry.kind == "tcp":
             self._hand_over(client, address, entry.find(""), "")
             return
-        if len(self._tasks) >= MAX_CLIENTS or self._each[address[0]] >= MAX_EACH:
+        if self.closing or len(self._tasks) >= MAX_CLIENTS or self._each[address[0]] >= MAX_EACH:
             self._refuse(client, entry, LIMIT)
             return
         self._each[address[0]] += 1

@@ -85,7 +85,7 @@ class Gateway:
         found += [
             f"{label}: there is no Service port {destination}"
             for destination, label in table.destinations.items()
-            if self._resolve(destination) is None
+            if self._listeners.applied and self._resolve(destination) is None
         ]
         found += [f"TLS of gateways: {why}" for why in self._certificates.problems.values()]
         return found if len(found) <= MAX_WARNINGS else [*found[:MAX_WARNINGS], f"and {len(found) - MAX_WARNINGS} more"]
@@ -93,6 +93,7 @@ class Gateway:
     async def close(self) -> None:
         if self._settling is not None:
             self._settling.cancel()
+        self._front.closing = True
         while self._open:
             self._open.popitem()[1].close()
         await self._front.close()

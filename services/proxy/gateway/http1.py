@@ -26,6 +26,7 @@ from services.proxy.gateway.upstream import MAX_HEAD, Pool, Upstream
 HEAD_TIME = 15.0  # s for a request's head, from its first byte: slower clients only hold a place
 KEEP_ALIVE = 75.0  # s until the next request begins
 BODY_IDLE = 60.0  # s without a byte of a request's body
+STALL = 120.0  # s in which a client takes nothing of an answer
 ANSWER_IDLE = 300.0  # s without a byte of an answer; Envoy's stream_idle_timeout
 
 # RFC 9110, 9.2.2: may be sent twice.
@@ -172,9 +173,9 @@ class Http1:
 
     async def _send(self, event: h11.Event) -> None:
         try:
-            await self._stream.write(*(self._http.send_with_data_passthrough(event) or ()))
+            await self._stream.write(*(self._http.send_with_data_passthrough(event) or ()), patience=STALL)
         except OSError as error:
-            raise _Cut("the client went away") from error
+            raise _Cut("the client went away, or reads no more") from error
 
     # ── backends ──
 
@@ -309,6 +310,8 @@ class Http1:
         try:
             async with asyncio.timeout(ANSWER_IDLE):
                 return await upstream.event()
+        except TimeoutError:
+            raise Refused(504, f"no answer from {way.destination} in time") from None
         except (OSError, h11.RemoteProtocolError) as error:
             raise self._failure(upstream, way) from error
 
@@ -330,7 +333,9 @@ def _judge(request: h11.Request, head: Head) -> Target:
         raise Refused(405, "this method is not served")
     try:
         head.check()
-        return paths.read(request.target.decode("latin-1"))
+        target = paths.read(request.target.decode("latin-1"))
+        paths.check_authority(target.authority or head.first(b"host"))
+        return target
     except (HeaderError, TargetError) as error:
         raise Refused(400, str(error)) from None
 

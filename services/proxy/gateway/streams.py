@@ -73,10 +73,14 @@ class Stream:
         """Returns when anything comes, the end included; what came is lost. Can be cancelled without loss."""
         await self._reader.read(1)
 
-    async def write(self, *pieces: bytes) -> None:
-        """Waits while the other side does not keep up."""
+    async def write(self, *pieces: bytes, patience: float | None = None) -> None:
+        """Waits while the other side does not keep up, `patience` seconds at most: then TimeoutError, an OSError."""
         self._writer.writelines(pieces)
-        await self._writer.drain()
+        if patience is None or not self._writer.transport.get_write_buffer_size():
+            await self._writer.drain()
+            return
+        async with asyncio.timeout(patience):
+            await self._writer.drain()
 
     def finish(self) -> bool:
         """No more will be written. False: TLS can say so only by ending both ways (asyncio's, that is)."""

@@ -20,7 +20,7 @@ _HOP = frozenset(
 # `Connection` may name others to be removed, but never these: without them the message is another one.
 _KEPT = frozenset({b"host", b"content-length", b"content-type", b"authorization", b"cookie", b"set-cookie"})
 # Ours; what the client says of itself is kept only where we add to it.
-_FORWARDED = frozenset({b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-for"})
+_FORWARDED = frozenset({b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-for", b"x-forwarded-client-cert"})
 _NEVER_TRAILING = _HOP | _KEPT | {b"expect", b"content-encoding", b"content-range"}
 
 

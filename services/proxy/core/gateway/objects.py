@@ -130,7 +130,7 @@ def _http_route(spec: Spec, namespace: str, label: str, idle: list[str]) -> Http
     matches = tuple(_match(one) for one in _bounded(spec.specs("match"), f"{spec.path}.match")) or (Match(),)
     redirect = _redirect(spec.spec("redirect")) if "redirect" in spec else None
     rewrite = spec.spec("rewrite")
-    uri, authority = rewrite.text("uri"), rewrite.text("authority")
+    uri, authority = _sendable(rewrite, "uri"), _sendable(rewrite, "authority")
     rewrite.end()
     timeout = _seconds(spec.text("timeout"), f"{spec.path}.timeout")
     routes = spec.specs("route")
@@ -187,9 +187,18 @@ def _redirect(spec: Spec) -> Redirect:
     scheme = spec.text("scheme").lower()
     if scheme not in ("", "http", "https"):
         raise ObjectError(f"{spec.path}.scheme is {scheme!r}, expected http or https")
-    found = Redirect(code, scheme, spec.text("authority"), spec.number("port", 1, 65535), spec.text("uri"))
+    authority, uri = _sendable(spec, "authority"), _sendable(spec, "uri")
+    found = Redirect(code, scheme, authority, spec.number("port", 1, 65535), uri)
     spec.end()
     return found
+
+
+def _sendable(spec: Spec, key: str) -> str:
+    """A text that may stand in the head of a message."""
+    text = spec.text(key)
+    if not re.fullmatch(r"[!-~]{0,2048}", text):
+        raise ObjectError(f"{spec.path}.{key} has spaces or other characters that no address has; write them as %XX")
+    return text
 
 
 def _stream_route(spec: Spec, namespace: str, label: str, kind: str) -> StreamRoute:

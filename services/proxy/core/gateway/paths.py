@@ -8,6 +8,7 @@ from services.proxy.core.gateway.model import HttpRoute, Match, Redirect
 
 # What a server may take for a step up or for a slash though it is written otherwise.
 _ODD = re.compile(r"/\.|%2e|\\", re.IGNORECASE)
+_AUTHORITY = re.compile(r"([A-Za-z0-9._~%-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])?(:\d{0,5})?")
 _DOT = re.compile(r"%2e", re.IGNORECASE)
 
 
@@ -42,8 +43,8 @@ def read(text: str) -> Target:
         rest = text.partition("://")[2]
         end = min((at for at in map(rest.find, "/?") if at >= 0), default=len(rest))
         authority, text = rest[:end], rest[end:]
-        if not authority or "@" in authority:
-            raise TargetError("the target's authority is not one")
+        if not authority:
+            raise TargetError("the target has no authority")
         if not text.startswith("/"):
             text = f"/{text}"
     elif text == "*":
@@ -52,6 +53,12 @@ def read(text: str) -> Target:
         raise TargetError("the target is no absolute path")
     path, mark, query = text.partition("?")
     return Target(normal(path), mark + query, authority)
+
+
+def check_authority(text: str) -> None:
+    """Raises TargetError for what is neither "host" nor "host:port"."""
+    if not _AUTHORITY.fullmatch(text):
+        raise TargetError("the host is not one")
 
 
 def normal(path: str) -> str:
