@@ -47,7 +47,7 @@ def status(output: str, watch: float | None, config: Path | None, run_dir: Path 
       peers[]          {name, sources[], verified, addresses[], is_relay, relay_rank, reservations[],
                        path: direct|punched|relayed|"", relay, rtt_ms, why, session {..} or null, links[]}
       relays[]         {relay, address, state, rtt_ms, observed, expires_in}
-      listeners[]      {address, network, service, endpoints, error}
+      listeners[]      {address, network, service, endpoints, error, intercepted}
       known_services, sources {name: state}
       migrations {reason: n}
       dht              {server, servers, estimated, records, record_bytes, relays, holders[], refreshed: s ago or null}
