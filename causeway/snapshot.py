@@ -261,4 +261,5 @@ def _listener(listener: proxy_pb2.Listener) -> dict[str, Any]:
         "service": listener.service,
         "endpoints": listener.endpoints,
         "error": listener.error,
+        "intercepted": listener.intercepted,
     }

@@ -49,7 +49,7 @@ def status(output: str, watch: float | None, config: Path | None, run_dir: Path 
                        claim: {proven[], bytes_per_second, uptime: s} or null,
                        path: direct|punched|relayed|"", relay, rtt_ms, why, session {..} or null, links[]}
       relays[]         {relay, address, state, rtt_ms, observed, expires_in}
-      listeners[]      {address, network, service, endpoints, error}
+      listeners[]      {address, network, service, endpoints, error, intercepted}
       known_services, sources {name: state}
       migrations {reason: n}
       dht              {server, servers, estimated, records, record_bytes, relays, holders[], refreshed: s ago or null}

@@ -151,7 +151,7 @@ def _listeners(listeners: list[dict[str, Any]]) -> Table:
             listener["network"],
             escape(listener["service"]),
             str(listener["endpoints"]),
-            Text(listener["error"], "red"),
+            Text(listener["error"], "red") if listener["error"] else "intercepted" if listener["intercepted"] else "",
         )
     return table
 
