@@ -121,7 +121,7 @@ class Listener(_message.Message):
     """Empty, or why it does not listen."""
     balancing: _builtins.str
     """How clients are spread over the endpoints: "round-robin", "random", "least-latency", "least-connections", "p2c",
-    "source-ip".
+    "source-ip", or by what a request says: "header NAME", "cookie NAME", "query-parameter NAME".
     """
     ejected: _builtins.int
     """Endpoints that are left out because they failed."""

@@ -72,7 +72,7 @@ class Refusals:
 
     def _read(self, one: _Told) -> None:
         try:
-            data = one.client.recv(one.left or _FIRST - len(one.head))
+            data = one.client.recv(min(one.left, _FIRST) if one.left else _FIRST - len(one.head))
         except BlockingIOError:
             if not one.patient and not one.head:
                 self._end(one)
@@ -86,8 +86,10 @@ class Refusals:
                 self._end(one)
             return
         one.head += data
-        if not data or (not self._look(one) and len(one.head) >= _FIRST):
+        if not data:
             self._end(one)
+        else:
+            self._look(one)
 
     def _look(self, one: _Told) -> bool:
         """Answers if the request is there. True when nothing more is to be read for it."""
@@ -101,7 +103,14 @@ class Refusals:
             case "other":
                 self._end(one)
                 return True
-        return False
+        return self._enough(one)
+
+    def _enough(self, one: _Told) -> bool:
+        """So much, and still no request: True, and it is reset."""
+        if len(one.head) < _FIRST:
+            return False
+        self._end(one)
+        return True
 
     def _look_deeper(self, one: _Told, head: bytes) -> bool:
         try:
@@ -115,8 +124,9 @@ class Refusals:
             return True
         if greeting:
             one.greeted = True
-            return not self._send(one, greeting)
-        return False
+            if not self._send(one, greeting):
+                return True
+        return self._enough(one)
 
     def _answer(self, one: _Told, answer: bytes) -> None:
         if not self._send(one, answer):

@@ -1,6 +1,7 @@
 """How a client learns that it gets no connection: by an answer where it speaks HTTP, else by a reset. Real clients."""
 
 import asyncio
+import contextlib
 import shutil
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from protos import tunnel_pb2
+from services.proxy.core.request import PREFACE
 from tests.proxy.conftest import Node, until
 from tests.proxy.neighbours import service
 from tests.proxy.test_head import everything, refused
@@ -82,6 +84,21 @@ async def test_whoever_speaks_something_else_is_reset_at_once(node: Node, ip: st
     with pytest.raises(ConnectionResetError):
         await receive(client)
     client.close()
+
+
+@pytest.mark.parametrize("data", [b"GET /" + b"a" * 40_000, PREFACE + b"\0\0\0\4\0\0\0\0\0" * 4000], ids=["line", "h2"])
+async def test_whoever_says_much_and_asks_nothing_is_ended(
+    node: Node, ip: str, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    monkeypatch.setattr("services.proxy.refusals.PATIENCE", 3600.0)
+    node.tunnel.refusal = DENIED
+    for read_ahead in (0, 18_000):  # twice as much with two backends
+        node.tunnel.read_ahead = read_ahead
+        client = await connect(ip)
+        await asyncio.get_running_loop().sock_sendall(client, data)
+        with contextlib.suppress(ConnectionResetError):
+            assert (await everything(client))[9:] in (b"", b"\0\0\0\4\1\0\0\0\0")  # at most our SETTINGS
+        client.close()
 
 
 async def test_who_says_nothing_is_reset_and_who_says_it_late_is_told(node: Node, ip: str) -> None:

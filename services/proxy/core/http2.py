@@ -41,12 +41,12 @@ def answer(stream: int, status: int, body: bytes) -> bytes:
     """The whole answer on that stream, after which the connection ends; behind GREETING."""
     block = _literal(_STATUS, str(status)) + _literal(_CONTENT_TYPE, "text/plain; charset=utf-8")
     block += _literal(_CONTENT_LENGTH, str(len(body)))
-    return _frame(_HEADERS, _END_HEADERS, stream, block) + _frame(_DATA, _END_STREAM, stream, body) + goodbye(stream)
-
-
-def goodbye(stream: int) -> bytes:
-    """No stream after this one was, or will be, looked at; that is no error."""
-    return _frame(_GOAWAY, 0, 0, stream.to_bytes(4) + bytes(4))
+    goodbye = stream.to_bytes(4) + bytes(4)  # no stream behind this one was looked at; no error
+    return (
+        _frame(_HEADERS, _END_HEADERS, stream, block)
+        + _frame(_DATA, _END_STREAM, stream, body)
+        + _frame(_GOAWAY, 0, 0, goodbye)
+    )
 
 
 def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
