@@ -41,19 +41,12 @@ BACKOFF_URGENT = 1.0
 """Longest pause between attempts while streams wait for a link, seconds."""
 BACKOFF_CALM = 60.0
 """… while there is a link and only a better one is looked for (Tailscale upgrades every 60 s)."""
-RESPONDER_PATIENCE = {ANY: 1.0, STANDBY: 3.0}
-"""Seconds the side that did not initiate waits before it dials: usually the other one is at it. Longer where nobody
-waits for the path: the initiator chooses the relay, see core/choice."""
 STANDBY_STAGGER = 1.0
 """Seconds between the relays that are asked for a standby: it shall be over the one that was chosen, not over the one
 that answers first."""
 STANDBY_SMEAR = 0.5
 """Seconds within which a lost standby is looked for, at random: a relay that dies costs many sessions theirs, whose
 handshakes come just when all their streams are sent again."""
-DOUBT_PATIENCE = 1.0
-"""Seconds more while doubted links may still answer, and there is another or they are several: two ways that fall silent at
-once are seldom dead, but somewhere a host is too busy to answer in time, and every dial makes the next answer later. Of
-1105 doubts in a crowd on a busy machine not one came true, and three of four ended within that time."""
 POLL = 5.0
 """Seconds between looks at what is missing, and at what discovery knows of the peer; changes are told at once."""
 MAX_DIALS = 32
@@ -137,7 +130,7 @@ class Keeper:
     def hurry(self) -> None:
         """This host's network changed, and only this side knows: no patience. What is being tried may come from an
         address that is gone: begin anew."""
-        self._gap_since = dict.fromkeys(RESPONDER_PATIENCE, float("-inf"))
+        self._gap_since = dict.fromkeys((ANY, STANDBY), float("-inf"))
         if self._round is not None:
             self._round.cancel()
         self.poke(forget=True)
@@ -242,10 +235,7 @@ class Keeper:
         since, pairing = self._gap_since[gap], self.pairing
         if pairing is None:
             return since
-        doubted = sum(link.doubted for link in pairing.session.links)
-        doubt = doubted > 1 if gap == ANY else doubted > 0 if gap == STANDBY else False
-        patience = 0.0 if pairing.keys.initiator else RESPONDER_PATIENCE.get(gap, 0.0)
-        return since + patience + DOUBT_PATIENCE * doubt
+        return since + missing.patience(gap, pairing.session.links, initiator=pairing.keys.initiator)
 
     def _patience(self) -> float:
         """Seconds until another gap becomes due."""

