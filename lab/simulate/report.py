@@ -94,6 +94,7 @@ class Report:
             ("messages per node and second", f"{self.messages:.3f}", f"≤ {targets.messages:g}"),
             ("… and hour", f"{self.messages * HOUR:,.0f}", ""),
             ("state per node in KiB, mean", f"{fmean(self.state or [0]):.1f}", f"≤ {targets.state:g}"),
+            ("… p99", f"{_spread(self.state).get('p99', 0):.1f}", ""),
             ("… largest", f"{max(self.state, default=0):.1f}", ""),
         )
         head = f"{plan.nodes:,} nodes, {plan.churn:.0%} churn per hour, {plan.malicious:.0%} of the servers malicious"

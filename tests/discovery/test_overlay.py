@@ -117,6 +117,19 @@ def test_f27_that_neighbours_answer_says_nothing_of_the_uplink() -> None:
     assert {n.id for n in made} == {1, 2, 8}
 
 
+def test_those_that_failed_long_ago_are_forgotten_unasked() -> None:
+    made = table()
+    for number in range(1, 200):
+        made.failed(number, NOW + number)
+    assert len(made._resting) == 199
+    made.failed(1, NOW + 200)
+    made.failed(7, NOW + 2 + REST)
+    # 2 is over; 1 and 7 failed anew.
+    assert next(iter(made._resting)) == 3 and list(made._resting)[-2:] == [1, 7]
+    made.failed(250, NOW + 1000)
+    assert list(made._resting) == [250]
+
+
 def test_one_network_gets_three_places_in_a_bucket_and_a_private_one_as_many_as_there_are() -> None:
     made = Table(0)
     for number in range(128, 148):
@@ -214,6 +227,7 @@ def test_alpha_questions_are_open_at_once() -> None:
 
 
 def test_f26_a_stale_record_never_sits_in_front_of_a_live_one() -> None:
+    """FAILURES 26: an old record in front of a newer one, at a keeper and among answers."""
     search: Search[int] = Search(0, 99, [node(n) for n in (1, 2, 3, 4, 5)], quorum=3)
     World({1, 2, 3, 4, 5}, records={1: 4, 2: 9, 3: 5}).run(search)
     assert search.best == 9 and search.hops == 1
@@ -250,6 +264,16 @@ def test_a_search_ends_whatever_liars_name() -> None:
 
 
 # Records
+
+
+def test_records_that_ran_out_make_room_with_the_next_that_comes() -> None:
+    store = RecordStore(0)
+    for number in range(1, 6):
+        store.put(number, record(issued=NOW + number), signed(), NOW + number)
+    end = record(issued=NOW).expires_at - NOW
+    store.put(9, record(issued=NOW + 3 + end), signed(), NOW + 3 + end)
+    assert [store.get(number, NOW) is not None for number in range(1, 6)] == [False, False, False, True, True]
+    assert len(store) == 3 and store.bytes == 3 * signed().size
 
 
 def test_records_out_of_time_or_too_large_are_refused() -> None:

@@ -67,6 +67,7 @@ class RecordStore:
         if known is not None and known.revision >= record.revision and known.until > now:
             return False
         self.discard(key)
+        self._expire_eldest(now)
         try:
             self._make_room(key, size, now)
         except TableFull:
@@ -92,6 +93,11 @@ class RecordStore:
         """Drop what no longer holds."""
         for key in [key for key, held in self._held.items() if held.until <= now]:
             self.discard(key)
+
+    def _expire_eldest(self, now: float) -> None:
+        """Drop those of the oldest that no longer hold; most records live equally long, `expire` finds the others."""
+        while self._held and next(iter(self._held.values())).until <= now:
+            self.discard(next(iter(self._held)))
 
     def sample(self, count: int, now: float, rng: random.Random) -> list[Held]:
         """Some that hold: half of them the newest to arrive, since news has to travel, the others by chance."""

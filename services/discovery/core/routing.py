@@ -117,7 +117,9 @@ class Table:
             spare = self._spares.pop(index, None)
             if spare is not None and not self._crowded(bucket, spare):
                 bucket[spare.id] = spare
-        if len(self._resting) >= MAX_RESTING:
+        # All rest equally long, so the first to have failed is the first to be over.
+        self._resting.pop(node_id, None)
+        while self._resting and (len(self._resting) >= MAX_RESTING or next(iter(self._resting.values())) <= now):
             del self._resting[next(iter(self._resting))]
         self._resting[node_id] = now + REST
 
