@@ -73,6 +73,7 @@ class Front:
         sni = ""
         context = None
         try:
+            client.setblocking(False)
             client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if entry.kind == "tls":
                 async with asyncio.timeout(HANDSHAKE):
