@@ -24,7 +24,7 @@ from services.proxy.nft import NftError
 from services.proxy.tablewatch import TableWatch
 from services.proxy.udp import UdpListener
 
-CHECK = 30.0  # s between two looks at the table although nobody reported a change
+CHECK = 300.0  # s between two looks at the table although nobody reported a change: nft takes 0.2 s for 1,000 addresses
 LINGER = 5.0  # s between two looks whether the connections that the table was left for are over
 GATHER = 0.05  # s in which reported changes are gathered
 RETRY_FIRST = 1.0  # s after a transaction that failed or a repair, until the next; doubles up to RETRY_LAST
@@ -319,6 +319,7 @@ class Interception:
         self._listing = await self._do(nft.listing)
         if self._watch.count() - before > 1:
             raise NftError("somebody else changes the table at the same time")
+        self._suspect = False  # the one change that was reported is ours
 
     async def _tidy(self) -> None:
         """Takes the table away. While connections live that came through it, one stays that redirects nothing: the next check,
