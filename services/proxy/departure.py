@@ -76,6 +76,7 @@ class _Kept:
     backend: Backend  # on its way to
     tried: tuple[Backend, ...] = ()
     head: bytes = b""  # read from the client, taken by nobody
+    span: telemetry.Span | None = None  # from the accept to the backend that took it, all attempts included
 
 
 class Departure:
@@ -115,7 +116,8 @@ class Departure:
         elif backend.node == self._node and 2 * len(self._pumps) >= descriptors.room():
             self._refuse(client, route, errors.LIMIT)
         elif len(route) > 1 and route.network == "tcp" and len(self._kept) < MAX_KEPT:
-            self._try(_Kept(client, address, route, backend))
+            span = telemetry.start_span("proxy.accept", service=route.service, client=join(address[0], address[1]))
+            self._try(_Kept(client, address, route, backend, span=span))
         elif backend.node == self._node:
             self._dialer.dial(route.network, backend.ip, backend.port, partial(self._arrived, client, route, datagrams))
         else:
@@ -141,6 +143,7 @@ class Departure:
             self._failed(kept, outcome.reason, outcome.why)
             return
         kept.client.close()  # the tunnel has its own
+        self._settled(kept)
         route.balancer.health.worked(backend)
         if outcome.rtt:
             self._rtts[backend.node] = outcome.rtt
@@ -153,6 +156,7 @@ class Departure:
         for number, kept in list(self._kept.items()):
             if kept.client not in waiting:
                 del self._kept[number]
+                self._settled(kept, errors.NO_TUNNEL)
                 self._refuse(kept.client, kept.route, errors.NO_TUNNEL)
         for watched in self._watched.values():
             self._ended(*watched)
@@ -183,11 +187,11 @@ class Departure:
         self._last += 1
         self._kept[self._last] = kept
         source = join(*kept.address)
-        with telemetry.span("proxy.accept", service=route.service, node=backend.node, client=source) as span:
-            header = route.opening(backend).encode_kept(
-                self._last, source, span.traceparent, kept.head, watch=route.balancer.counts
-            )
-            self._attach.give(header, kept.client, partial(self._dropped, self._last), keep=True)
+        traceparent = kept.span.traceparent if kept.span is not None else ""
+        header = route.opening(backend).encode_kept(
+            self._last, source, traceparent, kept.head, watch=route.balancer.counts
+        )
+        self._attach.give(header, kept.client, partial(self._dropped, self._last), keep=True)
 
     def _tried(self, kept: _Kept, sock: socket.socket | None, reason: str, why: str) -> None:
         """A backend on this node answered, or did not."""
@@ -195,6 +199,7 @@ class Departure:
         if sock is None:
             self._failed(kept, reason, why)
             return
+        self._settled(kept)
         route.balancer.health.worked(backend)
         self._counters.dialled[route.service] += 1
         if route.balancer.counts:
@@ -207,6 +212,7 @@ class Departure:
         route, now = kept.route, time.monotonic()
         if kept.client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
             kept.client.close()  # it gave up itself
+            self._settled(kept, "the client gave up")
             return
         if route.balancer.health.failed(kept.backend, now):
             self._counters.ejected[route.service] += 1
@@ -218,16 +224,28 @@ class Departure:
         backend = route.balancer.pick(kept.address[0], now, tried) if len(tried) < MAX_TRIES else None
         if backend is None or not route.budget.take(now):
             self._log.debug("no backend answers", extra={"target": route.label, "error": why})
+            self._settled(kept, why)
             self._refuse(kept.client, route, reason)
             return
         self._counters.retried[route.service] += 1
-        self._try(_Kept(kept.client, kept.address, route, backend, tried, kept.head))
+        if kept.span is not None:
+            kept.span.event("retry", node=kept.backend.node, error=why)
+        self._try(_Kept(kept.client, kept.address, route, backend, tried, kept.head, kept.span))
 
     def _dropped(self, number: int) -> None:
         """The tunnel stayed away for too long."""
         kept = self._kept.pop(number, None)
         if kept is not None:
+            self._settled(kept, errors.NO_TUNNEL)
             self._refuse(kept.client, kept.route, errors.NO_TUNNEL)
+
+    @staticmethod
+    def _settled(kept: _Kept, error: str = "") -> None:
+        """The client has its backend, or gets none."""
+        if kept.span is not None:
+            if not error:
+                kept.span.set(node=kept.backend.node)
+            kept.span.end(error)
 
     def _pumped(self, route: Route, backend: Backend, pump: StreamPump) -> None:
         self._pumps.discard(pump)
