@@ -52,10 +52,10 @@ class Redis(Case):
             expect("late" in said, f"it did not come: {said[-300:]}")
             return "woken"
 
-        some = 500 if use.brief else 30_000
+        some = 500 if use.brief else 5_000
         await use.attempt("get, set", lambda: bench(some, "-c", "20", "-t", "set,get"))
         await use.attempt("get, set, pipelines of 16", lambda: bench(4 * some, "-c", "20", "-P", "16", "-t", "set,get"))
         await use.attempt(
-            "values of 100 kB", lambda: bench(50 if use.brief else 1000, "-d", "100000", "-c", "5", "-t", "set,get")
+            "values of 100 kB", lambda: bench(50 if use.brief else 500, "-d", "100000", "-c", "5", "-t", "set,get")
         )
         await use.attempt("blocking pop", blocked)

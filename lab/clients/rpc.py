@@ -21,7 +21,7 @@ class Rpc(Case):
         )
 
     async def run(self, use: Use) -> None:
-        calls = "100" if use.brief else "5000"
+        calls = "100" if use.brief else "3000"
         program = use.client.rows("lab.clients.rpc_program", "call", f"{use.address}:{PORT.number}", calls)
         async for row in program:
             use.report(row)

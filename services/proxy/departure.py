@@ -88,6 +88,7 @@ class _Leaving:
     backend: Backend | None = None  # on its way to
     tried: tuple[Backend, ...] = ()
     manners: Manners | None = None  # of the protocol by which it came
+    span: telemetry.Span | None = None  # from the accept to the backend that took it, all attempts included
 
 
 class Departure:
@@ -160,6 +161,7 @@ class Departure:
             self._failed(leaving, outcome.reason, outcome.why)
             return
         leaving.client.close()  # the tunnel has its own
+        self._settled(leaving)
         self._worked(leaving)
         if outcome.rtt:
             self._rtts[backend.node] = outcome.rtt
@@ -221,6 +223,10 @@ class Departure:
     def _choose(self, leaving: _Leaving) -> None:
         balancer = leaving.route.balancer
         leaving.backend = balancer.pick(leaving.address[0], time.monotonic(), (), leaving.key)
+        if leaving.route.network == "tcp" and (len(leaving.route) > 1 or leaving.manners is not None):
+            leaving.span = telemetry.start_span(
+                "proxy.accept", service=leaving.route.service, client=join(leaving.address[0], leaving.address[1])
+            )
         if leaving.backend is None:
             self._refuse(leaving, errors.NO_ENDPOINT, f"{leaving.route.label} has no ready endpoint on a known node")
         else:
@@ -240,24 +246,24 @@ class Departure:
         if leaving.manners is not None and not keep:
             self._refuse(leaving, errors.LIMIT, f"{MAX_KEPT} clients wait for a backend already")
             return
-        with telemetry.span("proxy.accept", service=route.service, node=backend.node, client=source) as span:
-            opening = route.opening(backend)
-            if not keep:
+        opening = route.opening(backend)
+        if not keep:
+            with telemetry.span("proxy.accept", service=route.service, node=backend.node, client=source) as span:
                 header = opening.encode(source, span.traceparent, leaving.datagrams, leaving.head)
                 self._attach.give(header, leaving.client, partial(self._missed, leaving))
-                return
-            self._last += 1
-            self._kept[self._last] = leaving
-            header = opening.encode_kept(
-                self._last,
-                source,
-                span.traceparent,
-                leaving.head,
-                watch=route.balancer.counts,
-                welcome=leaving.manners.welcome if leaving.manners is not None else b"",
-                alone=len(route) == 1,
-            )
-            self._attach.give(header, leaving.client, partial(self._dropped, self._last), keep=True)
+            return
+        self._last += 1
+        self._kept[self._last] = leaving
+        header = opening.encode_kept(
+            self._last,
+            source,
+            leaving.span.traceparent if leaving.span is not None else "",
+            leaving.head,
+            watch=route.balancer.counts,
+            welcome=leaving.manners.welcome if leaving.manners is not None else b"",
+            alone=len(route) == 1,
+        )
+        self._attach.give(header, leaving.client, partial(self._dropped, self._last), keep=True)
 
     def _arrived(self, leaving: _Leaving, backend: Backend, sock: socket.socket | None, reason: str, why: str) -> None:
         """A backend on this node answered, or did not."""
@@ -268,6 +274,7 @@ class Departure:
         self._counters.dialled[route.service] += 1
         leaving.client.setblocking(False)
         if route.network == "tcp":
+            self._settled(leaving)
             self._worked(leaving)
             welcome = leaving.manners.welcome if leaving.manners is not None else b""
             pumped = partial(self._pumped, route, backend)
@@ -296,6 +303,7 @@ class Departure:
             return
         if _was_reset(leaving.client):
             leaving.client.close()  # it gave up itself
+            self._settled(leaving, "the client gave up")
             return
         if route.balancer.health.failed(backend, now):
             self._counters.ejected[route.service] += 1
@@ -311,6 +319,8 @@ class Departure:
             self._refuse(leaving, reason, why)
             return
         self._counters.retried[route.service] += 1
+        if leaving.span is not None:
+            leaving.span.event("retry", node=backend.node, error=why)
         leaving.backend = another
         self._try(leaving, another)
 
@@ -326,6 +336,7 @@ class Departure:
 
     def _refuse(self, leaving: _Leaving, reason: str, why: str, *, abrupt: bool = False) -> None:
         route = leaving.route
+        self._settled(leaving, why)
         self._counters.refused_local[route.service, reason] += 1
         self._log.log(
             WARNING if self._seldom.first((route.label, reason), time.monotonic()) else DEBUG,
@@ -338,6 +349,23 @@ class Departure:
             reset(leaving.client)
         else:
             self._refusals.tell(leaving.client, reason, why, leaving.head, patient=route.http is not False)
+
+    @staticmethod
+    def _settled(kept: _Kept, error: str = "") -> None:
+        """The client has its backend, or gets none."""
+        if kept.span is not None:
+            if not error:
+                kept.span.set(node=kept.backend.node)
+            kept.span.end(error)
+
+    @staticmethod
+    def _settled(leaving: _Leaving, error: str = "") -> None:
+        """The client has its backend, or gets none."""
+        span, leaving.span = leaving.span, None
+        if span is not None:
+            if not error and leaving.backend is not None:
+                span.set(node=leaving.backend.node)
+            span.end(error)
 
     def _pumped(self, route: Route, backend: Backend, pump: StreamPump) -> None:
         self._pumps.discard(pump)

@@ -2,14 +2,17 @@
 
 import asyncio
 import errno
+import json
 import resource
 import socket
 import struct
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from services.runtime import telemetry
 from tests.proxy.conftest import Node, until
 from tests.proxy.neighbours import TCP, service
 
@@ -362,3 +365,31 @@ async def test_a_backend_of_this_node_that_is_down(node: Node, loopback_ip: Loop
     await node.listening(f"{ip}:80")
     await expect_reset(ip)
     assert node.status().dialled == 0
+
+
+async def test_one_span_covers_all_attempts(
+    node: Node, loopback_ip: LoopbackIp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "spans.jsonl"
+    monkeypatch.setenv("CAUSEWAY_TRACE_FILE", str(file))
+    telemetry.set_up("proxy", "n")
+    ip = loopback_ip()
+    try:
+        with socket.create_server((ip, 8081)) as backend:
+            backend.setblocking(False)
+            node.discovery.put(service("web", ip, ("n", ip, 8080), ("n", ip, 8081)))
+            await node.listening(f"{ip}:80")
+            for _ in range(2):  # one of them meets the dead backend first
+                client = await connect(ip)
+                async with asyncio.timeout(20):
+                    served, _ = await asyncio.get_running_loop().sock_accept(backend)
+                served.close()
+                client.close()
+            assert node.proxy is not None
+            counters = node.proxy._counters
+            await until(lambda: counters.retried["default/web"] == 1, "one was sent on")
+    finally:
+        telemetry.shut_down()
+    spans = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [span["name"] for span in spans] == ["proxy.accept"] * 2
+    assert len({span["trace"] for span in spans}) == 2
