@@ -351,14 +351,6 @@ class Departure:
             self._refusals.tell(leaving.client, reason, why, leaving.head, patient=route.http is not False)
 
     @staticmethod
-    def _settled(kept: _Kept, error: str = "") -> None:
-        """The client has its backend, or gets none."""
-        if kept.span is not None:
-            if not error:
-                kept.span.set(node=kept.backend.node)
-            kept.span.end(error)
-
-    @staticmethod
     def _settled(leaving: _Leaving, error: str = "") -> None:
         """The client has its backend, or gets none."""
         span, leaving.span = leaving.span, None
