@@ -56,7 +56,9 @@ def block() -> str:
 def nodes(tmp_path: Path, block: str) -> Iterator[tuple[Node, Node]]:
     """gate, where clients come, and edge-b, which has the service."""
     relays = [{"nodeName": "gate", "advertiseAddress": [f"{block}.1"]}]
-    documents = service("web", cluster_ip="None", port=8000, node="edge-b", address=f"{block}.9", target_port=8000)
+    documents = service(
+        "web", cluster_ip=f"{block}.8", port=8000, node="edge-b", address=f"{block}.9", target_port=8000
+    )
     made = []
     for number, name in enumerate(("gate", "edge-b"), start=1):
         section = {"edgeGateway": {"enable": True, "includeIP": f"{block}.7"}} if name == "gate" else {}

@@ -214,7 +214,7 @@ async def test_refusals_say_why_on_both_sides(setting: Setting) -> None:
     code, out, err = await run(*setting.nc, "b", str(setting.denied))
     assert (code, out) == (1, b"")
     assert "not allowed" in err.lower(), err
-    why = f"tcp 127.0.0.1:{setting.denied} is not an endpoint of a known service on node"
+    why = f"tcp 127.0.0.1:{setting.denied} for node 'a' is not an endpoint of a known service on node 'b'"
     for node in (setting.mesh.a, setting.mesh.b):
         assert why in node.log("proxy").read_text(), node.name
     _, _, err = await run(*setting.nc, "b", str(setting.dead))

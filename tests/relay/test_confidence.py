@@ -49,6 +49,7 @@ def window(dials: str) -> Window:
         ("AAAAAabab", True),
         ("abABabABabABabAB", True),  # contradictions leave it as it was
         ("ABabABabABabABab", False),
+        ("AbbbbB", None),  # what speaks against it has left the window, with a failed dial
     ],
 )
 def test_verdict(dials: str, up: bool | None) -> None:

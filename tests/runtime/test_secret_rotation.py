@@ -135,9 +135,12 @@ def test_a_disk_that_cannot_be_written_does_not_end_a_node_that_worked(
     clock.now += 60_000
     assert a.refresh()
     assert identity(short_path, "a", clock).certificate_der == a.certificate_der
-    with pytest.raises(IdentityError, match="set stateDir"):
-        monkeypatch.setattr(files, "write_atomically", refuse)
-        identity(short_path, "new", clock)
+    monkeypatch.setattr(files, "write_atomically", refuse)
+    if error == errno.ENOSPC:  # room may return: the key waits in memory until then
+        assert accepts(b, identity(short_path, "new", clock))
+    else:
+        with pytest.raises(IdentityError, match="set stateDir"):
+            identity(short_path, "new", clock)
 
 
 def test_former_secrets_are_remembered_up_to_a_bound(short_path: Path) -> None:

@@ -39,11 +39,15 @@ class Window:
         """Throughput of a former run, bytes per second."""
 
     def add(self, sample: Sample, now: float) -> None:
-        """One more dial."""
+        """One more dial. A failed one decides nothing for the better, even if it lets a vantage that failed be forgotten."""
         self.samples.append(sample)
         good = {it.vantage for it in self.samples if it.success}
         lead = sum(1 if it.success else -1 for it in self.samples)
-        if lead >= CONFIDENCE and len(good) >= min(VANTAGES, len({it.vantage for it in self.samples})):
+        if (
+            sample.success
+            and lead >= CONFIDENCE
+            and len(good) >= min(VANTAGES, len({it.vantage for it in self.samples}))
+        ):
             self._decide(True, now)
         elif lead <= -CONFIDENCE:
             self._decide(False, now)
