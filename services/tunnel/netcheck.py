@@ -31,6 +31,8 @@ from services.tunnel.portmap.mapper import PortMapping
 from services.tunnel.relay_contact import FAILURES, RelayContact
 from services.tunnel.relays import RelayPool
 
+START = 3.0
+"""Seconds in which discovery tells whom it knows."""
 CHECK_TIMEOUT = 10.0
 """Seconds for all of it. With a dead relay and a NAT that swallows what it does not want it takes about 7."""
 CONTACT_TIMEOUT = 3.0
@@ -154,6 +156,7 @@ class NetCheck:
         self._arrivals.wanted = True
         try:
             async with asyncio.timeout(CHECK_TIMEOUT):
+                await self._acquainted()
                 own = await self._discovery.own_addresses()
                 if own is None:
                     report.notes.append("discovery does not answer: this node's addresses are known only in part")
@@ -167,6 +170,14 @@ class NetCheck:
         report.conclude()
         report.took = time.monotonic() - began
         return report
+
+    async def _acquainted(self) -> None:
+        """A node that just started knows no relay yet."""
+        try:
+            async with asyncio.timeout(START):
+                await self._discovery.synced.wait()
+        except TimeoutError:
+            pass
 
 
 class _Check:

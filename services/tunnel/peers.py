@@ -1,5 +1,6 @@
 """Clients of the tunnel: the local discovery service, and the control protocol of relays. Protobuf ends here."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -103,6 +104,8 @@ class Discovery:
     def __init__(self, run_dir: Path) -> None:
         self._channel = dial.local_channel(run_dir, "discovery")
         self._stub = discovery_pb2_grpc.DiscoveryServiceStub(self._channel)
+        self.synced = asyncio.Event()
+        """All that discovery knew was told once."""
 
     async def close(self) -> None:
         await self._channel.close(None)
@@ -124,6 +127,7 @@ class Discovery:
                     on_removed(response.removed)
                 case "synced":
                     on_synced()
+                    self.synced.set()
 
         await dial.follow(open_watch, on_event, name="peers")
 
