@@ -75,9 +75,10 @@ async def test_a_node_behind_a_gateway_is_reached_directly(net: Network, folder:
             async def direct() -> bool:
                 await r1.ping("a")
                 link = await r1.active("a")
-                return link is not None and link.kind == pb.PATH_KIND_DIRECT
+                # By a's own dial, which r1 takes for a punched one when it comes while it punches itself, or by r1's.
+                return link is not None and link.kind in (pb.PATH_KIND_DIRECT, pb.PATH_KIND_PUNCHED)
 
-            await eventually(direct, "r1 has a direct link to a")
+            await eventually(direct, "r1 has a link to a without a relay")
 
             found = await mapped.netcheck()
             assert (found.port_mapping.protocol, found.port_mapping.external) == ("PCP", f"{EXTERNAL}:20006")

@@ -19,6 +19,12 @@ PORT = 7000
 PATIENCE = 60.0  # seconds for what the kernel notices within three
 
 
+class Nowhere:
+    """The route of a listener whose clients go no further."""
+
+    label = "test"
+
+
 class Doorstep:
     """Where a listener sends its clients."""
 
@@ -48,7 +54,7 @@ async def test_who_vanished_is_noticed(vanishes: str, monkeypatch: pytest.Monkey
         door = Doorstep()
         if vanishes == "client":
             listener = node.namespace.call(
-                TcpListener, Spot("tcp", node.address, PORT), None, door, logging.getLogger("test")
+                TcpListener, Spot("tcp", node.address, PORT), Nowhere(), door, logging.getLogger("test")
             )
             far = other.namespace.socket()
             far.setblocking(False)
