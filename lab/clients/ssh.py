@@ -22,8 +22,21 @@ def _through_nc(use: Use) -> list[str]:
     ]
 
 
+def _through_socks(use: Use) -> list[str]:
+    name = f"{use.server.address}.{use.server.place.name}"  # an address at a node
+    return [
+        "-o",
+        f"HostName={name}",
+        "-o",
+        f"Port={PORT.number}",
+        "-o",
+        "ProxyCommand=nc -X 5 -x 127.0.0.1:10800 %h %p",
+    ]
+
+
 WAYS: dict[str, Callable[[Use], list[str]]] = {
     "causeway nc": _through_nc,
+    "SOCKS5": _through_socks,
     "a service": lambda use: ["-o", f"HostName={use.address}", "-o", f"Port={PORT.number}"],
 }
 """Options of ssh and scp by the name of the way."""
@@ -33,7 +46,7 @@ class Ssh(Case):
     """A server for one user, with keys made for this."""
 
     name = "OpenSSH"
-    tools = ("sshd", "ssh", "scp", "ssh-keygen")
+    tools = ("sshd", "ssh", "scp", "ssh-keygen", "nc")
     ports = (PORT,)
 
     async def serve(self, machine: Machine) -> None:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+import yaml
+
 from lab.clients.case import Case, ClientError, Machine, Row, Use
 from lab.clients.results import Result
 from lab.manifest import Document
@@ -50,6 +52,9 @@ class Stage:
                 documents += self.mesh.service(name, self.mesh.cluster_ips[0], port.number, port.number, port.protocol)
         for node in (self.mesh.a, self.mesh.b):
             node.publish(documents)
+        config = yaml.safe_load(self.mesh.a.config_file.read_text())
+        config["modules"].setdefault("edgeProxy", {})["socks5Proxy"] = {"enable": True, "listenAddress": "127.0.0.1"}
+        self.mesh.a.configure(config)
         await self.mesh.start(lean=True)
         await asyncio.gather(
             *(self._serve(case) for case in self._cases), self._find_path(), self._listens(len(documents) // 2)
@@ -110,7 +115,9 @@ class Stage:
 
     async def _listens(self, count: int) -> None:
         async def all_of_them() -> bool:
-            listeners = (await self.mesh.a.proxy()).listeners
+            listeners = [
+                it for it in (await self.mesh.a.proxy()).listeners if "/" in it.service
+            ]  # the SOCKS proxy has none
             return len(listeners) == count and not any(it.error for it in listeners)
 
         await self._until(all_of_them, LISTENING, f"a does not listen for all {count} services")
