@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 from rich.console import Console
 
 from bench import gauge, stall
@@ -77,6 +78,7 @@ child.stdin.close(); child.wait()
 """
 
 
+@pytest.mark.slow
 def test_gauges_read_what_a_process_did() -> None:
     with subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout

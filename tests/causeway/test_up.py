@@ -21,6 +21,7 @@ def started(process: Process, name: str, *, after: int = 0) -> int:
     return int(process.wait_for(rf"^causeway: {name} started \(pid (\d+)\)", after=after).group(1))
 
 
+@pytest.mark.slow
 def test_it_says_when_the_node_is_ready_and_stops_clean(node: Node) -> None:
     with node.start() as up:
         ready = up.wait_for(r"^causeway: ready in [\d.]+ s: node edge-a, cluster tests, sockets in (.*)$")
@@ -84,6 +85,7 @@ def test_a_service_may_be_run_by_other_means(node: Node) -> None:
         assert stop(up) == 0
 
 
+@pytest.mark.slow
 def test_a_disabled_proxy_is_left_out(tmp_path: Path) -> None:
     node = Node(tmp_path, "edge-a", f"{loopback_block()}.1", edgeProxy={"enable": False})
     with node.start() as up:

@@ -78,6 +78,7 @@ def test_secrets_of_other_kinds_are_not_carried() -> None:
     assert parse([token, password]) == ({}, [])
 
 
+@pytest.mark.slow
 async def test_watchers_see_objects_come_and_go(node_config: WriteConfig, short_path: Path) -> None:
     path = short_path / "services.yaml"
 

@@ -200,6 +200,7 @@ def started(config: Path, path: Path, clock: Clock) -> ServiceFile:
     return source
 
 
+@pytest.mark.slow
 async def test_watchers_see_services_come_change_and_go(node_config: WriteConfig, short_path: Path) -> None:
     path = short_path / "services.yaml"
     path.write_text(manifest("127.1.0.1"))

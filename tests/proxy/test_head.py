@@ -202,6 +202,7 @@ async def test_too_large_a_head(node: Node, ip: str) -> None:
     assert refused(node) == {"head_too_large": 2}
 
 
+@pytest.mark.slow
 async def test_a_head_that_does_not_come(node: Node, ip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.proxy.head.TIMEOUT", 0.3)
     begun, silent = await connect(ip), await connect(ip)

@@ -125,6 +125,7 @@ async def test_a_backend_that_is_down(node: Node, ip: str) -> None:
     assert ip in refusal.message and "ECONNREFUSED" in refusal.message
 
 
+@pytest.mark.slow
 async def test_one_dead_backend_blocks_nobody(node: Node, ip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """FAILURES 32: a full backlog swallows connects; others are dialled meanwhile, and the dead one is given up in the end."""
     assert node.proxy is not None

@@ -182,6 +182,7 @@ async def test_clients_wait_for_a_tunnel_that_restarts(node: Node, loopback_ip: 
     await node.settled()
 
 
+@pytest.mark.slow
 async def test_without_a_tunnel_clients_are_reset_in_the_end(
     node: Node, loopback_ip: LoopbackIp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -242,6 +243,7 @@ async def test_what_waits_is_bounded(node: Node, loopback_ip: LoopbackIp, monkey
     await node.tunnel.start()
 
 
+@pytest.mark.slow
 async def test_a_storm_of_clients(node: Node, loopback_ip: LoopbackIp) -> None:
     ip = loopback_ip()
     node.discovery.put(service("web", ip, ("b", "10.0.0.1", 1), ("c", "10.0.0.2", 1)))

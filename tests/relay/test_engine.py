@@ -89,6 +89,7 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+@pytest.mark.slow
 async def test_bytes_keep_their_order_both_ways_at_once(engine: Engine) -> None:
     circuit = Circuit(engine)
     rng = random.Random(3)
@@ -220,6 +221,7 @@ async def test_both_ends_closed_while_bytes_are_held_does_not_spin(engine: Engin
     circuit.close()
 
 
+@pytest.mark.slow
 async def test_idle_circuits_hold_no_pipe_and_are_closed_in_time() -> None:
     async with running(idle_timeout=3.0) as engine:
         before = descriptors()
@@ -235,6 +237,7 @@ async def test_idle_circuits_hold_no_pipe_and_are_closed_in_time() -> None:
         assert len(engine) == 0
 
 
+@pytest.mark.slow
 async def test_traffic_keeps_a_circuit_from_being_idle() -> None:
     async with running(idle_timeout=1.5) as engine:
         circuit, silent = Circuit(engine), Circuit(engine)
@@ -267,6 +270,7 @@ async def test_many_stalled_circuits_do_not_stop_a_busy_one(engine: Engine) -> N
         circuit.close()
 
 
+@pytest.mark.slow
 async def test_rate_limit_is_kept_for_all_circuits_of_a_peer_together() -> None:
     rate = 4 * MEGABYTE
     async with running(bytes_per_second=rate) as engine:

@@ -69,6 +69,7 @@ def test_names_too_long_for_dns(short_path: Path) -> None:
     assert len(a.target_name(name)) <= 253
 
 
+@pytest.mark.slow
 def test_services_that_start_together_make_one_key(short_path: Path) -> None:
     load(short_path, "edge-a")
     program = (

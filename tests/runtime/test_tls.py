@@ -180,6 +180,7 @@ def test_garbage_is_refused_or_awaited(nodes: Nodes, data: bytes, server: bool, 
     endpoint.data_to_send()
 
 
+@pytest.mark.slow
 @given(position=st.integers(0, 10_000), flip=st.integers(1, 255), direction=st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_damage_in_the_handshake_is_never_accepted(nodes: Nodes, position: int, flip: int, direction: bool) -> None:

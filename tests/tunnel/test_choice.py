@@ -122,6 +122,7 @@ def test_f09_two_relays_of_almost_equal_latency_for_ten_minutes() -> None:
     assert moves == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 def test_f09_load_that_follows_the_pairs_does_not_drive_them_to_and_fro(seed: int) -> None:
     """FAILURES 9, 10: 100 pairs, a near relay with room for 60 and a farther one for all; everybody sees loads that are

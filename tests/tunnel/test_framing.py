@@ -150,6 +150,7 @@ FRAMES = st.lists(
 ).map(b"".join)
 
 
+@pytest.mark.slow
 @quick
 @given(st.lists(st.tuples(st.sampled_from([RECORD, RECORD, RECORD, CONTROL, DATAGRAM, 9]), FRAMES), max_size=12))
 def test_an_authentic_peer_that_sends_nonsense_ends_in_protocol_error(sealed: list[tuple[int, bytes]]) -> None:
@@ -251,6 +252,7 @@ def test_a_peer_that_asks_and_never_reads_is_not_answered_for_ever() -> None:
     assert link.backlog < 1 << 20
 
 
+@pytest.mark.slow
 def test_a_peer_that_opens_and_never_acknowledges_is_sent_away() -> None:
     net = Net(capacity=1 << 20, max_streams=1)
     end = net.b

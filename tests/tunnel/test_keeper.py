@@ -3,6 +3,8 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from services.tunnel.core.gaps import ANY, BETTER, DOUBT_PATIENCE, STANDBY
 from tests.tunnel.inside import Inner, Inside, inside
 from tests.tunnel.local import until
@@ -22,6 +24,7 @@ async def session(here: Inside) -> tuple[Inner, Inner]:
     return a, b
 
 
+@pytest.mark.slow
 async def test_what_is_the_other_sides_to_do_is_awaited_and_not_asked_for_over_and_over(short_path: Path) -> None:
     """A session has lost its standby, and the initiator is at it: the responder's keeper must not go round meanwhile.
     It once did so as fast as discovery answered, in every session of a relay that drained."""

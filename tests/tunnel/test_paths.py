@@ -55,6 +55,7 @@ def active(end: End) -> str:
 # ---------------------------------------------------------------- no flapping
 
 
+@pytest.mark.slow
 def test_two_paths_within_a_fifth_do_not_flap_in_ten_minutes() -> None:
     """FAILURES 9: two relays of almost equal latency; now the one is nearer, now the other."""
     net = two_relays(delay=0.1)

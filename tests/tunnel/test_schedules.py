@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Callable
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -261,6 +262,7 @@ STEPS = [
 ]
 
 
+@pytest.mark.slow
 @settings(
     max_examples=EXAMPLES or 15,
     derandomize=not EXAMPLES,

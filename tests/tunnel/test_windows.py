@@ -2,6 +2,8 @@
 
 import random
 
+import pytest
+
 from services.tunnel.core.budget import Budget
 from services.tunnel.core.frames import Reason
 from services.tunnel.core.stream import INITIAL_WINDOW, MAX_WINDOW
@@ -60,6 +62,7 @@ def test_a_slow_reader_keeps_a_small_window_and_a_former_quick_one_returns_it() 
     assert far.window == INITIAL_WINDOW and net.b.session._windows.used == 0
 
 
+@pytest.mark.slow
 def test_many_readers_that_stop_cost_what_the_budget_allows() -> None:
     limit = 8 << 20
     net = net_with(limit)
