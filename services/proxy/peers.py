@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from logging import Logger
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -15,11 +15,13 @@ from google.protobuf.message import DecodeError
 from protos import discovery_pb2, discovery_pb2_grpc, tunnel_pb2, tunnel_pb2_grpc
 from services.proxy import errors
 from services.proxy.core.catalog import Backend, Catalog, Endpoint, Network, Port, Service
-from services.proxy.core.gateway.snapshot import Objects
 from services.proxy.core.gateway.table import Object
 from services.proxy.core.plan import FILTER_LABEL
+from services.proxy.core.snapshot import Snapshot
 from services.proxy.core.traffic import ANNOTATION
 from services.runtime import dial
+
+T = TypeVar("T")
 
 _LISTEN_FIRST = 0.1  # s until Listen is called again after it ended; doubles up to _LISTEN_LAST
 _LISTEN_LAST = 2.0
@@ -196,94 +198,87 @@ def _offer(offer: tunnel_pb2.Offer) -> Offer:
     )
 
 
-# ── discovery: services ──
+# ── discovery: services, nodes, gateways ──
 
 
 async def follow_services(run_dir: Path, catalog: Catalog, changed: Callable[[], None]) -> None:
     """Keeps `catalog` equal to what discovery knows, for ever; the last state stays while discovery is away.
     `changed` is called after the first snapshot, and after every change since."""
-    channel = dial.local_channel(run_dir, "discovery")
-    stub: Any = discovery_pb2_grpc.DiscoveryServiceStub(channel)
-
-    def watch(revision: int) -> Any:
-        return stub.WatchServices(discovery_pb2.WatchServicesRequest(resume_revision=revision), wait_for_ready=True)
-
-    def apply(response: discovery_pb2.WatchServicesResponse) -> None:
-        known = catalog.synced
-        match response.WhichOneof("event"):
-            case "added":
-                news = catalog.put(service(response.added))
-            case "removed":
-                news = catalog.remove(response.removed)
-            case "synced":
-                news = catalog.complete() or not known
-            case _:
-                news = False
-        if news and catalog.synced:
-            changed()
-
-    try:
-        await dial.follow(watch, apply, name="services", on_relist=catalog.begin)
-    finally:
-        await channel.close(None)
+    pb = discovery_pb2
+    await _follow(
+        run_dir,
+        "services",
+        lambda stub, revision: stub.WatchServices(
+            pb.WatchServicesRequest(resume_revision=revision), wait_for_ready=True
+        ),
+        service,
+        catalog,
+        changed,
+    )
 
 
 async def follow_nodes(run_dir: Path, nodes: set[str]) -> None:
-    """Keeps `nodes` equal to the names of those that discovery knows, for ever."""
+    """Keeps `nodes` equal to the names of those that discovery knows, in the same way."""
+    known = Snapshot[str](str)
+
+    def changed() -> None:
+        nodes.clear()
+        nodes.update(known)
+
+    pb = discovery_pb2
+    await _follow(
+        run_dir,
+        "nodes",
+        lambda stub, revision: stub.WatchPeers(pb.WatchPeersRequest(resume_revision=revision), wait_for_ready=True),
+        lambda peer: peer.record.node_name,
+        known,
+        changed,
+    )
+
+
+async def follow_gateways(run_dir: Path, objects: Snapshot[Object], changed: Callable[[], None]) -> None:
+    """Keeps `objects` equal to what discovery knows of ingress gateways, in the same way."""
+    pb = discovery_pb2
+    await _follow(
+        run_dir,
+        "gateways",
+        lambda stub, revision: stub.WatchGateways(
+            pb.WatchGatewaysRequest(resume_revision=revision), wait_for_ready=True
+        ),
+        lambda one: Object(one.kind, one.namespace, one.name, one.body),
+        objects,
+        changed,
+    )
+
+
+async def _follow(
+    run_dir: Path,
+    name: str,
+    watch: Callable[[Any, int], Any],
+    decode: Callable[[Any], T],
+    known: Snapshot[T],
+    changed: Callable[[], None],
+) -> None:
+    """`watch`: opens the call, on a stub, from a revision. `decode`: of what is added."""
     channel = dial.local_channel(run_dir, "discovery")
-    stub: Any = discovery_pb2_grpc.DiscoveryServiceStub(channel)
-    seen: set[str] | None = None  # in the snapshot being read
+    stub = discovery_pb2_grpc.DiscoveryServiceStub(channel)
 
-    def watch(revision: int) -> Any:
-        return stub.WatchPeers(discovery_pb2.WatchPeersRequest(resume_revision=revision), wait_for_ready=True)
-
-    def begin() -> None:
-        nonlocal seen
-        seen = set()
-
-    def apply(response: discovery_pb2.WatchPeersResponse) -> None:
-        nonlocal seen
+    def apply(response: Any) -> None:
+        synced = known.synced
         match response.WhichOneof("event"):
             case "added":
-                nodes.add(response.added.record.node_name)
-                if seen is not None:
-                    seen.add(response.added.record.node_name)
+                news = known.put(decode(response.added))
             case "removed":
-                nodes.discard(response.removed)
-            case "synced" if seen is not None:
-                nodes.intersection_update(seen)
-                seen = None
-
-    try:
-        await dial.follow(watch, apply, name="nodes", on_relist=begin)
-    finally:
-        await channel.close(None)
-
-
-async def follow_gateways(run_dir: Path, objects: Objects, changed: Callable[[], None]) -> None:
-    """Keeps `objects` equal to what discovery knows of ingress gateways, as `follow_services` does for services."""
-    channel = dial.local_channel(run_dir, "discovery")
-    stub: Any = discovery_pb2_grpc.DiscoveryServiceStub(channel)
-
-    def watch(revision: int) -> Any:
-        return stub.WatchGateways(discovery_pb2.WatchGatewaysRequest(resume_revision=revision), wait_for_ready=True)
-
-    def apply(response: discovery_pb2.WatchGatewaysResponse) -> None:
-        match response.WhichOneof("event"):
-            case "added":
-                one = response.added
-                news = objects.put(Object(one.kind, one.namespace, one.name, one.body))
-            case "removed":
-                news = objects.remove(response.removed)
+                news = known.remove(response.removed)
             case "synced":
-                news = objects.complete()
+                news = known.complete() or not synced
             case _:
                 news = False
-        if news:
+        if news and known.synced:
             changed()
 
     try:
-        await dial.follow(watch, apply, name="gateways", on_relist=objects.begin)
+        await dial.follow(lambda revision: watch(stub, revision), apply, name=name, on_relist=known.begin)
     finally:
         await channel.close(None)
 

@@ -3,9 +3,11 @@
 The shapes are Kubernetes' own, cut down to what the proxy reads. Every address is an IP literal in canonical form.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+from services.proxy.core.snapshot import Snapshot
 
 Network = Literal["tcp", "udp"]
 
@@ -88,49 +90,11 @@ class Service:
         )
 
 
-class Catalog:
-    """The services known now. A new snapshot replaces the old one only when it is complete, so a source that
-    restarts never makes services vanish for a moment."""
+class Catalog(Snapshot[Service]):
+    """The services known now, by their keys."""
 
     def __init__(self) -> None:
-        self._services: dict[str, Service] = {}
-        self._seen: set[str] | None = None  # keys of the snapshot being read; None between snapshots
-        self.synced = False  # one snapshot was complete, ever
-
-    def __iter__(self) -> Iterator[Service]:
-        return iter(self._services.values())
-
-    def __len__(self) -> int:
-        return len(self._services)
-
-    def get(self, key: str) -> Service | None:
-        return self._services.get(key)
-
-    def begin(self) -> None:
-        """A snapshot from the beginning starts."""
-        self._seen = set()
-
-    def put(self, service: Service) -> bool:
-        """Adds or replaces; True when anything changed."""
-        if self._seen is not None:
-            self._seen.add(service.key)
-        if self._services.get(service.key) == service:
-            return False
-        self._services[service.key] = service
-        return True
-
-    def remove(self, key: str) -> bool:
-        if self._seen is not None:
-            self._seen.discard(key)
-        return self._services.pop(key, None) is not None
-
-    def complete(self) -> bool:
-        """The snapshot is complete: what it did not name is gone. True when anything changed."""
-        seen, self._seen, self.synced = self._seen, None, True
-        gone = [] if seen is None else [key for key in self._services if key not in seen]
-        for key in gone:
-            del self._services[key]
-        return bool(gone)
+        super().__init__(lambda service: service.key)
 
 
 def local_addresses(services: Iterable[Service], node: str) -> dict[tuple[Network, str, int], str]:

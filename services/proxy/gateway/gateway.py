@@ -10,8 +10,8 @@ from services.proxy import peers
 from services.proxy.config import GatewaySettings
 from services.proxy.core.catalog import Spot
 from services.proxy.core.gateway.model import Destination
-from services.proxy.core.gateway.snapshot import Objects
-from services.proxy.core.gateway.table import Entry, Table, compile_table
+from services.proxy.core.gateway.table import Entry, Object, Table, compile_table
+from services.proxy.core.snapshot import Snapshot
 from services.proxy.counters import Counters
 from services.proxy.departure import Departure, Route
 from services.proxy.gateway import addresses
@@ -37,7 +37,7 @@ class Gateway:
         self._settings = settings
         self._listeners = listeners
         self._log = log
-        self._objects = Objects()
+        self._objects = Snapshot[Object](lambda one: one.key)
         self._secrets: dict[str, Pems] = {}
         self._table = Table()
         self._certificates = Certificates(settings.secrets_dir, ALPN)
