@@ -71,7 +71,8 @@ class Route:
     def opening(self, backend: Backend) -> Opening:
         opening = self._openings.get(backend)
         if opening is None:
-            opening = self._openings[backend] = Opening(backend, self.network, self.service, self.number)
+            alone = len(self) == 1
+            opening = self._openings[backend] = Opening(backend, self.network, self.service, self.number, alone=alone)
         return opening
 
 
@@ -261,7 +262,6 @@ class Departure:
             leaving.head,
             watch=route.balancer.counts,
             welcome=leaving.manners.welcome if leaving.manners is not None else b"",
-            alone=len(route) == 1,
         )
         self._attach.give(header, leaving.client, partial(self._dropped, self._last), keep=True)
 

@@ -47,8 +47,9 @@ ALTERNATIVE_TIMEOUT = timedelta(seconds=5)
 class Opening:
     """The header that starts a stream to one backend: made once, completed for each client."""
 
-    def __init__(self, backend: Backend, network: Network, service: str, number: int) -> None:
-        """`number`: under which clients that are not kept come back."""
+    def __init__(self, backend: Backend, network: Network, service: str, number: int, *, alone: bool) -> None:
+        """`number`: under which clients that are not kept come back. `alone`: there is no other backend, so that clients
+        wait for this one as long as any."""
         target = tunnel_pb2.Target(
             network=tunnel_pb2.NETWORK_TCP if network == "tcp" else tunnel_pb2.NETWORK_UDP,
             address=backend.address,
@@ -58,6 +59,8 @@ class Opening:
         if network == "tcp":
             self._attach.id, self._attach.open.give_back = number, True
         self._kept = tunnel_pb2.Attach(open=tunnel_pb2.Outbound(node=backend.node, target=target, keep=True))
+        if not alone:
+            self._kept.open.timeout.FromTimedelta(ALTERNATIVE_TIMEOUT)
 
     def encode(self, client: str, traceparent: str = "", datagrams: Sequence[bytes] = (), head: bytes = b"") -> bytes:
         """The encoded Attach for a client at "ip:port" that the tunnel is to give back if nobody accepts it."""
@@ -81,10 +84,9 @@ class Opening:
         *,
         watch: bool,
         welcome: bytes = b"",
-        alone: bool = False,
     ) -> bytes:
         """The same for a client that is kept, to try elsewhere or to be told why not; see Outbound.keep, watch and
-        welcome. `alone`: there is no other backend, so that it waits for this one as long as any client."""
+        welcome."""
         opening = self._kept.open
         self._kept.id = number
         opening.client = client
@@ -92,10 +94,6 @@ class Opening:
         opening.head = head
         opening.watch = watch
         opening.welcome = welcome
-        if alone:
-            opening.ClearField("timeout")
-        else:
-            opening.timeout.FromTimedelta(ALTERNATIVE_TIMEOUT)
         return self._kept.SerializeToString()
 
 

@@ -24,7 +24,7 @@ from collections import Counter
 from logging import Logger
 from typing import Any
 
-from services.proxy import errors
+from services.proxy import errors, pktinfo
 from services.proxy.core.catalog import Spot
 from services.proxy.departure import Departure, Route
 
@@ -40,11 +40,6 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _SKB = 256  # bytes of receive buffer that the smallest queued datagram is charged, at least (a bare struct sk_buff)
 
 _MAPPED = "::ffff:"  # + an IPv4 address: RFC 4291, 2.5.5.2
-
-_ANY = ("0.0.0.0", "::")
-# linux/in.h and linux/in6.h; Python's socket module has no IP_PKTINFO before 3.14.
-_IP_PKTINFO = 8
-_PKTINFO_SPACE = socket.CMSG_SPACE(20)  # of struct in6_pktinfo, the larger of the two
 
 _scratch = memoryview(bytearray(65536))
 
@@ -75,7 +70,7 @@ class UdpListener:
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._family = socket.AF_INET6 if ":" in spot.ip else socket.AF_INET
-        self._any = spot.ip in _ANY
+        self._any = pktinfo.is_wildcard(spot.ip)
         self._mapped = self._family == socket.AF_INET and not self._any and socket.has_dualstack_ipv6()
         self._ip, self._port = spot.ip, spot.port
         self._waiting: dict[Client, _Early] = {}
@@ -85,10 +80,8 @@ class UdpListener:
         self._reading = False
         self._sock = self._bound(self._family, (spot.ip, spot.port))
         self._share(False)
-        if self._any and self._family == socket.AF_INET:
-            self._sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        elif self._any:
-            self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        if self._any:
+            pktinfo.ask(self._sock)
         # More than this cannot have been queued before a connect; whoever reads on would serve a flood for ever.
         self._depth = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // _SKB
         self._read(True)
@@ -132,7 +125,7 @@ class UdpListener:
 
     def _drain(self, sock: socket.socket, own: str) -> None:
         """Reads what `sock`, which is on address `own`, holds now and sorts it by client."""
-        receive = _receive if own in _ANY else _receive_here
+        receive = _receive if pktinfo.is_wildcard(own) else _receive_here
         for _ in range(self._depth):
             try:
                 size, source, to = receive(sock)
@@ -242,10 +235,5 @@ def _receive_here(sock: socket.socket) -> tuple[int, Address, str]:
 
 def _receive(sock: socket.socket) -> tuple[int, Address, str]:
     """And the address it came to, of a socket that is on all addresses."""
-    size, notes, _, source = sock.recvmsg_into([_scratch], _PKTINFO_SPACE)
-    for level, kind, data in notes:
-        if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
-            return size, source, socket.inet_ntop(socket.AF_INET, data[4:8])  # ipi_spec_dst: the one to answer from
-        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO:
-            return size, source, socket.inet_ntop(socket.AF_INET6, data[:16])
-    return size, source, ""
+    size, notes, _, source = sock.recvmsg_into([_scratch], pktinfo.ANCILLARY)
+    return size, source, pktinfo.destination(notes)
