@@ -29,7 +29,7 @@ from .core.service import Service
 from .core.standing import Standing
 from .core.store import Store
 from .core.vantage import Guard, check, target
-from .core.watch import Event, Reader
+from .core.watch import Reader
 from .directory import Directory
 from .errors import code_of
 from .gate import visitor_ip
@@ -75,17 +75,8 @@ class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
         self._more_warnings = more_warnings
 
     async def WatchPeers(self, request: pb.WatchPeersRequest, context: Context) -> AsyncIterator[pb.WatchPeersResponse]:
-        directory = self._directory
-
-        def wire(event: Event[Peer]) -> pb.WatchPeersResponse:
-            if event.synced:
-                return pb.WatchPeersResponse(revision=event.revision, synced=True)
-            if event.value is None:
-                return pb.WatchPeersResponse(revision=event.revision, removed=event.key)
-            return pb.WatchPeersResponse(revision=event.revision, added=_peer(event.value))
-
-        progress = pb.WatchPeersResponse(revision=request.resume_revision, progress=True)
-        watch = self._watch(directory.peers, directory.peers_bell, request.resume_revision, progress, wire, context)
+        store, bell = self._directory.peers, self._directory.peers_bell
+        watch = self._watch(store, bell, request.resume_revision, pb.WatchPeersResponse, _peer, context)
         async with aclosing(watch) as responses:
             async for response in responses:
                 yield response
@@ -93,18 +84,8 @@ class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
     async def WatchServices(
         self, request: pb.WatchServicesRequest, context: Context
     ) -> AsyncIterator[pb.WatchServicesResponse]:
-        directory = self._directory
-
-        def wire(event: Event[Service]) -> pb.WatchServicesResponse:
-            if event.synced:
-                return pb.WatchServicesResponse(revision=event.revision, synced=True)
-            if event.value is None:
-                return pb.WatchServicesResponse(revision=event.revision, removed=event.key)
-            return pb.WatchServicesResponse(revision=event.revision, added=_service(event.value))
-
-        progress = pb.WatchServicesResponse(revision=request.resume_revision, progress=True)
-        bell = directory.services_bell
-        watch = self._watch(directory.services, bell, request.resume_revision, progress, wire, context)
+        store, bell = self._directory.services, self._directory.services_bell
+        watch = self._watch(store, bell, request.resume_revision, pb.WatchServicesResponse, _service, context)
         async with aclosing(watch) as responses:
             async for response in responses:
                 yield response
@@ -112,20 +93,8 @@ class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
     async def WatchGateways(
         self, request: pb.WatchGatewaysRequest, context: Context
     ) -> AsyncIterator[pb.WatchGatewaysResponse]:
-        directory = self._directory
-
-        def wire(event: Event[GatewayObject]) -> pb.WatchGatewaysResponse:
-            if event.synced:
-                return pb.WatchGatewaysResponse(revision=event.revision, synced=True)
-            value = event.value
-            if value is None:
-                return pb.WatchGatewaysResponse(revision=event.revision, removed=event.key)
-            added = pb.GatewayObject(kind=value.kind, namespace=value.namespace, name=value.name, body=value.body)
-            return pb.WatchGatewaysResponse(revision=event.revision, added=added)
-
-        progress = pb.WatchGatewaysResponse(revision=request.resume_revision, progress=True)
-        bell = directory.gateways_bell
-        watch = self._watch(directory.gateways, bell, request.resume_revision, progress, wire, context)
+        store, bell = self._directory.gateways, self._directory.gateways_bell
+        watch = self._watch(store, bell, request.resume_revision, pb.WatchGatewaysResponse, _gateway, context)
         async with aclosing(watch) as responses:
             async for response in responses:
                 yield response
@@ -135,11 +104,11 @@ class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
         store: Store[_V],
         bell: Bell,
         resume: int,
-        progress: _Response,
-        wire: Callable[[Event[_V]], _Response],
+        response: Callable[..., _Response],
+        encode: Callable[[_V], Any],
         context: Context,
     ) -> AsyncGenerator[_Response, None]:
-        """A resumed watch begins with `progress`, so that the reader knows it was accepted."""
+        """A resumed watch begins with `progress`, so that the reader knows it was accepted. `encode`: of what is added."""
         directory = self._directory
         if directory.watchers >= MAX_WATCHERS:
             text = f"{MAX_WATCHERS} watches are open, which is the limit; close some"
@@ -148,11 +117,16 @@ class DiscoveryServicer(pb_grpc.DiscoveryServiceServicer):
         try:
             reader = Reader(store, resume)
             if resume:
-                yield progress
+                yield response(revision=resume, progress=True)
             while not directory.closing:
                 seen = bell.count
                 for event in reader.take():
-                    yield wire(event)
+                    if event.synced:
+                        yield response(revision=event.revision, synced=True)
+                    elif event.value is None:
+                        yield response(revision=event.revision, removed=event.key)
+                    else:
+                        yield response(revision=event.revision, added=encode(event.value))
                 await bell.wait(seen)
         except DiscoveryError as error:
             await abort(context, code_of(error), error.reason, error.message)
@@ -411,3 +385,7 @@ def _service(service: Service) -> pb.Service:
         for backend in endpoint.ports:
             added.ports.add(name=backend.name, protocol=pb.Protocol.ValueType(backend.protocol), port=backend.port)
     return message
+
+
+def _gateway(one: GatewayObject) -> pb.GatewayObject:
+    return pb.GatewayObject(kind=one.kind, namespace=one.namespace, name=one.name, body=one.body)
