@@ -12,7 +12,8 @@ import socket
 from collections import OrderedDict
 from time import monotonic
 
-from .core.greeting import PROOF_TOKEN_LENGTH
+from services.runtime.core.proof import TOKEN_LENGTH
+
 from .flow import reset
 
 PROOF_BYTES = 256 * 1024
@@ -35,7 +36,7 @@ class Proofs:
 
     def issue(self, count: int) -> list[bytes]:
         """Tokens of a new round."""
-        tokens = [secrets.token_bytes(PROOF_TOKEN_LENGTH) for _ in range(count)]
+        tokens = [secrets.token_bytes(TOKEN_LENGTH) for _ in range(count)]
         self._expected.update(dict.fromkeys(tokens))
         while len(self._expected) > KEPT_ROUNDS * count:
             self._expected.popitem(last=False)

@@ -15,6 +15,7 @@ from time import monotonic
 
 from services.runtime import telemetry
 from services.runtime.core.bucket import TokenBucket
+from services.runtime.core.proof import TOKEN_LENGTH
 from services.runtime.identity import Identity
 
 from . import dialback
@@ -315,7 +316,7 @@ class Relay:
         self._arm()
 
     async def _dial_back(self, wanted: Dial) -> None:
-        token = secrets.token_bytes(dialback.TOKEN_LENGTH)
+        token = secrets.token_bytes(TOKEN_LENGTH)
         try:
             outcome = await dialback.dial(wanted.ip, wanted.port, token, source=self._listen_address)
         finally:

@@ -9,10 +9,9 @@ import contextlib
 import socket
 from types import TracebackType
 
+from services.runtime.core.proof import MAGIC, TOKEN_LENGTH
 from services.tunnel import handshake
 
-MAGIC = b"CWP1"
-TOKEN_LENGTH = 16
 READ_TIMEOUT = 2.0
 """Seconds for the token."""
 MAX_TOKENS = 64

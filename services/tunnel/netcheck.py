@@ -19,9 +19,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from services.runtime.core.proof import MAGIC, TOKEN_LENGTH
 from services.runtime.identity import Identity
 from services.tunnel import dialling
-from services.tunnel.arrivals import MAGIC, TOKEN_LENGTH, Arrivals, FreshPort
+from services.tunnel.arrivals import Arrivals, FreshPort
 from services.tunnel.config import Settings
 from services.tunnel.core import natkind
 from services.tunnel.core.natkind import Attempt, Endpoint, Filtering, Kind, Mapping, Sighting

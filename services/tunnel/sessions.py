@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable
 
+from services.runtime.core import proof
 from services.runtime.identity import Identity
 from services.tunnel import arrivals, dialling, handshake, metrics, usage
 from services.tunnel.config import HANDSHAKE_TIMEOUT, Settings
@@ -175,7 +176,7 @@ class Sessions:
                 return
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                 first = await handshake.receive_exactly(sock, 1)
-                if first == arrivals.MAGIC[:1] and not relay:
+                if first == proof.MAGIC[:1] and not relay:
                     await self.arrivals.take(sock, first)
                     return
                 if first[0] != handshake.TLS_CLIENT_HELLO:

@@ -11,12 +11,12 @@ import ipaddress
 from enum import IntEnum
 
 from services.runtime.core.allowance import Allowance
+from services.runtime.core.proof import TOKEN_LENGTH
 
 from .errors import BadTarget, LimitReached, WorkRequired
 
 FIRST_PORT = 1024
 """Lowest port dialled: below are the system's services (IANA's system ports)."""
-TOKEN_LENGTH = 16
 WORK = 32 * 1024
 """Bytes demanded for another address (AutoNATv2: 30 to 100 KB)."""
 PEER_PER_MINUTE, PER_MINUTE, MAX_OPEN = 12, 60, 4

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+from services.runtime.core import proof
+
 from .messages import TOKEN_LENGTH
 
 TLS_HANDSHAKE = 0x16
@@ -11,10 +13,9 @@ TLS_HANDSHAKE = 0x16
 LEG_MAGIC = b"CWL1"
 GREETING_LENGTH = len(LEG_MAGIC) + TOKEN_LENGTH
 """Never read more than this before the kind is known: what follows a leg's token belongs to the other leg."""
-PROOF_MAGIC = b"CWP1"
+PROOF_MAGIC = proof.MAGIC
 """A node that dials this one back, to tell whether it can be reached."""
-PROOF_TOKEN_LENGTH = 16
-PROOF_LENGTH = len(PROOF_MAGIC) + PROOF_TOKEN_LENGTH
+PROOF_LENGTH = len(PROOF_MAGIC) + proof.TOKEN_LENGTH
 LEG_READY = b"\x01"
 """The relay's answer on both legs once they are paired."""
 
