@@ -12,7 +12,8 @@ from services.tunnel import metrics
 from services.tunnel.core.frames import Reason
 from services.tunnel.core.link import PATH_NAMES
 from services.tunnel.errors import REASON_NAMES
-from services.tunnel.streamio import FlowIO, StreamIO
+from services.tunnel.flowio import FlowIO
+from services.tunnel.streamio import StreamIO
 
 MAX_SERVICES = 1000
 """Names of services that get figures of their own. They come from this node's proxy, never from a peer, but also from

@@ -13,9 +13,10 @@ from services.tunnel import attach
 from services.tunnel.config import MAX_WAITING
 from services.tunnel.core.frames import Opening, Reason
 from services.tunnel.errors import LIMIT, NO_LISTENER
+from services.tunnel.flowio import FlowIO
 from services.tunnel.pairing import Pairing
 from services.tunnel.servicer import Answer, Offer
-from services.tunnel.streamio import FlowIO, StreamIO
+from services.tunnel.streamio import StreamIO
 
 OFFER_TIMEOUT = 10.0
 """Seconds an offered stream waits for the local proxy."""

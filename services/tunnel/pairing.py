@@ -18,9 +18,10 @@ from services.tunnel.core.session import Session
 from services.tunnel.core.stream import Stream
 from services.tunnel.engine import Engine
 from services.tunnel.errors import NO_PATH, Refused
+from services.tunnel.flowio import FlowIO
 from services.tunnel.keys import SessionKeys
 from services.tunnel.linkio import LinkIO
-from services.tunnel.streamio import FlowIO, StreamIO
+from services.tunnel.streamio import StreamIO
 
 MAX_LINKS = 32
 MAX_UNCONFIRMED = 8

@@ -14,12 +14,13 @@ from services.tunnel.attach import Caller, Connection
 from services.tunnel.config import OPEN_TIMEOUT
 from services.tunnel.core.frames import UDP, Opening, Reason
 from services.tunnel.errors import LIMIT, NO_PATH
+from services.tunnel.flowio import FlowIO
 from services.tunnel.ledger import NO_PATH as NO_STREAM
 from services.tunnel.ledger import Ledger, path_of
 from services.tunnel.offers import Offers
 from services.tunnel.pairing import Pairing
 from services.tunnel.servicer import OpenRequest
-from services.tunnel.streamio import FlowIO, StreamIO
+from services.tunnel.streamio import StreamIO
 
 FULL = "{} streams are open, and there are hardly any descriptors left (ulimit -n)"
 
