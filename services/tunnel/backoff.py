@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 FIRST = 0.2
 """Seconds after the first failure, doubling."""
+REST = 0.2
+"""Seconds after a success: should the new link be lost before it carried anything, the way is not tried again at once."""
 
 
 @dataclass(slots=True)
@@ -26,5 +28,5 @@ class Backoff:
         self.why = why
 
     def succeed(self, now: float) -> None:
-        """It worked. Not again at once, should the new link be lost before it carried anything."""
-        self.failures, self.why, self.until = 0, "", now + FIRST
+        """It worked."""
+        self.failures, self.why, self.until = 0, "", now + REST

@@ -128,8 +128,8 @@ class Keeper:
         self.poke()
 
     def hurry(self) -> None:
-        """This host's network changed, and only this side knows: no patience. What is being tried may come from an
-        address that is gone: begin anew."""
+        """This host's network changed or it slept, and only this side knows: no patience. What is being tried may come
+        from an address that is gone, or wait for a time that was right before: begin anew."""
         self._gap_since = dict.fromkeys((ANY, STANDBY), float("-inf"))
         if self._round is not None:
             self._round.cancel()

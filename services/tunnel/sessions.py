@@ -125,7 +125,7 @@ class Sessions:
             pairing.punch.forget()
             pairing.mark()
         for keeper in self.keepers.values():
-            keeper.poke(forget=True)
+            keeper.hurry()
         self.relays.retry_all()
 
     def moved(self, gone: frozenset[str]) -> None:
@@ -137,8 +137,6 @@ class Sessions:
                     pairing.lose(link.owner, "its local address is gone")
         self.relays.moved(gone)
         self.lifetimes.forget()
-        for keeper in self.keepers.values():
-            keeper.hurry()
         self.revalidate("network")
 
     def far_ends(self) -> set[str]:
