@@ -106,6 +106,31 @@ class Stream:
         self.count()
 
 
+@contextlib.asynccontextmanager
+async def talk(mesh: Mesh, pause: float) -> AsyncIterator[Stream]:
+    """A stream on which a asks and b answers all the time, with a pause of so many seconds after each answer. Checks every
+    answer, and that nothing is left at the end."""
+    stream = Stream(*await connect(mesh.a.place, mesh.cluster_ips[0]))
+    ending = False
+
+    async def work() -> None:
+        for number in itertools.count():
+            if ending:
+                return
+            await stream.say(b"%064d" % number)
+            await asyncio.sleep(pause)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work())
+        try:
+            yield stream
+        finally:
+            ending = True
+    stream.writer.write_eof()
+    assert await asyncio.wait_for(stream.reader.read(), PATIENCE) == b""
+    stream.writer.close()
+
+
 class Traffic:
     """A bulk, a request/response and an idle stream from a to the echo service at b.
 
