@@ -86,7 +86,7 @@ async def test_nobody_waits_for_silence(mesh: Mesh) -> None:
 
 async def test_an_interface_goes_and_comes(mesh: Mesh) -> None:
     namespace, prefix = where(mesh)
-    async with talk(mesh, pause=0.01) as stream:
+    async with talk(mesh) as stream:
         await goes_on(stream)
         namespace.ip("link set eth0 down")
         await asyncio.sleep(2.0)
@@ -100,7 +100,7 @@ async def test_an_interface_goes_and_comes(mesh: Mesh) -> None:
 async def test_routes_that_flap_make_no_storm(mesh: Mesh) -> None:
     namespace, prefix = where(mesh)
     before = said(mesh, "revalidating all paths")
-    async with talk(mesh, pause=0.01) as stream:
+    async with talk(mesh) as stream:
         await goes_on(stream)
         flaps, began = 0, time.monotonic()
         while time.monotonic() - began < 6.0:
