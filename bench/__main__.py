@@ -67,11 +67,25 @@ def main() -> int:
     return 0
 
 
+HELP = """
+Causeway side by side with its peers on this machine: medians of interleaved rounds, and the ratios that the project
+promises. A missed target is marked; the exit code is 0 all the same.
+"""
+
+EXAMPLES = """
+examples:
+  python -m bench                                            all of it, as `make bench`
+  python -m bench --quick --only rr --rig causeway --rig haproxy
+  python -m bench --only bulk --rounds 9 -o json
+"""
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Causeway side by side with its peers on this machine: medians of interleaved rounds, and the "
-        "ratios that the project promises. A missed target is marked; the exit code is 0 all the same.",
+        description=HELP,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", action="append", choices=MEASURES, help="measure this only; may be repeated")
     parser.add_argument(

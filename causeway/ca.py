@@ -13,6 +13,7 @@ import click
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
+from causeway import options
 from services.runtime import address, authority, files
 from services.runtime.authority import Authority, AuthorityError
 
@@ -46,9 +47,14 @@ def ca() -> None:
 @ca.command(short_help="Make an authority.")
 @click.option("--cluster", default="default", show_default=True, help="Name of the cluster, as in the configuration.")
 @click.option("--out", help="Folder to make: ca.crt, ca.key (keep it secret), ca.crl, issued/.", **_HERE)
-@click.option("--days", default=3650, show_default=True, type=click.IntRange(1, 36500), help="Lifetime.")
+@click.option("--days", default=3650, show_default=True, type=click.IntRange(1, 36500), help="Lifetime in days.")
 def init(cluster: str, out: Path, days: int) -> None:
-    """Make an authority for a cluster."""
+    """Make an authority for a cluster.
+
+    \b
+    Example:
+      causeway ca init --cluster default --out ca
+    """
     if not address.is_cluster_name(cluster):
         raise click.ClickException(f"--cluster: found {cluster!r}; expected lower-case letters, digits and '-', ≤ 63")
     if (out / "ca.key").exists():
@@ -68,11 +74,15 @@ def init(cluster: str, out: Path, days: int) -> None:
 @click.argument("node")
 @click.option("--ca", "folder", help="Folder of the authority.", **_HERE)
 @click.option("--out", type=_FOLDER, metavar="DIR", help="Folder to write [default: the node's name].")
-@click.option("--days", default=365, show_default=True, type=click.IntRange(1, 36500), help="Lifetime.")
+@click.option("--days", default=365, show_default=True, type=click.IntRange(1, 36500), help="Lifetime in days.")
 def issue(node: str, folder: Path, out: Path | None, days: int) -> None:
     """Issue the certificate of NODE: node.crt, node.key, ca.crt and ca.crl, to be copied to that node.
 
     A key that is there already is kept, so this also renews; the running node takes the new certificate over.
+
+    \b
+    Example:
+      causeway ca issue edge-a --ca ca --out edge-a && scp edge-a/* edge-a:/etc/causeway/
     """
     node = node.lower()
     if not address.is_node_name(node):
@@ -101,6 +111,11 @@ def revoke(what: str, folder: Path) -> None:
     """Revoke all certificates issued to NODE, or the one in FILE, and write ca.crl anew.
 
     Copy ca.crl to all nodes (crlFile); they reread it when it changes.
+
+    \b
+    Examples:
+      causeway ca revoke edge-a
+      causeway ca revoke old/node.crt
     """
     with _told(), _locked(folder):
         trusted, _ = _open(folder)
@@ -126,9 +141,15 @@ def revoke(what: str, folder: Path) -> None:
 
 @ca.command(short_help="Say what a certificate or revocation list holds.")
 @click.argument("file", type=_FILE)
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="Form of the output.")
+@options.output
 def show(file: Path, output: str) -> None:
-    """Say what a certificate or revocation list holds."""
+    """Say what a certificate or revocation list holds.
+
+    \b
+    Examples:
+      causeway ca show edge-a/node.crt
+      causeway ca show ca/ca.crl -o json
+    """
     with _told():
         described = _describe(file)
     if output == "json":
@@ -140,7 +161,12 @@ def show(file: Path, output: str) -> None:
 
 @ca.command(short_help="Print a new PSK.")
 def psk() -> None:
-    """Print a new PSK: 32 random bytes. Give the same one to all nodes of a cluster, and keep it secret."""
+    """Print a new PSK: 32 random bytes. Give the same one to all nodes of a cluster, and keep it secret.
+
+    \b
+    Example:
+      causeway ca psk > psk && chmod 600 psk
+    """
     click.echo(secrets.token_urlsafe(32))
 
 

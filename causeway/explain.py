@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from causeway import place
+from causeway import ask, options, place
 from causeway.errors import CommandError
-from causeway.ping import why
+from causeway.ping import late
 
 if TYPE_CHECKING:
     from protos.tunnel_pb2 import ExplainPeerResponse
@@ -21,10 +21,8 @@ _TIMEOUT = 15.0  # seconds; the tunnel may have to ask discovery, and that other
 
 @click.command()
 @click.argument("node")
-@click.option(
-    "-o", "output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the output."
-)
-@place.run_dir_options
+@options.output
+@options.run_dir
 def explain(node: str, output: str, config: Path | None, run_dir: Path | None) -> None:
     """Show every way to NODE: the one in use, and why each of the others is not.
 
@@ -54,21 +52,15 @@ def explain(node: str, output: str, config: Path | None, run_dir: Path | None) -
 
 
 async def _ask(run_dir: Path, node: str) -> dict[str, Any]:
-    path = run_dir / "tunnel.sock"
-    if not path.exists():
-        raise CommandError(place.not_running("tunnel", path))
-
     import grpc
 
-    from protos import tunnel_pb2, tunnel_pb2_grpc
-    from services.runtime.dial import local_channel
+    from protos import tunnel_pb2
 
-    async with local_channel(run_dir, "tunnel") as channel:
-        stub = tunnel_pb2_grpc.TunnelServiceStub(channel)
+    async with ask.tunnel(run_dir) as tunnel:
         try:
-            answer = await stub.ExplainPeer(tunnel_pb2.ExplainPeerRequest(node_name=node), timeout=_TIMEOUT)
+            answer = await tunnel.ExplainPeer(tunnel_pb2.ExplainPeerRequest(node_name=node), timeout=_TIMEOUT)
         except grpc.aio.AioRpcError as error:
-            raise CommandError(why(error, node, path)) from error
+            raise CommandError(ask.why(error, run_dir, late(node))) from error
     return _plain(node, answer)
 
 

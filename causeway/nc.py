@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from causeway import place
+from causeway import options, place
 from causeway.errors import USAGE, CommandError
 
 if TYPE_CHECKING:
@@ -33,16 +33,8 @@ _RESULT_GRACE = 2.0  # seconds that the result may come after the stream's end
 @click.command()
 @click.argument("node")
 @click.argument("target", metavar="HOST:PORT")
-@click.option(
-    "-w",
-    "timeout",
-    metavar="SECONDS",
-    type=click.FloatRange(0.1, 600),
-    default=15.0,
-    show_default=True,
-    help="Time for a path to come up.",
-)
-@place.run_dir_options
+@options.timeout("-w")
+@options.run_dir
 def nc(node: str, target: str, timeout: float, config: Path | None, run_dir: Path | None) -> None:
     """Connect stdin and stdout to HOST:PORT as seen from NODE.
 
@@ -145,15 +137,11 @@ def _receive(control: socket.socket) -> AttachResult:
 
 
 def _check(result: AttachResult) -> None:
+    from causeway import wording
     from protos import tunnel_pb2
 
     if result.HasField("refusal"):
-        reason = (
-            tunnel_pb2.RefusalReason.Name(result.refusal.reason)
-            .removeprefix("REFUSAL_REASON_")
-            .lower()
-            .replace("_", "-")
-        )
+        reason = wording.word(tunnel_pb2.RefusalReason.Name(result.refusal.reason), "REFUSAL_REASON_")
         raise CommandError(f"refused ({reason}): {result.refusal.message}")
 
 

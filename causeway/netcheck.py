@@ -9,21 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from causeway import place
+from causeway import ask, options, place
 from causeway.errors import CommandError
 
 if TYPE_CHECKING:
     from protos.tunnel_pb2 import NetCheckResponse
 
 _DEADLINE = 20.0  # seconds; the tunnel ends its check after 12 at the latest
-_PIPE_WIDTH = 400  # columns when nobody looks, as `causeway status`
 
 
 @click.command()
-@click.option(
-    "-o", "output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the output."
-)
-@place.run_dir_options
+@options.output
+@options.run_dir
 def netcheck(output: str, config: Path | None, run_dir: Path | None) -> None:
     """Find out what NAT this machine's node is behind, which of its addresses others reach, and how far its relays are.
 
@@ -58,31 +55,21 @@ def netcheck(output: str, config: Path | None, run_dir: Path | None) -> None:
 
 
 async def _ask(run_dir: Path, *, quiet: bool) -> NetCheckResponse:
-    path = run_dir / "tunnel.sock"
-    if not path.exists():
-        raise CommandError(place.not_running("tunnel", path))
-
     import grpc
     from rich.console import Console
 
-    from protos import tunnel_pb2, tunnel_pb2_grpc
-    from services.runtime.dial import local_channel
+    from protos import tunnel_pb2
 
     patience = Console(stderr=True, quiet=quiet)
-    async with local_channel(run_dir, "tunnel") as channel:
+    async with ask.tunnel(run_dir) as tunnel:
         try:
             with patience.status("asking the relays what they see …"):
-                return await tunnel_pb2_grpc.TunnelServiceStub(channel).NetCheck(
-                    tunnel_pb2.NetCheckRequest(), timeout=_DEADLINE
-                )
+                return await tunnel.NetCheck(tunnel_pb2.NetCheckRequest(), timeout=_DEADLINE)
         except grpc.aio.AioRpcError as error:
-            if error.code() == grpc.StatusCode.UNAVAILABLE:
-                raise CommandError(place.not_running("tunnel", path)) from None
             if error.code() == grpc.StatusCode.UNIMPLEMENTED:
                 raise CommandError("the running tunnel is older than this command: restart the node") from None
-            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise CommandError(f"the tunnel did not answer within {_DEADLINE:g} s") from None
-            raise CommandError(error.details() or f"the tunnel answered {error.code().name}") from None
+            late = f"the tunnel did not answer within {_DEADLINE:g} s"
+            raise CommandError(ask.why(error, run_dir, late)) from None
 
 
 def as_data(reply: NetCheckResponse) -> dict[str, Any]:
@@ -152,11 +139,6 @@ def _global_ipv6(address: str) -> str:
 
 
 def _show(found: dict[str, Any]) -> None:
-    from rich.console import Console
+    from causeway import netview, terminal
 
-    from causeway import netview
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
-    console.print(netview.render(found))
+    terminal.console().print(netview.render(found))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from causeway import place
+from causeway import ask, options, place
 from causeway.errors import CommandError
 
 if TYPE_CHECKING:
@@ -40,19 +40,9 @@ _DEADLINE_SLACK = 5.0  # seconds beyond the session's own timeout before the loc
     show_default=True,
     help="Pause between them.",
 )
-@click.option(
-    "-W",
-    "timeout",
-    metavar="SECONDS",
-    type=click.FloatRange(0.1, 600),
-    default=15.0,
-    show_default=True,
-    help="Time for a path to come up.",
-)
-@click.option(
-    "-o", "output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the output."
-)
-@place.run_dir_options
+@options.timeout("-W")
+@options.output
+@options.run_dir
 def ping(
     node: str, count: int, interval: float, timeout: float, output: str, config: Path | None, run_dir: Path | None
 ) -> None:
@@ -86,15 +76,11 @@ def ping(
 async def _ping(
     run_dir: Path, node: str, count: int, interval: float, timeout: float, *, quiet: bool
 ) -> dict[str, Any]:
-    path = run_dir / "tunnel.sock"
-    if not path.exists():
-        raise CommandError(place.not_running("tunnel", path))
-
     import grpc
     from google.protobuf.duration_pb2 import Duration
 
-    from protos import tunnel_pb2, tunnel_pb2_grpc
-    from services.runtime.dial import local_channel, reason
+    from protos import tunnel_pb2
+    from services.runtime.dial import reason
 
     wait = Duration()
     wait.FromMilliseconds(int(timeout * 1000))
@@ -107,20 +93,19 @@ async def _ping(
         "path": None,
         "error": "",
     }
-    if not quiet:
-        click.echo(f"PING {node}")
-    async with local_channel(run_dir, "tunnel") as channel:
-        stub = tunnel_pb2_grpc.TunnelServiceStub(channel)
+    async with ask.tunnel(run_dir) as tunnel:
+        if not quiet:
+            click.echo(f"PING {node}")
         try:
             for number in range(1, count + 1):
                 if number > 1:
                     await asyncio.sleep(interval)
                 request = tunnel_pb2.PingPeerRequest(node_name=node, count=1, timeout=wait)
                 try:
-                    answer = await stub.PingPeer(request, timeout=timeout + _DEADLINE_SLACK)
+                    answer = await tunnel.PingPeer(request, timeout=timeout + _DEADLINE_SLACK)
                 except grpc.aio.AioRpcError as error:
                     result["sent"] = number
-                    result["error"] = why(error, node, path)
+                    result["error"] = ask.why(error, run_dir, late(node))
                     if reason(error) == "UNKNOWN_NODE":
                         break  # the next try would say the same
                     if not quiet:
@@ -164,17 +149,9 @@ def _way(path: dict[str, Any]) -> str:
     return f"{path['kind']} {path['remote']}".rstrip()
 
 
-def why(error: Any, node: str, path: Path) -> str:
-    """One line for a call to the tunnel that failed; `path` is its socket."""
-    import grpc
-
-    from services.runtime.dial import reason
-
-    if error.code() == grpc.StatusCode.UNAVAILABLE and not reason(error):  # gRPC's own, not the tunnel's NO_PATH
-        return place.not_running("tunnel", path)
-    if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"no answer from {node} in time"
-    return error.details() or f"the tunnel answered {error.code().name}"
+def late(node: str) -> str:
+    """The line for an answer that did not come in time."""
+    return f"no answer from {node} in time"
 
 
 def _summarise(result: dict[str, Any]) -> None:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import click
+from typing import TYPE_CHECKING
 
 from causeway.errors import USAGE, CommandError
 
@@ -19,11 +16,6 @@ DEFAULTS = (
     Path("causeway.yaml"),
     Path("/etc/causeway/causeway.yaml"),
     Path("/etc/edgemesh/config/edgemesh-agent.yaml"),  # where EdgeMesh's own chart mounts it
-)
-
-_CONFIG_HELP = (
-    f"Configuration file. Default: ${ENVIRONMENT}, ./causeway.yaml, /etc/causeway/causeway.yaml, "
-    "/etc/edgemesh/config/edgemesh-agent.yaml; if there is none, built-in values."
 )
 
 
@@ -57,22 +49,6 @@ def run_directory(config: Path | None, run_dir: Path | None) -> Path:
             raise CommandError("--config and --run-dir say the same thing: give one of them", code=USAGE)
         return run_dir.absolute()
     return load(config).run_dir
-
-
-def config_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds `--config FILE` (argument `config: Path | None`)."""
-    return click.option("--config", metavar="FILE", type=click.Path(path_type=Path), help=_CONFIG_HELP)(command)
-
-
-def run_dir_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds `--config FILE` and `--run-dir DIR` for commands that talk to a running node."""
-    option = click.option(
-        "--run-dir",
-        metavar="DIR",
-        type=click.Path(path_type=Path),
-        help="Directory of the node's sockets, instead of --config.",
-    )
-    return config_option(option(command))
 
 
 def not_running(name: str, path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from causeway import place
+from causeway import options, place
 
 NAMES = ("discovery", "tunnel", "relay", "proxy")
 
@@ -33,7 +33,7 @@ def _command(name: str, owns: str) -> click.Command:
       grpcurl -plaintext -unix RUN_DIR/{name}.sock list
     """,
     )
-    @place.config_option
+    @options.config
     def command(config: Path | None) -> None:
         place.load(config)  # the service loads it again; here its problems get the command's form and exit code
         run(name, place.find(config))
@@ -55,7 +55,7 @@ _proxy = _command("proxy", "the listeners that applications connect to, and the 
       causeway proxy --cleanup
     """,
 )
-@place.config_option
+@options.config
 @click.option("--cleanup", is_flag=True, help="Remove the nftables table that a killed proxy left behind, and end.")
 @click.pass_context
 def proxy(context: click.Context, config: Path | None, cleanup: bool) -> None:

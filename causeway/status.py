@@ -9,14 +9,12 @@ from pathlib import Path
 
 import click
 
-from causeway import place
+from causeway import options, place
 from causeway.errors import CommandError
 
 
 @click.command()
-@click.option(
-    "-o", "output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the output."
-)
+@options.output
 @click.option(
     "-w",
     "--watch",
@@ -24,7 +22,7 @@ from causeway.errors import CommandError
     type=click.FloatRange(0.2, 3600),
     help="Show it again every so often, until Ctrl-C.",
 )
-@place.run_dir_options
+@options.run_dir
 def status(output: str, watch: float | None, config: Path | None, run_dir: Path | None) -> None:
     """What this machine's node is and does: roles with reasons, peers with their paths, listeners, warnings.
 

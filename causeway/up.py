@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from causeway import nursery, place, readiness, service
+from causeway import nursery, options, place, readiness, service
 from causeway.errors import USAGE, CommandError
 from causeway.supervisor import Program, Supervisor
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@place.config_option
+@options.config
 @click.option(
     "--without",
     metavar="SERVICE",

@@ -68,14 +68,21 @@ base() {
         "$work/base.tar" debian:bookworm-slim >/dev/null
 }
 
+image() { # image SERVICE
+    echo "image causeway-$1:$version"
+    pod build --quiet --pull=never --network none --target "$1" -t "causeway-$1:$version" "$work/context" \
+        >"$work/build-$1.log" 2>&1 || fail "build of $1: $(tail -n 3 "$work/build-$1.log" | tr '\n' ' ')"
+}
+
+# All that is common to the four is built with the first, so the others may be built beside each other.
 images() {
-    echo "wheels"
-    sh deploy/wheels.sh "$work/context"
-    for service in $services; do
-        echo "image causeway-$service:$version"
-        pod build --quiet --pull=never --network none --target "$service" -t "causeway-$service:$version" "$work/context" \
-            >"$work/build.log" 2>&1 || fail "build of $service: $(tail -n 3 "$work/build.log" | tr '\n' ' ')"
+    image discovery
+    building=
+    for service in relay tunnel proxy; do
+        image $service &
+        building="$building $!"
     done
+    for process in $building; do wait "$process"; done
 }
 
 # pod.yaml as it is, but on the loopback and with a secret made for this trial.
@@ -101,7 +108,13 @@ inside() { # inside SERVICE COMMAND…
 up() {
     prepare
     stop
+    echo "wheels"
+    sh deploy/wheels.sh "$work/context" >"$work/wheels.log" 2>&1 &
+    wheels=$!
+    trap 'kill $wheels 2>/dev/null || :' EXIT
     base
+    trap - EXIT
+    wait $wheels || fail "wheels: $(tail -n 1 "$work/wheels.log")"
     images
     (umask 077 && manifest >"$work/pod.yaml")
     echo "pod"

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import random
 import secrets
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,15 @@ class Mesh:
             if [it.state for it in links].count("active") != 1:
                 return False
         return True
+
+    @contextlib.asynccontextmanager
+    async def running(self, *, lean: bool = False) -> AsyncIterator[Mesh]:
+        """Started, for the length of a block; see `start`."""
+        try:
+            await self.start(lean=lean)
+            yield self
+        finally:
+            await self.stop()
 
     async def stop(self) -> None:
         """Ends all processes, then takes the network down."""

@@ -68,6 +68,17 @@ def supervise(argv: Sequence[str], *, patience: float = 15.0) -> int:
                 signal.signal(number, handler)
 
 
+def enter(module: str, *, patience: float) -> int | None:
+    """For the entry point of a module that needs simulated networks: None inside the wrapper; elsewhere the exit code of the
+    same command in there, see `supervise`, or 1 with the reason on standard error."""
+    if inside():
+        return None
+    if (why := available()) is not None:
+        print(f"no simulated networks here: {why}", file=sys.stderr)
+        return 1
+    return supervise([sys.executable, "-m", module, *sys.argv[1:]], patience=patience)
+
+
 def _signal_first(wrapper: int, number: int) -> None:
     """Sends a signal to the first process inside: `unshare` itself ignores it."""
     with contextlib.suppress(OSError, IndexError):

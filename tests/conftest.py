@@ -1,8 +1,6 @@
 """Fixtures for all tests."""
 
 import random
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import settings
+
+from lab.folder import short_folder
 
 # A PSK for tests; real ones are random.
 PSK = "test-only-psk-0123456789-abcdefghijklmnop"
@@ -39,9 +39,8 @@ def loopback_ip() -> Callable[[], str]:
 @pytest.fixture
 def short_path() -> Iterator[Path]:
     """A folder whose path is short enough for Unix sockets (tmp_path often is not)."""
-    path = Path(tempfile.mkdtemp(prefix="cw-"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    with short_folder() as path:
+        yield path
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import click
 import grpc
 from rich.console import Console
 
+from causeway import options
 from causeway.demo import picture
 from causeway.demo.outcome import Outcome
 from causeway.demo.story import Story
@@ -54,7 +55,7 @@ WRAPPER_EXIT = 15.0  # seconds for everything inside to end after Ctrl-C
     help="Folder for demo.svg and demo.json.",
 )
 @click.option("--keep", is_flag=True, help="Keep the folder with the nodes' files and logs.")
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="What to print at the end.")
+@options.output
 @click.option("--folder", type=click.Path(path_type=Path), hidden=True)
 def demo(size: int, rate: float, loopback: bool, out: Path, keep: bool, output: str, folder: Path | None) -> int:
     """Two nodes, two relays, and relays killed under a download.
@@ -65,6 +66,12 @@ def demo(size: int, rate: float, loopback: bool, out: Path, keep: bool, output: 
     use, later silences the next one. Shows the stalls, and that not one byte was lost.
 
     Needs no root. Exit code 0 only if nothing was lost.
+
+    \b
+    Examples:
+      causeway demo                           all of it, under two minutes
+      causeway demo --size 64 --rate 0        a small file at full speed
+      causeway demo --loopback -o json | jq .
     """
     _prepare(out)
     reason = "asked for by --loopback" if loopback else rootless.available()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from causeway import place
+from causeway import ask, options, place
 from causeway.errors import CommandError, printable
 from causeway.forward import listener, target
 from causeway.forward.control import Control, Outcome
@@ -29,19 +29,9 @@ _SNAPSHOT = 5.0  # seconds for discovery to say which services there are
 @click.argument("local", metavar="LOCAL")
 @click.argument("to", metavar="SERVICE:PORT|NODE:HOST:PORT")
 @click.option("-u", "--udp", is_flag=True, help="UDP instead of TCP.")
-@click.option(
-    "-w",
-    "timeout",
-    metavar="SECONDS",
-    type=click.FloatRange(0.1, 600),
-    default=15.0,
-    show_default=True,
-    help="Time for a path to come up.",
-)
-@click.option(
-    "-o", "output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the output."
-)
-@place.run_dir_options
+@options.timeout("-w")
+@options.output
+@options.run_dir
 def forward(
     local: str, to: str, udp: bool, timeout: float, output: str, config: Path | None, run_dir: Path | None
 ) -> None:
@@ -133,22 +123,16 @@ async def _end(task: asyncio.Task[None]) -> None:
 
 
 async def _own_name(run_dir: Path) -> str:
-    path = run_dir / "tunnel.sock"
-    if not path.exists():
-        raise CommandError(place.not_running("tunnel", path))
-
     import grpc
 
-    from protos import tunnel_pb2, tunnel_pb2_grpc
-    from services.runtime.dial import DEADLINE, local_channel
+    from protos import tunnel_pb2
+    from services.runtime.dial import DEADLINE
 
-    async with local_channel(run_dir, "tunnel") as channel:
+    async with ask.tunnel(run_dir) as tunnel:
         try:
-            stub = tunnel_pb2_grpc.TunnelServiceStub(channel)
-            answer = await stub.GetStatus(tunnel_pb2.GetStatusRequest(), timeout=DEADLINE)
+            return (await tunnel.GetStatus(tunnel_pb2.GetStatusRequest(), timeout=DEADLINE)).node_name
         except grpc.aio.AioRpcError:
-            raise CommandError(place.not_running("tunnel", path)) from None
-    return str(answer.node_name)
+            raise CommandError(place.not_running("tunnel", run_dir / "tunnel.sock")) from None
 
 
 class _Endpoints:

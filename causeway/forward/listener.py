@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from causeway.errors import CommandError
 from causeway.forward.control import GONE, Control, Outcome
-from causeway.forward.target import Backend, Turns, join
+from causeway.forward.target import Backend, Turns
+from services.runtime.address import join
 
 MAX_CLIENTS = 512  # that wait for a backend, or are carried here; further ones wait in the backlog
 MAX_TRIES = 4  # backends that one client may try, as in the proxy

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from causeway.errors import USAGE, CommandError
+from services.runtime.address import join
 
 if TYPE_CHECKING:
     from protos.discovery_pb2 import Service
@@ -126,11 +127,6 @@ class Turns:
             return []
         self._next = (self._next + 1) % len(self._members)
         return self._members[self._next :] + self._members[: self._next]
-
-
-def join(host: str, port: int) -> str:
-    """ "host:port", with brackets around IPv6."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _is_port(text: str) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from causeway import options
 from causeway.errors import USAGE, CommandError
 
 if TYPE_CHECKING:
@@ -18,14 +19,7 @@ if TYPE_CHECKING:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--check", is_flag=True, help="Look for mistakes in FILE, tell all of them, and start nothing.")
-@click.option(
-    "-o",
-    "output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="Form of the description (or of what --check found).",
-)
+@options.output
 @click.option(
     "--folder",
     metavar="DIR",

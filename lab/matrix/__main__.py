@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import shutil
 import signal
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from lab import host, rootless
+from lab.arguments import some_of
+from lab.folder import short_folder
 from lab.matrix import picture
 from lab.matrix.campaign import LOADS, Campaign, Plan
 from lab.matrix.conditions import NETS
@@ -27,8 +25,6 @@ from lab.matrix.table import show
 
 STREAMS = {"idle": IDLE, "request": REQUEST, "bulk": BULK}
 END = 60.0  # seconds for all meshes to end after a signal
-
-T = TypeVar("T")
 
 HELP = """
 Breaks a mesh in all ways that matter, while applications talk through it, and tells what they noticed. Everything is
@@ -60,12 +56,8 @@ def main() -> int:
         for path in options.show:
             matrix.add(Matrix.from_json(path.read_text()))
         return conclude(matrix, options)
-    if not rootless.inside():
-        why = rootless.available()
-        if why is not None:
-            print(f"no simulated networks here: {why}", file=sys.stderr)
-            return 1
-        return rootless.supervise([sys.executable, "-m", "lab.matrix", *sys.argv[1:]], patience=END)
+    if (code := rootless.enter("lab.matrix", patience=END)) is not None:
+        return code
     options.json.parent.mkdir(parents=True, exist_ok=True)
     matrix = Matrix(
         host={**host.describe(), "busy": host.foreign_load()},
@@ -135,21 +127,6 @@ def parse() -> argparse.Namespace:
     return options
 
 
-def some_of(known: Mapping[str, T]) -> Callable[[str], tuple[T, ...]]:
-    """A parser of "a,b" that keeps the order of `known`."""
-
-    def parse_names(text: str) -> tuple[T, ...]:
-        names = [it for it in text.split(",") if it]
-        unknown = [it for it in names if it not in known]
-        if unknown or not names:
-            raise argparse.ArgumentTypeError(
-                f"got {', '.join(unknown) or 'nothing'}, expected some of {', '.join(known)}"
-            )
-        return tuple(it for name, it in known.items() if name in names)
-
-    return parse_names
-
-
 async def measure(matrix: Matrix, options: argparse.Namespace) -> int:
     """Fills the matrix. Returns the signal that ended it early, else 0."""
     ended_by: list[int] = []
@@ -175,11 +152,10 @@ async def measure(matrix: Matrix, options: argparse.Namespace) -> int:
         options.logs,
     )
     begin = time.monotonic()
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        with short_folder() as folder, Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             bar = progress.add_task("runs")
 
             def tell(line: str) -> None:
@@ -193,7 +169,6 @@ async def measure(matrix: Matrix, options: argparse.Namespace) -> int:
             raise
     finally:
         matrix.seconds = time.monotonic() - begin
-        shutil.rmtree(folder, ignore_errors=True)
     return ended_by[0] if ended_by else 0
 
 

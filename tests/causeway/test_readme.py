@@ -41,8 +41,9 @@ def test_the_network_to_rehearse_is_a_valid_topology(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.serial  # the service's address is the README's
+@pytest.mark.slow
 def test_the_ten_minutes(tmp_path: Path) -> None:
+    # The service's address and the web server's port are the README's: no other test has them.
     block = loopback_block()
     started = []
     for number, name in enumerate(("hub", "edge-b"), start=1):

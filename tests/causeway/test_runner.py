@@ -90,7 +90,7 @@ def test_an_error_in_collection_fails_the_run(tree: Path) -> None:
 
 def test_no_test_at_all_is_a_failure(tree: Path) -> None:
     (tree / "tests" / "test_kinds.py").write_text("")
-    done = run(tree, "all")
+    done = run(tree, "quick")
     assert done.returncode == 1
     assert done.stdout.strip().endswith("failed: no test was selected")
 

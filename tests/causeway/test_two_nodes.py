@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from lab.manifest import service
 from tests.causeway.node import Node, loopback_block
 from tests.causeway.process import PATIENCE
 
-pytestmark = pytest.mark.slow  # three nodes for each test
+pytestmark = pytest.mark.slow  # three nodes, which all tests look at and leave as they are
 
 PAGE = b"hello from edge-b\n" * 1000
 
@@ -47,26 +46,27 @@ def web(address: str) -> Iterator[int]:
             thread.join()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def block() -> str:
     return loopback_block()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def port(block: str) -> Iterator[int]:
     with web(f"{block}.9") as port:
         yield port
 
 
-@pytest.fixture
-def mesh(tmp_path: Path, block: str, port: int) -> Iterator[dict[str, Node]]:
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory, block: str, port: int) -> Iterator[dict[str, Node]]:
     """hub, edge-a and edge-b, up; edge-a and edge-b do not listen, so that they meet at the hub."""
     relays = [{"nodeName": "hub", "advertiseAddress": [f"{block}.1"]}]
+    folder = tmp_path_factory.mktemp("nodes")
     nodes = {}
     for number, name in enumerate(("hub", "edge-a", "edge-b"), start=1):
         tunnel: dict[str, Any] = {"relayNodes": relays} | ({} if name == "hub" else {"listenPort": 0})
         node = Node(
-            tmp_path / name,
+            folder / name,
             name,
             f"{block}.{number}",
             edgeTunnel=tunnel,

@@ -2,13 +2,11 @@
 
 import asyncio
 import os
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import pytest
 
+from lab.folder import short_folder
 from lab.mesh import Mesh
 from lab.rootless import available, probe
 from tests.e2e.many import raise_limit
@@ -23,8 +21,7 @@ def running_mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
     """Started once a module; `mesh` repairs it before each test."""
     if request.param == "simulated":
         require_simulation()
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    try:
+    with short_folder() as folder:
         mesh = Mesh.simulated(folder) if request.param == "simulated" else Mesh.loopback(folder)
         try:
             mesh.publish("echo", PORT, TARGET_PORT)
@@ -32,8 +29,6 @@ def running_mesh(request: pytest.FixtureRequest) -> Iterator[Mesh]:
             yield mesh
         finally:
             asyncio.run(mesh.stop())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -58,16 +53,13 @@ def two_nodes() -> Iterator[Two]:
     """Two nodes on loopback with a direct path, started once a module: each test leaves them as it found them."""
     if raise_limit() < DESCRIPTORS:
         pytest.skip(f"needs {DESCRIPTORS} descriptors (ulimit -Hn)")
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    made = Two(folder)
-    try:
+    with short_folder() as folder:
+        made = Two(folder)
         try:
             asyncio.run(made.start())
             yield made
         finally:
             asyncio.run(made.stop())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def require_simulation() -> None:

@@ -8,16 +8,15 @@ import argparse
 import asyncio
 import contextlib
 import secrets
-import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lab.folder import short_folder
 from lab.nat import Kind, Nat
 from lab.network import Network
 from lab.node import Node, together
@@ -275,15 +274,12 @@ async def _echo(sock: socket.socket) -> None:
 @contextlib.contextmanager
 def crowd(nodes: int = NODES, partners: int = PARTNERS) -> Iterator[Crowd]:
     """One in a folder of its own, started by the caller, stopped here."""
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    try:
+    with short_folder() as folder:
         one = Crowd(folder, nodes, partners)
         try:
             yield one
         finally:
             asyncio.run(one.stop())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _show(one: Crowd, pace: float) -> None:

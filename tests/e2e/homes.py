@@ -7,14 +7,13 @@ import argparse
 import asyncio
 import contextlib
 import secrets
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.folder import short_folder
 from lab.nat import Kind, Nat
 from lab.network import Lan, Network
 from lab.node import Node, together
@@ -155,10 +154,9 @@ async def forgotten(node: Node, peer: str) -> bool:
     return all(session.peer != peer for session in (await node.tunnel()).sessions)
 
 
-async def table(tries: int, only: list[str]) -> int:
+async def table(folder: Path, tries: int, only: list[str]) -> int:
     """Prints the punch table; returns how many pairs were not as they must be."""
     pairs = {name: pair for name, pair in PAIRS.items() if not only or any(word in name for word in only)}
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
     homes = Homes(folder, {name for pair in pairs.values() for name in pair})
     bad = 0
     try:
@@ -179,7 +177,6 @@ async def table(tries: int, only: list[str]) -> int:
             )
     finally:
         await homes.stop()
-        shutil.rmtree(folder, ignore_errors=True)
     return bad
 
 
@@ -188,7 +185,8 @@ def main() -> int:
     parser.add_argument("--tries", type=int, default=20)
     parser.add_argument("--only", action="append", default=[], help="pairs whose name contains this")
     options = parser.parse_args()
-    return 1 if asyncio.run(table(options.tries, options.only)) else 0
+    with short_folder() as folder:
+        return 1 if asyncio.run(table(folder, options.tries, options.only)) else 0
 
 
 if __name__ == "__main__":

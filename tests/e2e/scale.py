@@ -10,16 +10,15 @@ import os
 import random
 import resource
 import secrets
-import shutil
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.child import Child
+from lab.folder import short_folder
 from lab.manifest import Document, service
 from lab.node import Node, together
 from lab.place import Loopback
@@ -127,19 +126,18 @@ async def answers(address: tuple[str, int]) -> bool:
 @contextlib.asynccontextmanager
 async def two() -> AsyncIterator[Two]:
     """Two running nodes."""
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    mesh = Two(folder)
-    try:
-        await mesh.start()
-        yield mesh
-    except BaseException:
-        for node in mesh.nodes:
-            for name in ("tunnel", "proxy"):
-                print(f"--- {node.name} {name}\n{node.tail(name)}")
-        raise
-    finally:
-        await mesh.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    with short_folder() as folder:
+        mesh = Two(folder)
+        try:
+            await mesh.start()
+            yield mesh
+        except BaseException:
+            for node in mesh.nodes:
+                for name in ("tunnel", "proxy"):
+                    print(f"--- {node.name} {name}\n{node.tail(name)}")
+            raise
+        finally:
+            await mesh.stop()
 
 
 def no_leak(before: dict[str, Use], after: dict[str, Use], leak: int = LEAK) -> None:

@@ -10,13 +10,12 @@ until a new connection has made a round trip.
 
 import argparse
 import asyncio
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+from lab.folder import short_folder
 from lab.matrix.events import DirectLost
 from lab.mesh import Mesh
 from lab.stalls import percentile
@@ -98,9 +97,8 @@ async def again(mesh: Mesh) -> float:
     return time.monotonic() - began
 
 
-async def soak(event: str, runs: int, simulated: bool) -> int:
-    """All runs in one mesh; the number that failed."""
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
+async def soak(folder: Path, event: str, runs: int, simulated: bool) -> int:
+    """All runs in one mesh, whose files are in that folder; the number that failed."""
     mesh = Mesh.simulated(folder, b_public=event == "upgrade") if simulated else Mesh.loopback(folder)
     stalls, failed = [], 0
     try:
@@ -118,7 +116,6 @@ async def soak(event: str, runs: int, simulated: bool) -> int:
                     print(f"{event} {number + 1}/{runs}: FAILED {error!r}", flush=True)
     finally:
         await mesh.stop()
-        shutil.rmtree(folder, ignore_errors=True)
     if stalls:
         ordered = sorted(stalls)
         print(
@@ -136,7 +133,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.event == "upgrade" and not options.simulated:
         parser.error("upgrade needs --simulated: a path that can be cut")
-    return 1 if asyncio.run(soak(options.event, options.runs, options.simulated)) else 0
+    with short_folder() as folder:
+        return 1 if asyncio.run(soak(folder, options.event, options.runs, options.simulated)) else 0
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 import asyncio
 import hashlib
-import shutil
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -24,21 +22,18 @@ MOST_RESENT = 0.1  # share of what was carried
 
 
 @pytest.fixture
-async def narrow_mesh() -> AsyncIterator[Mesh]:
+async def narrow_mesh(short_path: Path) -> AsyncIterator[Mesh]:
     """a and b behind links of 100 Mbit/s, which TCP fills and overfills."""
     require_simulation()
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    mesh = Mesh.simulated(folder, home=Shape(delay=HOME_SHAPE.delay, rate=RATE, queue=QUEUE))
-    try:
-        mesh.publish("source", PORT, TARGET_PORT)
-        await mesh.start(lean=True)
-        await mesh.a.ping("b", timeout=60)
-        await eventually(mesh.warm, "a and b have a link over each relay")
-        yield mesh
-    finally:
-        print_logs(mesh)
-        await mesh.stop()
-        shutil.rmtree(folder)
+    mesh = Mesh.simulated(short_path, home=Shape(delay=HOME_SHAPE.delay, rate=RATE, queue=QUEUE))
+    mesh.publish("source", PORT, TARGET_PORT)
+    async with mesh.running(lean=True):
+        try:
+            await mesh.a.ping("b", timeout=60)
+            await eventually(mesh.warm, "a and b have a link over each relay")
+            yield mesh
+        finally:
+            print_logs(mesh)
 
 
 async def test_bulk_over_a_narrow_link_is_hardly_sent_twice(narrow_mesh: Mesh) -> None:

@@ -3,12 +3,10 @@
 import asyncio
 import contextlib
 import os
-import shutil
 import sys
-import tempfile
 import time
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +30,9 @@ SERVICES = ("discovery", "relay", "tunnel")
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
+def folder(short_path: Path) -> Path:
     require_simulation()
-    made = Path(tempfile.mkdtemp(prefix="cw-"))
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
+    return short_path
 
 
 def make(folder: Path, host: Host, *, contact: Host | None = None, **options: Any) -> Node:

@@ -3,9 +3,7 @@
 import asyncio
 import hashlib
 import random
-import shutil
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -59,16 +57,10 @@ class Backends:
 
 
 @pytest.fixture
-async def mesh() -> AsyncIterator[Mesh]:
+async def mesh(short_path: Path) -> AsyncIterator[Mesh]:
     """On loopback: the backends are processes of this machine."""
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    mesh = Mesh.loopback(folder)
-    try:
-        await mesh.start(lean=True)
+    async with Mesh.loopback(short_path).running(lean=True) as mesh:
         yield mesh
-    finally:
-        await mesh.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -2,9 +2,7 @@
 
 import errno
 import secrets
-import shutil
 import subprocess
-import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,34 +47,33 @@ class Disk:
 
 
 @pytest.fixture
-def disk() -> Iterator[Disk]:
+def disk(short_path: Path) -> Iterator[Disk]:
     require_simulation()
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
+    folder = short_path / "disk"
+    folder.mkdir()
     # The wrapper of the lab has mounts of its own; nothing outside sees this one.
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE},mode=700", "full", str(folder)], check=True)
     yield Disk(folder)
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
-    folder.rmdir()
 
 
 @pytest.fixture
-async def nodes(disk: Disk) -> AsyncIterator[tuple[Node, Node]]:
+async def nodes(short_path: Path, disk: Disk) -> AsyncIterator[tuple[Node, Node]]:
     """One that earns the role of a relay, with its state on that disk, and one that dials it back."""
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
     network, psk = Loopback(SystemRandom()), secrets.token_hex(32)
     place = network.place("a")
     modules = {"edgeTunnel": {"psk": {"certificateLifetimeSeconds": LIFETIME}}}
     a = Node(
         place,
-        folder / "a",
+        short_path / "a",
         psk=psk,
         services=offered("early", place.address),
         modules=modules,
         config={"stateDir": str(disk.folder)},
     )
     contact = {"edgeDiscovery": {"bootstrap": [f"{place.address}:20008"]}}
-    b = Node(network.place("b"), folder / "b", psk=psk, relay_mode="off", modules=contact)
+    b = Node(network.place("b"), short_path / "b", psk=psk, relay_mode="off", modules=contact)
     try:
         yield a, b
     except BaseException:
@@ -86,7 +83,6 @@ async def nodes(disk: Disk) -> AsyncIterator[tuple[Node, Node]]:
         raise
     finally:
         await together(node.stop(timeout=5) for node in (a, b))
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def offered(name: str, address: str) -> list[dict[str, object]]:

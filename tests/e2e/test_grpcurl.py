@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
+from lab.folder import short_folder
 from lab.mesh import Mesh
 from lab.node import SERVICES, Node
 from protos import discovery_pb2, proxy_pb2, relay_pb2, tunnel_pb2
@@ -58,8 +58,7 @@ def grpcurl() -> str:
 @pytest.fixture(scope="module")
 def node() -> Iterator[Node]:
     """One node whose four services run; it needs no neighbour for this."""
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))  # short: it holds Unix sockets
-    try:
+    with short_folder() as folder:
         node = Mesh.loopback(folder).r1
         node.start()
         try:
@@ -67,8 +66,6 @@ def node() -> Iterator[Node]:
             yield node
         finally:
             asyncio.run(node.stop())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def call(grpcurl: str, node: Node, service: str, *words: str) -> str:

@@ -1,8 +1,6 @@
 """A session without any path ends its streams once the hold is over, and says why."""
 
 import asyncio
-import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,12 +13,10 @@ HOLD = 3  # seconds instead of 60
 
 
 @pytest.mark.slow
-async def test_streams_end_with_a_reason_after_the_hold() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    mesh = Mesh.loopback(folder)
-    try:
-        mesh.publish("echo", PORT, TARGET_PORT)
-        await mesh.start(lean=True)
+async def test_streams_end_with_a_reason_after_the_hold(short_path: Path) -> None:
+    mesh = Mesh.loopback(short_path)
+    mesh.publish("echo", PORT, TARGET_PORT)
+    async with mesh.running(lean=True):
         async with echo_server(mesh.b.place):
             stream = Stream(*await connect(mesh.a.place, mesh.cluster_ips[0]))
             await asyncio.wait_for(stream.say(b"before"), PATIENCE)
@@ -44,6 +40,3 @@ async def test_streams_end_with_a_reason_after_the_hold() -> None:
             stream.writer.close()
         assert f"no path to b for {HOLD} s" in mesh.a.log("tunnel").read_text()
         assert not (await mesh.a.tunnel()).sessions
-    finally:
-        await mesh.stop()
-        shutil.rmtree(folder, ignore_errors=True)

@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import secrets
-import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -87,10 +85,9 @@ class Island:
 
 
 @pytest.fixture
-async def island() -> AsyncIterator[Island]:
+async def island(short_path: Path) -> AsyncIterator[Island]:
     require_simulation()
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    made = Island(folder)
+    made = Island(short_path)
     try:
         async with echo_server(made.b.place):
             yield made
@@ -101,7 +98,6 @@ async def island() -> AsyncIterator[Island]:
         raise
     finally:
         await made.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -2,21 +2,18 @@
 
 import asyncio
 import contextlib
-import itertools
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
+from lab.folder import short_folder
 from lab.mesh import Mesh
 from lab.nat import Kind, Nat
 from protos import tunnel_pb2 as pb
 from tests.e2e.conftest import print_logs, require_simulation
-from tests.e2e.traffic import PATIENCE, PORT, TARGET_PORT, Stream, connect, echo_server, eventually
+from tests.e2e.traffic import PATIENCE, PORT, TARGET_PORT, Stream, echo_server, eventually, talk
 
 LIFETIME = float(os.environ.get("NAT_LIFETIME", "15"))  # seconds; 60 by hand
 ROUNDS = 5 * LIFETIME + PATIENCE  # seconds in which two cuts are seen and a connection is replaced; one more suffices
@@ -44,38 +41,17 @@ async def talking(b_nat: Nat) -> AsyncIterator[tuple[Mesh, Stream]]:
     """A mesh in which a's NAT has a lifetime, and a stream from a to b that says something every 20 ms. Checks at the end
     that nothing was lost."""
     require_simulation()
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    mesh = Mesh.simulated(folder, a_nat=Nat(lifetime=LIFETIME), b_nat=b_nat)
-    try:
+    with short_folder() as folder:
+        mesh = Mesh.simulated(folder, a_nat=Nat(lifetime=LIFETIME), b_nat=b_nat)
         mesh.publish("echo", PORT, TARGET_PORT)
-        await mesh.start(lean=True)
-        async with echo_server(mesh.b.place):
-            await mesh.a.ping("b", timeout=60)
-            stream = Stream(*await connect(mesh.a.place, mesh.cluster_ips[0]))
-            ending = False
-
-            async def talk() -> None:
-                for number in itertools.count():
-                    if ending:
-                        return
-                    await stream.say(b"%064d" % number)
-                    await asyncio.sleep(0.02)
-
-            async with asyncio.TaskGroup() as group:
-                group.create_task(talk())
-                try:
+        async with mesh.running(lean=True), echo_server(mesh.b.place):
+            try:
+                await mesh.a.ping("b", timeout=60)
+                async with talk(mesh, pause=0.02) as stream:
                     yield mesh, stream
-                finally:
-                    ending = True
-            stream.writer.write_eof()
-            assert await asyncio.wait_for(stream.reader.read(), PATIENCE) == b""
-            stream.writer.close()
-    except BaseException:
-        print_logs(mesh)
-        raise
-    finally:
-        await mesh.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+            except BaseException:
+                print_logs(mesh)
+                raise
 
 
 def lines(mesh: Mesh, node: str, *texts: str) -> int:

@@ -2,17 +2,15 @@
 
 import asyncio
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lab.folder import short_folder
 from lab.nat import Kind, Nat
 from lab.network import Lan, Network
 from lab.node import Node, together
@@ -57,31 +55,27 @@ class Scene:
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
     require_simulation()
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    try:
-        with Network() as net:
-            relays = [simulated(net.public(name, ipv6=True)) for name in ("r1", "r2")]
-            router = net.lan("home")
-            places = [
-                router.host("home"),
-                net.lan("office", Nat(Kind.FIREWALL), ipv6=True).host("office"),
-                net.lan("flat", behind=net.lan("carrier", carrier=True)).host("flat"),
-            ]
-            r1, r2 = (Node(it, folder / it.name, psk=PSK, relays=relays) for it in relays)
-            home, office, flat = (
-                Node(simulated(it), folder / it.name, psk=PSK, relays=relays, relay_mode="off") for it in places
-            )
-            made = Scene(r1, r2, home, office, flat, router)
-            try:
-                for node in made.nodes:
-                    services = ("discovery", "tunnel") + (("relay",) if node in (r1, r2) else ())
-                    node.start(*services)
-                asyncio.run(together(node.ready(*node.started) for node in made.nodes))
-                yield made
-            finally:
-                asyncio.run(together(_stop(node) for node in made.nodes))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with short_folder() as folder, Network() as net:
+        relays = [simulated(net.public(name, ipv6=True)) for name in ("r1", "r2")]
+        router = net.lan("home")
+        places = [
+            router.host("home"),
+            net.lan("office", Nat(Kind.FIREWALL), ipv6=True).host("office"),
+            net.lan("flat", behind=net.lan("carrier", carrier=True)).host("flat"),
+        ]
+        r1, r2 = (Node(it, folder / it.name, psk=PSK, relays=relays) for it in relays)
+        home, office, flat = (
+            Node(simulated(it), folder / it.name, psk=PSK, relays=relays, relay_mode="off") for it in places
+        )
+        made = Scene(r1, r2, home, office, flat, router)
+        try:
+            for node in made.nodes:
+                services = ("discovery", "tunnel") + (("relay",) if node in (r1, r2) else ())
+                node.start(*services)
+            asyncio.run(together(node.ready(*node.started) for node in made.nodes))
+            yield made
+        finally:
+            asyncio.run(together(_stop(node) for node in made.nodes))
 
 
 async def _stop(node: Node) -> None:

@@ -1,8 +1,6 @@
 """Two cities with a relay each: pairs meet where it is nearest for both, and load sends new pairs elsewhere for a while."""
 
 import asyncio
-import shutil
-import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -104,21 +102,17 @@ class Country:
 
 
 @pytest.fixture
-async def country(request: pytest.FixtureRequest) -> AsyncIterator[Country]:
+async def country(request: pytest.FixtureRequest, short_path: Path) -> AsyncIterator[Country]:
     require_simulation()
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
+    one = Country(short_path)
     try:
-        one = Country(folder)
-        try:
-            yield one
-            if request.node.stash.get(FAILED, False):
-                for node in one.everybody:
-                    for service in node.started:
-                        print(f"--- {node.name} {service}\n{node.tail(service)}")
-        finally:
-            await one.stop()
+        yield one
+        if request.node.stash.get(FAILED, False):
+            for node in one.everybody:
+                for service in node.started:
+                    print(f"--- {node.name} {service}\n{node.tail(service)}")
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        await one.stop()
 
 
 @pytest.mark.slow

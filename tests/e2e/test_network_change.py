@@ -4,16 +4,14 @@ The kernel tells no connection that its address is gone (FAILURES 15, 16, 17: si
 """
 
 import asyncio
-import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 
 from lab.mesh import Mesh
 from lab.namespace import Namespace
-from tests.e2e.traffic import PATIENCE, Stream, Traffic, connect, eventually
+from tests.e2e.traffic import Stream, Traffic, eventually, talk
 
 pytestmark = [
     pytest.mark.slow,
@@ -46,30 +44,6 @@ def said(mesh: Mesh, text: str) -> int:
 
 async def reserved(mesh: Mesh) -> bool:
     return sum(relay.state == "reserved" for relay in (await mesh.a.tunnel()).relays) == 2
-
-
-@contextlib.asynccontextmanager
-async def talk(mesh: Mesh) -> AsyncIterator[Stream]:
-    """A stream on which a asks and b answers all the time; every answer is checked."""
-    stream = Stream(*await connect(mesh.a.place, mesh.cluster_ips[0]))
-    ending = False
-
-    async def work() -> None:
-        for number in itertools.count():
-            if ending:
-                return
-            await stream.say(b"%064d" % number)
-            await asyncio.sleep(0.01)
-
-    async with asyncio.TaskGroup() as group:
-        group.create_task(work())
-        try:
-            yield stream
-        finally:
-            ending = True
-    stream.writer.write_eof()
-    assert await asyncio.wait_for(stream.reader.read(), PATIENCE) == b""
-    stream.writer.close()
 
 
 async def goes_on(stream: Stream) -> None:

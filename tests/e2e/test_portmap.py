@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,13 +31,6 @@ PSK = "a secret of the tests of port mapping, long enough"
 
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="cw-"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
-
-
-@pytest.fixture
 def net() -> Iterator[Network]:
     require_simulation()
     if program() is None:
@@ -48,15 +39,18 @@ def net() -> Iterator[Network]:
         yield network
 
 
-async def test_a_node_behind_a_gateway_is_reached_directly(net: Network, folder: Path) -> None:
+async def test_a_node_behind_a_gateway_is_reached_directly(net: Network, short_path: Path) -> None:
     relays = [simulated(net.public("r1")), simulated(net.public("r2"))]
     home = net.lan("home")
     a, off = simulated(home.host("a")), simulated(home.host("off"))
-    r1, r2 = (Node(it, folder / it.name, psk=PSK, relays=relays) for it in relays)
+    r1, r2 = (Node(it, short_path / it.name, psk=PSK, relays=relays) for it in relays)
     common: dict[str, Any] = {"psk": PSK, "relays": relays, "relay_mode": "off"}
-    mapped = Node(a, folder / "a", **common)
+    mapped = Node(a, short_path / "a", **common)
     unmapped = Node(
-        off, folder / "off", **common, modules={"edgeTunnel": {"portMapping": {"enable": False}, "listenPort": 20016}}
+        off,
+        short_path / "off",
+        **common,
+        modules={"edgeTunnel": {"portMapping": {"enable": False}, "listenPort": 20016}},
     )
     nodes = (r1, r2, mapped, unmapped)
     with Miniupnpd(net, home) as gateway:
@@ -142,11 +136,11 @@ def until(condition: Callable[[], object], what: str, show: Callable[[], object]
 
 @pytest.mark.parametrize("protocol", ["PCP", "NAT-PMP", "UPnP"])
 def test_a_mapping_is_made_outlives_the_gateways_restart_and_is_given_back(
-    net: Network, folder: Path, protocol: str
+    net: Network, short_path: Path, protocol: str
 ) -> None:
     home = net.lan("home")
     host = home.host("a")
-    with Miniupnpd(net, home) as gateway, Mapping(host, folder / "a", protocol) as mapping:
+    with Miniupnpd(net, home) as gateway, Mapping(host, short_path / "a", protocol) as mapping:
         until(lambda: mapping.now["external"], "mapped", lambda: (mapping.lines, gateway.log[-2000:]))
         assert mapping.now == {"protocol": protocol, "external": [EXTERNAL, 20006], "why": ""}
         assert_open(net, host)
@@ -174,10 +168,12 @@ def assert_open(net: Network, host: Host) -> None:
 
 
 @pytest.mark.parametrize(("protocol", "request_in_log"), [("PCP", " 60bytes"), ("UPnP", "#AddPortMapping")])
-def test_a_mapping_is_renewed_before_it_ends(net: Network, folder: Path, protocol: str, request_in_log: str) -> None:
+def test_a_mapping_is_renewed_before_it_ends(
+    net: Network, short_path: Path, protocol: str, request_in_log: str
+) -> None:
     home = net.lan("home")
     host = home.host("a")
-    with Miniupnpd(net, home) as gateway, Mapping(host, folder / "a", protocol, lifetime=16) as mapping:
+    with Miniupnpd(net, home) as gateway, Mapping(host, short_path / "a", protocol, lifetime=16) as mapping:
         until(lambda: mapping.now["external"], "mapped", lambda: (mapping.lines, gateway.log[-2000:]))
         until(lambda: gateway.log.count(request_in_log) >= 2, "asked again", lambda: gateway.log[-2000:])
         assert len(mapping.lines) == 1, mapping.lines  # it was not lost, and nobody is told anything new
@@ -185,25 +181,25 @@ def test_a_mapping_is_renewed_before_it_ends(net: Network, folder: Path, protoco
         assert host.address in gateway.rules
 
 
-def test_a_node_that_was_killed_takes_its_mapping_up_again(net: Network, folder: Path) -> None:
+def test_a_node_that_was_killed_takes_its_mapping_up_again(net: Network, short_path: Path) -> None:
     """PCP gives a mapping only to whoever knows its nonce."""
     home = net.lan("home")
     host = home.host("a")
     with Miniupnpd(net, home) as gateway:
         for _ in range(2):
-            with Mapping(host, folder / "a", "PCP") as mapping:
+            with Mapping(host, short_path / "a", "PCP") as mapping:
                 until(lambda m=mapping: m.now["external"], "mapped", lambda m=mapping: (m.lines, gateway.log[-2000:]))  # type: ignore[misc]
                 assert mapping.now["external"] == [EXTERNAL, 20006]
 
 
 @pytest.mark.parametrize("protocol", ["PCP", "NAT-PMP", "UPnP"])
-def test_two_nodes_with_one_port_behind_one_gateway(net: Network, folder: Path, protocol: str) -> None:
+def test_two_nodes_with_one_port_behind_one_gateway(net: Network, short_path: Path, protocol: str) -> None:
     home = net.lan("home")
     hosts = [home.host("a"), home.host("b")]
     with (
         Miniupnpd(net, home) as gateway,
-        Mapping(hosts[0], folder / "a", protocol) as one,
-        Mapping(hosts[1], folder / "b", protocol) as other,
+        Mapping(hosts[0], short_path / "a", protocol) as one,
+        Mapping(hosts[1], short_path / "b", protocol) as other,
     ):
         for mapping in (one, other):
             until(lambda m=mapping: m.now["external"], "mapped", lambda m=mapping: (m.lines, gateway.log[-3000:]))  # type: ignore[misc]
@@ -211,18 +207,18 @@ def test_two_nodes_with_one_port_behind_one_gateway(net: Network, folder: Path, 
         assert all(host.address in gateway.rules for host in hosts)
 
 
-def test_a_gateway_behind_a_carriers_nat_is_of_no_use(net: Network, folder: Path) -> None:
+def test_a_gateway_behind_a_carriers_nat_is_of_no_use(net: Network, short_path: Path) -> None:
     home = net.lan("home", behind=net.lan("carrier", carrier=True))
     host = home.host("a")
-    with Miniupnpd(net, home, external="") as gateway, Mapping(host, folder / "a") as mapping:
+    with Miniupnpd(net, home, external="") as gateway, Mapping(host, short_path / "a") as mapping:
         until(lambda: mapping.now["why"], "asked", lambda: gateway.log[-2000:])
         assert mapping.now["external"] is None
         assert host.address not in gateway.rules
 
 
-def test_a_router_that_maps_nothing(net: Network, folder: Path) -> None:
+def test_a_router_that_maps_nothing(net: Network, short_path: Path) -> None:
     home: Lan = net.lan("home")
-    with Mapping(home.host("a"), folder / "a") as mapping:
+    with Mapping(home.host("a"), short_path / "a") as mapping:
         until(lambda: mapping.now["why"], "asked in vain")
         assert all(name in mapping.now["why"] for name in ("PCP", "NAT-PMP", "UPnP"))
         assert mapping.end() == 0
@@ -230,8 +226,8 @@ def test_a_router_that_maps_nothing(net: Network, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["public", "firewall"])
-def test_a_node_with_a_public_address_asks_nobody(net: Network, folder: Path, where: str) -> None:
+def test_a_node_with_a_public_address_asks_nobody(net: Network, short_path: Path, where: str) -> None:
     host = net.public("a") if where == "public" else net.lan("office", Nat(Kind.FIREWALL)).host("a")
-    with Mapping(host, folder / "a") as mapping:
+    with Mapping(host, short_path / "a") as mapping:
         until(lambda: mapping.now["why"], "looked")
         assert "public address" in mapping.now["why"]

@@ -1,15 +1,13 @@
 """Whoever can be punched gets a direct path; whoever cannot stays on the relay and leaves the routers in peace."""
 
 import asyncio
-import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
+from lab.folder import short_folder
 from protos import tunnel_pb2 as pb
 from tests.e2e.conftest import require_simulation
 from tests.e2e.homes import HOPELESS, PAIRS, Homes
@@ -25,16 +23,13 @@ TRIED = ["masquerade + masquerade", "masquerade + firewall", "one carrier, hairp
 @pytest.fixture(scope="module")
 def homes() -> Iterator[Homes]:
     require_simulation()
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    try:
+    with short_folder() as folder:
         started = Homes(folder, {name for pair in TRIED for name in PAIRS[pair]})
         try:
             asyncio.run(started.start())
             yield started
         finally:
             asyncio.run(started.stop())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.parametrize("pair", [pair for pair in TRIED if pair not in HOPELESS])

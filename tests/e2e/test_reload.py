@@ -1,7 +1,5 @@
 """The configuration is edited under live streams: what it names is used, and no stream is touched."""
 
-import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -32,16 +30,14 @@ def be_relay(node: Node, mode: str, **limits: int) -> None:
 
 
 @pytest.fixture
-async def unstarted() -> AsyncIterator[Mesh]:
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    mesh = Mesh.loopback(folder)
+async def unstarted(short_path: Path) -> AsyncIterator[Mesh]:
+    mesh = Mesh.loopback(short_path)
     try:
         mesh.publish("echo", PORT, TARGET_PORT)
         async with echo_server(mesh.b.place):
             yield mesh
     finally:
         await mesh.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def start(mesh: Mesh) -> None:

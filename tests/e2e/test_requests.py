@@ -2,8 +2,6 @@
 
 import asyncio
 import http.client
-import shutil
-import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -41,21 +39,16 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-async def mesh() -> AsyncIterator[Mesh]:
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    mesh = Mesh.loopback(folder)
+async def mesh(short_path: Path) -> AsyncIterator[Mesh]:
+    mesh = Mesh.loopback(short_path)
     config = yaml.safe_load(mesh.a.config_file.read_text())
     # No endpoint counts as busy while the end of the request before is still on its way.
     config["modules"]["edgeProxy"] = {"loadBalancer": {"consistentHash": {"load": 100}}} | config["modules"].get(
         "edgeProxy", {}
     )
     mesh.a.configure(config)
-    try:
-        await mesh.start(lean=True)
+    async with mesh.running(lean=True):
         yield mesh
-    finally:
-        await mesh.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import secrets
-import shutil
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -39,28 +37,24 @@ class Scene:
 
 
 @pytest.fixture
-async def scene() -> AsyncIterator[Scene]:
+async def scene(short_path: Path) -> AsyncIterator[Scene]:
     require_simulation()
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
     psk = secrets.token_hex(32)
-    try:
-        with Network() as net:
-            one, two = (simulated(net.public(name)) for name in ("r1", "r2"))
-            homes = [simulated(net.lan(f"home-{it}", Nat(Kind.SYMMETRIC)).host(it)) for it in ("a", "b", "c", "d")]
-            made = Scene(
-                Node(one, folder / "r1", psk=psk, relays=[one]),
-                Node(two, folder / "r2", psk=psk, relays=[two]),
-                {it.name: Node(it, folder / it.name, psk=psk, relays=[one], relay_mode="off") for it in homes},
-            )
-            try:
-                for node in made.nodes:
-                    node.start("discovery", "relay" if node in (made.r1, made.r2) else "tunnel")
-                await together(node.ready(*node.started, timeout=120) for node in made.nodes)
-                yield made
-            finally:
-                await asyncio.gather(*(node.stop(timeout=5) for node in made.nodes))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with Network() as net:
+        one, two = (simulated(net.public(name)) for name in ("r1", "r2"))
+        homes = [simulated(net.lan(f"home-{it}", Nat(Kind.SYMMETRIC)).host(it)) for it in ("a", "b", "c", "d")]
+        made = Scene(
+            Node(one, short_path / "r1", psk=psk, relays=[one]),
+            Node(two, short_path / "r2", psk=psk, relays=[two]),
+            {it.name: Node(it, short_path / it.name, psk=psk, relays=[one], relay_mode="off") for it in homes},
+        )
+        try:
+            for node in made.nodes:
+                node.start("discovery", "relay" if node in (made.r1, made.r2) else "tunnel")
+            await together(node.ready(*node.started, timeout=120) for node in made.nodes)
+            yield made
+        finally:
+            await asyncio.gather(*(node.stop(timeout=5) for node in made.nodes))
 
 
 async def reserved(node: Node) -> set[str]:

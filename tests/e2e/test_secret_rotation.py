@@ -2,8 +2,6 @@
 
 import asyncio
 import secrets
-import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -22,19 +20,13 @@ STEPS = [(OLD, NEW), (NEW, OLD), (NEW,)]
 
 
 @pytest.fixture
-async def mesh() -> AsyncIterator[Mesh]:
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    mesh = Mesh.loopback(folder)
-    try:
-        mesh.publish("echo", PORT, TARGET_PORT)
-        async with echo_server(mesh.b.place):
-            await mesh.start(lean=True)
-            await mesh.a.ping("b", timeout=60)
-            await eventually(mesh.warm, "a and b have a link over each relay")
-            yield mesh
-    finally:
-        await mesh.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+async def mesh(short_path: Path) -> AsyncIterator[Mesh]:
+    mesh = Mesh.loopback(short_path)
+    mesh.publish("echo", PORT, TARGET_PORT)
+    async with echo_server(mesh.b.place), mesh.running(lean=True):
+        await mesh.a.ping("b", timeout=60)
+        await eventually(mesh.warm, "a and b have a link over each relay")
+        yield mesh
 
 
 def hold(node: Node, *files: str) -> None:

@@ -1,8 +1,6 @@
 """One trace from the client's accept to the backend's dial, through all four services and on both nodes."""
 
 import json
-import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -24,18 +22,13 @@ PLACES = {
 
 
 @pytest.fixture
-async def traced(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Mesh, Path]]:
-    folder = Path(tempfile.mkdtemp(prefix="cw-"))
-    spans = folder / "spans.jsonl"
+async def traced(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Mesh, Path]]:
+    spans = short_path / "spans.jsonl"
     monkeypatch.setenv("CAUSEWAY_TRACE_FILE", str(spans))
-    mesh = Mesh.loopback(folder)
-    try:
-        mesh.publish("echo", PORT, TARGET_PORT)
-        await mesh.start(lean=True)
+    mesh = Mesh.loopback(short_path)
+    mesh.publish("echo", PORT, TARGET_PORT)
+    async with mesh.running(lean=True):
         yield mesh, spans
-    finally:
-        await mesh.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def test_one_trace_crosses_four_services_and_both_nodes(traced: tuple[Mesh, Path]) -> None:

@@ -6,30 +6,16 @@ import itertools
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
 from lab.mesh import Mesh
 from lab.place import Place
+from tests.patience import PATIENCE
+from tests.patience import until as eventually
 
-PATIENCE = 60.0  # seconds for what takes less than one when all is well
 BLOCK = 64 << 10  # bytes
 NOISE = random.Random(0).randbytes(BLOCK - 8)
 PORT, TARGET_PORT = 7000, 7001
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]], what: str, timeout: float = PATIENCE) -> None:
-    """Waits until a condition holds; one that raises does not hold yet."""
-    deadline = time.monotonic() + timeout
-    last: Exception | None = None
-    while time.monotonic() < deadline:
-        try:
-            if await condition():
-                return
-            last = None
-        except Exception as error:
-            last = error
-        await asyncio.sleep(0.05)
-    raise AssertionError(f"not within {timeout:.0f} s: {what}") from last
 
 
 def make_socket(place: Place, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
@@ -104,6 +90,31 @@ class Stream:
         await self.writer.drain()
         assert await self.reader.readexactly(len(message)) == message
         self.count()
+
+
+@contextlib.asynccontextmanager
+async def talk(mesh: Mesh, pause: float = 0.01) -> AsyncIterator[Stream]:
+    """A stream on which a asks and b answers all the time, with a pause of so many seconds after each answer. Checks every
+    answer, and that nothing is left at the end."""
+    stream = Stream(*await connect(mesh.a.place, mesh.cluster_ips[0]))
+    ending = False
+
+    async def work() -> None:
+        for number in itertools.count():
+            if ending:
+                return
+            await stream.say(b"%064d" % number)
+            await asyncio.sleep(pause)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(work())
+        try:
+            yield stream
+        finally:
+            ending = True
+    stream.writer.write_eof()
+    assert await asyncio.wait_for(stream.reader.read(), PATIENCE) == b""
+    stream.writer.close()
 
 
 class Traffic:

@@ -14,18 +14,8 @@ from services.proxy.servicer import Status
 from services.runtime import config
 from services.runtime.identity import Identity
 from services.runtime.process import Service
+from tests.patience import until
 from tests.proxy.neighbours import Discovery, Tunnel
-
-
-async def until(condition: Callable[[], Any], what: str = "") -> Any:
-    """Waits until `condition` holds."""
-    try:
-        async with asyncio.timeout(20):
-            while not (value := condition()):  # noqa: ASYNC110 (what is waited for has no event)
-                await asyncio.sleep(0.01)
-            return value
-    except TimeoutError:
-        raise AssertionError(f"still not so: {what or condition}") from None
 
 
 @dataclass

@@ -5,11 +5,9 @@ import contextlib
 import secrets
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import grpc
 
 from lab.child import Child
 from lab.manifest import Document
@@ -17,8 +15,8 @@ from lab.namespace import LabError, Namespace, connect
 from lab.network import Network
 from lab.node import Node, together
 from lab.place import simulated
+from tests.patience import PATIENCE, until
 
-PATIENCE = 30.0  # s for what takes milliseconds
 IP4, IP6 = "10.96.0.10", "fd96::10"
 PORT, TARGET = 80, 8080
 POD4, POD6 = "10.244.0", "fd44::"
@@ -136,23 +134,6 @@ class Lab:
             )
 
         await until(so, f"a intercepts {addresses}")
-
-
-async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Waits until a coroutine function says so; one that raises does not say so yet."""
-    last: Exception | None = None
-    try:
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                try:
-                    if await condition():
-                        return
-                    last = None
-                except (grpc.aio.AioRpcError, OSError) as error:
-                    last = error
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise AssertionError(f"still not so: {what}") from last
 
 
 def _listed(place: Namespace, table: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import random
 import socket
 import tempfile
@@ -20,9 +19,8 @@ from protos import relay_pb2_grpc
 from services.runtime import config as configuration
 from services.runtime.identity import Identity
 from services.runtime.tls import FramedTls
+from tests.patience import PATIENCE, until
 
-PATIENCE = 30.0
-"""Seconds to wait for what must happen at once on an idle machine."""
 PSK = "correct horse battery staple, and then some"
 
 
@@ -141,19 +139,6 @@ async def relay_process(
         yield process
     finally:
         process.end()
-
-
-async def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for a condition, polled; it may be a coroutine function."""
-    try:
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                held = condition()
-                if await held if inspect.isawaitable(held) else held:
-                    return
-                await asyncio.sleep(0.02)
-    except TimeoutError:
-        raise AssertionError(f"it did not happen within {PATIENCE:g} s that {what}") from None
 
 
 class Client:

@@ -2,10 +2,7 @@
 
 import asyncio
 import random
-import shutil
 import socket
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,13 +18,6 @@ pytestmark = pytest.mark.slow
 PSK = "a secret of the tests of the earned role, long enough"
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="cw-"))
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
-
-
 async def becomes(node: Node, active: bool, reason: str) -> pb.GetStatusResponse:
     status = pb.GetStatusResponse()
     try:
@@ -41,12 +31,12 @@ async def becomes(node: Node, active: bool, reason: str) -> pb.GetStatusResponse
         raise AssertionError(f"not active={active} ({reason}) but\n{status}\n{node.tail('relay')}") from None
 
 
-async def test_it_is_earned_and_remembered(folder: Path) -> None:
+async def test_it_is_earned_and_remembered(short_path: Path) -> None:
     loopback = Loopback(random.Random())
     here, there = loopback.place("p"), loopback.place("v")
-    p = Node(here, folder / "p", psk=PSK)
+    p = Node(here, short_path / "p", psk=PSK)
     contact = {"edgeDiscovery": {"bootstrap": [f"{here.address}:20008"]}}
-    v = Node(there, folder / "v", psk=PSK, modules=contact)
+    v = Node(there, short_path / "v", psk=PSK, modules=contact)
     try:
         p.start("discovery", "relay")
         v.start("discovery")
@@ -65,10 +55,10 @@ async def test_it_is_earned_and_remembered(folder: Path) -> None:
         await asyncio.gather(p.stop(), v.stop())
 
 
-async def test_a_flood_of_false_proofs_is_shown_the_door(folder: Path) -> None:
+async def test_a_flood_of_false_proofs_is_shown_the_door(short_path: Path) -> None:
     loopback = Loopback(random.Random())
     here = loopback.place("p")
-    p = Node(here, folder / "p", psk=PSK)
+    p = Node(here, short_path / "p", psk=PSK)
     loop = asyncio.get_running_loop()
     crowd: list[socket.socket] = []
     try:

@@ -1,7 +1,7 @@
 """`follow` against a real server that is stopped, restarted and forgets."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from protos import discovery_pb2 as pb
 from protos import discovery_pb2_grpc as rpc
 from services.runtime import dial, serve
+from tests.patience import until
 
 
 class Discovery:
@@ -57,12 +58,6 @@ async def started(discovery: Discovery, path: Path) -> grpc.aio.Server:
     server.add_insecure_port(f"unix:{path}")
     await server.start()
     return server
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 — the condition is any, and belongs to others
-            await asyncio.sleep(0.01)
 
 
 class Follower:

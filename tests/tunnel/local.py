@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import asyncio
 import contextlib
-import inspect
 import itertools
 import socket
 import struct
@@ -19,30 +18,10 @@ import grpc.aio
 from lab.node import Node
 from protos import tunnel_pb2 as pb
 from protos import tunnel_pb2_grpc
+from tests.patience import PATIENCE
+from tests.patience import until as until
 
-PATIENCE = 60.0
-"""Seconds for what takes less than one when all is well."""
 TCP, UDP = pb.NETWORK_TCP, pb.NETWORK_UDP
-
-
-async def until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
-    """Waits until a condition (perhaps a coroutine function) holds; one that raises does not hold yet."""
-    last: Exception | None = None
-    try:
-        async with asyncio.timeout(timeout):
-            while True:
-                try:
-                    value = condition()
-                    if inspect.isawaitable(value):
-                        value = await value
-                    if value:
-                        return value
-                    last = None
-                except (OSError, grpc.RpcError, AssertionError) as error:
-                    last = error
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        raise AssertionError(f"not within {timeout:g} s: {what}") from last
 
 
 def rss(pid: int) -> int:
