@@ -9,7 +9,8 @@ other components of the same node call. PeerService is public (gRPC over mutual 
 
 Errors carry google.rpc.Status details with ErrorInfo{reason, domain: "causeway"}; branch on the
 reason, never on the text. Reasons used here: UNKNOWN_NODE, REVISION_COMPACTED, SLOW_READER,
-NAME_MISMATCH, BAD_SIGNATURE, EXPIRED, TABLE_FULL, TOO_LARGE, TOO_MANY_CALLS, LIMIT, WORK_REQUIRED, BAD_TARGET.
+NOBODY_ANSWERED, NAME_MISMATCH, BAD_SIGNATURE, EXPIRED, TABLE_FULL, TOO_LARGE, TOO_MANY_CALLS, LIMIT,
+WORK_REQUIRED, BAD_TARGET.
 """
 
 from collections import abc as _abc
