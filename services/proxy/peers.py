@@ -36,6 +36,7 @@ _REFUSALS = {
     errors.LIMIT: tunnel_pb2.REFUSAL_REASON_LIMIT,
 }
 _REFUSED: dict[int, str] = {code: reason for reason, code in _REFUSALS.items()}
+_REFUSED[tunnel_pb2.REFUSAL_REASON_UNKNOWN_NODE] = errors.UNKNOWN_NODE
 
 # How long a client waits for a path to one node while there are backends on others.
 ALTERNATIVE_TIMEOUT = timedelta(seconds=5)

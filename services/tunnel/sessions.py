@@ -21,7 +21,7 @@ from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED, Link
 from services.tunnel.core.session import Session
 from services.tunnel.door import Door
 from services.tunnel.engine import Engine
-from services.tunnel.errors import IDENTITY, LIMIT, NO_PATH, UNKNOWN_NODE, LinkFailed, Refused
+from services.tunnel.errors import IDENTITY, LIMIT, NO_PATH, UNKNOWN_NODE, LinkFailed, Refused, UnknownPeer
 from services.tunnel.handshake import Greeting, NewSession, PeerRejected, RejectedByPeer, Unacceptable
 from services.tunnel.keeper import MAX_DIALS, Keeper, join, make_link
 from services.tunnel.keys import FIRST_LINK, SESSION_ID_SIZE, SessionKeys, fresh_nonce
@@ -259,7 +259,9 @@ class Sessions:
         """A second connection the same way."""
         if relay:
             return await self.relays.circuit(relay, peer)
-        info = await self.resolve(peer, fresh=False)
+        info = None
+        with contextlib.suppress(UnknownPeer):
+            info = await self.resolve(peer, fresh=False)
         for address in info.addresses if info is not None else ():
             with contextlib.suppress(LinkFailed):
                 return await dialling.connect(address.ip, address.port, source=(self.settings.listen_address, 0))
