@@ -319,6 +319,8 @@ class Sessions:
             return pairing
         if not node or node == self.settings.node_name:
             raise Refused(UNKNOWN_NODE, f"{node or 'an empty name'} is this node itself: dial it directly")
+        if pairing is None and len(self.pairings) >= self.settings.max_sessions:
+            raise Refused(LIMIT, f"this node has {len(self.pairings)} sessions, and {TOO_MANY}")
         keeper = self.keepers.get(pairing if pairing is not None else node)
         if keeper is None:
             keeper = self.keepers[node] = Keeper(self, node, None, self._keeper_ended)
@@ -333,7 +335,7 @@ class Sessions:
                 raise Refused(UNKNOWN_NODE, f"nobody knows a node {node}") from None
             why = keeper.failure or "no answer from it"
             code = NO_PATH
-            if why.startswith("refused by the other side: limit"):
+            if TOO_MANY in why or why.startswith("refused by the other side: limit"):
                 code = LIMIT
             elif why.startswith(("wrong-", "certificate-", "name-", "revoked", "refused by the other")):
                 code = IDENTITY

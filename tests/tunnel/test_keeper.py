@@ -2,12 +2,13 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from services.tunnel.core.gaps import ANY, BETTER, DOUBT_PATIENCE, STANDBY
-from services.tunnel.errors import UNKNOWN_NODE, Refused, UnknownPeer
+from services.tunnel.errors import LIMIT, UNKNOWN_NODE, Refused, UnknownPeer
 from services.tunnel.keeper import STRANGER_AFTER
 from services.tunnel.peers import PeerInfo
 from tests.tunnel.inside import Inner, Inside, inside
@@ -122,3 +123,20 @@ async def test_who_waits_for_a_node_while_nobody_can_be_asked_has_his_time(short
         await until(lambda: keeper.unknown, "discovery was asked")
         assert keeper._stranger_since is None
         waiting.cancel()
+
+
+async def test_at_the_limit_of_sessions_the_answer_is_that_and_at_once(short_path: Path) -> None:
+    """Others would be dialled for nothing, and the application would wait."""
+    async with inside(short_path) as here:
+        a, b, c = await here.tunnel("a"), await here.tunnel("b", listens=True), await here.tunnel("c", listens=True)
+        a.tunnel.sessions.settings = replace(a.tunnel.sessions.settings, max_sessions=1)
+        pairing = await a.tunnel.sessions.session_with("b", PATIENCE)
+        with pytest.raises(Refused, match="this node has 1 sessions") as caught:
+            await asyncio.wait_for(a.tunnel.sessions.session_with("c", 10 * PATIENCE), PATIENCE)
+        assert caught.value.reason.code == LIMIT
+        assert await a.tunnel.sessions.session_with("b", PATIENCE) is pairing
+        # The other side may be at its limit, too.
+        b.tunnel.sessions.settings = replace(b.tunnel.sessions.settings, max_sessions=1)
+        with pytest.raises(Refused) as caught:
+            await c.tunnel.sessions.session_with("b", 1.0)
+        assert caught.value.reason.code == LIMIT
