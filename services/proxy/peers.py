@@ -323,6 +323,7 @@ def service(message: discovery_pb2.Service) -> Service:
         traffic_policy=message.traffic_policy,
         external_ips=tuple(dict.fromkeys(_literals(message.external_ips))),
         external_policy=message.external_traffic_policy,
+        external_name=message.external_name.lower().removesuffix("."),
         labelled=FILTER_LABEL in message.labels,
     )
 

@@ -72,12 +72,14 @@ class Service:
     traffic_policy: str = ""  # of its DestinationRule, JSON
     external_ips: tuple[str, ...] = ()
     external_policy: str = ""  # spec.externalTrafficPolicy, of external_ips and node ports
+    external_name: str = ""  # which this service is another name for: it has no addresses and no endpoints
     labelled: bool = False  # has FILTER_LABEL, see core/plan.py
 
     @property
     def headless(self) -> bool:
         """It has no address of its own: clients talk to its endpoints by theirs."""
-        return not (self.cluster_ips or self.external_ips or any(port.node_port for port in self.ports))
+        own = self.cluster_ips or self.external_ips or any(port.node_port for port in self.ports)
+        return not own and not self.external_name
 
     def backends(self, port: Port) -> tuple[Backend, ...]:
         """Endpoints that can serve `port` now: ready, and on a known node. In the order of the endpoints."""
