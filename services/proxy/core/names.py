@@ -64,7 +64,7 @@ class Names:
             pointers = [(ip, own) for ip in service.cluster_ips]
             if service.headless:
                 hosts = self._hosts[service.key] = {}
-                for endpoint in _ready(service):
+                for endpoint in ready(service):
                     hosts.setdefault(label(endpoint), {})[endpoint.addresses[0]] = None
                 pointers += [(ip, f"{host}.{own}") for host, ips in hosts.items() for ip in ips]
             for ip, target in pointers:
@@ -145,7 +145,7 @@ class Names:
             return [("SRV", f"0 100 {ports[0].number} {own}")]
         return [
             ("SRV", f"0 100 {port.number} {label(endpoint)}.{own}")
-            for endpoint in _ready(service)
+            for endpoint in ready(service)
             for port in endpoint.ports
             if port.name == name and port.network == protocol
         ]
@@ -167,7 +167,8 @@ def label(endpoint: Endpoint) -> str:
     return endpoint.hostname or endpoint.addresses[0].replace(".", "-").replace(":", "-")
 
 
-def _ready(service: Service) -> list[Endpoint]:
+def ready(service: Service) -> list[Endpoint]:
+    """Endpoints that have names."""
     return [endpoint for endpoint in service.endpoints if endpoint.ready and endpoint.addresses]
 
 
@@ -175,7 +176,7 @@ def _of_service(service: Service, kind: str) -> "list[tuple[Kind, str]]":
     if service.external_name:
         return [("CNAME", f"{service.external_name}.")]  # whatever is asked for (RFC 1034, 3.6.2)
     if service.headless:
-        return _of_kind([endpoint.addresses[0] for endpoint in _ready(service)], kind)
+        return _of_kind([endpoint.addresses[0] for endpoint in ready(service)], kind)
     return _of_kind(service.cluster_ips, kind)
 
 
