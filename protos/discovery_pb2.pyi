@@ -9,7 +9,8 @@ other components of the same node call. PeerService is public (gRPC over mutual 
 
 Errors carry google.rpc.Status details with ErrorInfo{reason, domain: "causeway"}; branch on the
 reason, never on the text. Reasons used here: UNKNOWN_NODE, REVISION_COMPACTED, SLOW_READER,
-NAME_MISMATCH, BAD_SIGNATURE, EXPIRED, TABLE_FULL, TOO_LARGE, TOO_MANY_CALLS, LIMIT, WORK_REQUIRED, BAD_TARGET.
+NOBODY_ANSWERED, NAME_MISMATCH, BAD_SIGNATURE, EXPIRED, TABLE_FULL, TOO_LARGE, TOO_MANY_CALLS, LIMIT,
+WORK_REQUIRED, BAD_TARGET.
 """
 
 from collections import abc as _abc
@@ -594,6 +595,7 @@ class Service(_message.Message):
     INTERNAL_TRAFFIC_POLICY_FIELD_NUMBER: _builtins.int
     TRAFFIC_POLICY_FIELD_NUMBER: _builtins.int
     EXTERNAL_TRAFFIC_POLICY_FIELD_NUMBER: _builtins.int
+    EXTERNAL_NAME_FIELD_NUMBER: _builtins.int
     namespace: _builtins.str
     name: _builtins.str
     session_affinity: _builtins.str
@@ -605,9 +607,13 @@ class Service(_message.Message):
     """spec.trafficPolicy of the Istio DestinationRule whose host is this service, as JSON; empty: there is none."""
     external_traffic_policy: _builtins.str
     """spec.externalTrafficPolicy as it is: of node ports and external IPs, as internal_traffic_policy is of ClusterIPs."""
+    external_name: _builtins.str
+    """spec.externalName of type ExternalName, without a final dot: the service is another name for that one, and the rest of it
+    is not used. Else empty.
+    """
     @_builtins.property
     def cluster_ips(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """ClusterIPs (IP literals). A service without them, external IPs and node ports is headless."""
+        """ClusterIPs (IP literals). A service without them, external IPs, node ports and external name is headless."""
 
     @_builtins.property
     def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___ServicePort]: ...
@@ -642,10 +648,11 @@ class Service(_message.Message):
         internal_traffic_policy: _builtins.str = ...,
         traffic_policy: _builtins.str = ...,
         external_traffic_policy: _builtins.str = ...,
+        external_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["affinity_timeout", b"affinity_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity_timeout", b"affinity_timeout", "annotations", b"annotations", "cluster_ips", b"cluster_ips", "endpoints", b"endpoints", "external_ips", b"external_ips", "external_traffic_policy", b"external_traffic_policy", "internal_traffic_policy", b"internal_traffic_policy", "labels", b"labels", "name", b"name", "namespace", b"namespace", "ports", b"ports", "session_affinity", b"session_affinity", "traffic_distribution", b"traffic_distribution", "traffic_policy", b"traffic_policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["affinity_timeout", b"affinity_timeout", "annotations", b"annotations", "cluster_ips", b"cluster_ips", "endpoints", b"endpoints", "external_ips", b"external_ips", "external_name", b"external_name", "external_traffic_policy", b"external_traffic_policy", "internal_traffic_policy", b"internal_traffic_policy", "labels", b"labels", "name", b"name", "namespace", b"namespace", "ports", b"ports", "session_affinity", b"session_affinity", "traffic_distribution", b"traffic_distribution", "traffic_policy", b"traffic_policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -100,7 +100,8 @@ class DiscoveryServiceServicer:
 
     def ResolvePeer(self, request, context):
         """The record of one node, looked up at other nodes when the local copy is missing or `fresh` is set.
-        NOT_FOUND with reason UNKNOWN_NODE when nobody knows it.
+        NOT_FOUND with reason UNKNOWN_NODE when nobody knows it: others were asked and answered, or there are none. UNAVAILABLE
+        with reason NOBODY_ANSWERED when it is not known here, and none of those who may know it has answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

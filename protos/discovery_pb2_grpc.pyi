@@ -9,7 +9,8 @@ other components of the same node call. PeerService is public (gRPC over mutual 
 
 Errors carry google.rpc.Status details with ErrorInfo{reason, domain: "causeway"}; branch on the
 reason, never on the text. Reasons used here: UNKNOWN_NODE, REVISION_COMPACTED, SLOW_READER,
-NAME_MISMATCH, BAD_SIGNATURE, EXPIRED, TABLE_FULL, TOO_LARGE, TOO_MANY_CALLS, LIMIT, WORK_REQUIRED, BAD_TARGET.
+NOBODY_ANSWERED, NAME_MISMATCH, BAD_SIGNATURE, EXPIRED, TABLE_FULL, TOO_LARGE, TOO_MANY_CALLS, LIMIT,
+WORK_REQUIRED, BAD_TARGET.
 """
 
 from collections import abc as _abc
@@ -52,7 +53,8 @@ class DiscoveryServiceStub:
     """Snapshot of the objects of ingress gateways, secret keys among them, then `synced`, then changes. Same rules."""
     ResolvePeer: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.ResolvePeerRequest, _discovery_pb2.ResolvePeerResponse]
     """The record of one node, looked up at other nodes when the local copy is missing or `fresh` is set.
-    NOT_FOUND with reason UNKNOWN_NODE when nobody knows it.
+    NOT_FOUND with reason UNKNOWN_NODE when nobody knows it: others were asked and answered, or there are none. UNAVAILABLE
+    with reason NOBODY_ANSWERED when it is not known here, and none of those who may know it has answered.
     """
     ReportSelf: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.ReportSelfRequest, _discovery_pb2.ReportSelfResponse]
     """A component of this node says what it contributes to the node's own record. Replaces what the same
@@ -80,7 +82,8 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     """Snapshot of the objects of ingress gateways, secret keys among them, then `synced`, then changes. Same rules."""
     ResolvePeer: _aio.UnaryUnaryMultiCallable[_discovery_pb2.ResolvePeerRequest, _discovery_pb2.ResolvePeerResponse]  # type: ignore[assignment]
     """The record of one node, looked up at other nodes when the local copy is missing or `fresh` is set.
-    NOT_FOUND with reason UNKNOWN_NODE when nobody knows it.
+    NOT_FOUND with reason UNKNOWN_NODE when nobody knows it: others were asked and answered, or there are none. UNAVAILABLE
+    with reason NOBODY_ANSWERED when it is not known here, and none of those who may know it has answered.
     """
     ReportSelf: _aio.UnaryUnaryMultiCallable[_discovery_pb2.ReportSelfRequest, _discovery_pb2.ReportSelfResponse]  # type: ignore[assignment]
     """A component of this node says what it contributes to the node's own record. Replaces what the same
@@ -129,7 +132,8 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_discovery_pb2.ResolvePeerResponse, _abc.Awaitable[_discovery_pb2.ResolvePeerResponse]]:
         """The record of one node, looked up at other nodes when the local copy is missing or `fresh` is set.
-        NOT_FOUND with reason UNKNOWN_NODE when nobody knows it.
+        NOT_FOUND with reason UNKNOWN_NODE when nobody knows it: others were asked and answered, or there are none. UNAVAILABLE
+        with reason NOBODY_ANSWERED when it is not known here, and none of those who may know it has answered.
         """
 
     @_abc_1.abstractmethod

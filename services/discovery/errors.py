@@ -11,6 +11,7 @@ from .core.errors import (
     Expired,
     LimitReached,
     NameMismatch,
+    NobodyAnswered,
     RevisionCompacted,
     SlowReader,
     TableFull,
@@ -21,6 +22,7 @@ from .core.errors import (
 
 _CODES: dict[type[DiscoveryError], grpc.StatusCode] = {
     UnknownNode: grpc.StatusCode.NOT_FOUND,
+    NobodyAnswered: grpc.StatusCode.UNAVAILABLE,
     RevisionCompacted: grpc.StatusCode.OUT_OF_RANGE,
     SlowReader: grpc.StatusCode.RESOURCE_EXHAUSTED,
     NameMismatch: grpc.StatusCode.PERMISSION_DENIED,

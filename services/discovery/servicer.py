@@ -364,6 +364,7 @@ def _service(service: Service) -> pb.Service:
         traffic_policy=service.traffic_policy,
         internal_traffic_policy=service.internal_traffic_policy,
         external_traffic_policy=service.external_traffic_policy,
+        external_name=service.external_name,
     )
     if service.affinity_timeout:
         message.affinity_timeout.FromSeconds(round(service.affinity_timeout))

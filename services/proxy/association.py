@@ -110,10 +110,10 @@ class Association:
         self._client: tuple[str, int] | None = None  # the source of its datagrams, as soon as it is known
         self._flows: dict[bytes, _Flow] = {}  # by the target as it was written; the one used longest ago first
         self._told: set[bytes] = set()
-        ip = control.getsockname()[0]
+        ip, _, *scope = control.getsockname()  # of a link-local address: the link
         self._sock = socket.socket(control.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
-            self._sock.bind((ip, 0))
+            self._sock.bind((ip, 0, *scope))
             control.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in KEEPALIVE:
                 control.setsockopt(socket.IPPROTO_TCP, option, value)

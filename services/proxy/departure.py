@@ -305,7 +305,8 @@ class Departure:
             leaving.client.close()  # it gave up itself
             self._settled(leaving, "the client gave up")
             return
-        if route.balancer.health.failed(backend, now):
+        # Where a node is at its limit nobody has asked the backend.
+        if reason != errors.LIMIT and route.balancer.health.failed(backend, now):
             self._counters.ejected[route.service] += 1
             self._log.warning(
                 "a backend fails, leaving it out for a while",

@@ -18,7 +18,7 @@ from services.proxy.core.catalog import Backend, Catalog, Endpoint, Network, Por
 from services.proxy.core.gateway.table import Object
 from services.proxy.core.plan import FILTER_LABEL
 from services.proxy.core.snapshot import Snapshot
-from services.proxy.core.traffic import ANNOTATION
+from services.proxy.core.traffic import PREFIX
 from services.runtime import dial
 
 T = TypeVar("T")
@@ -36,6 +36,7 @@ _REFUSALS = {
     errors.LIMIT: tunnel_pb2.REFUSAL_REASON_LIMIT,
 }
 _REFUSED: dict[int, str] = {code: reason for reason, code in _REFUSALS.items()}
+_REFUSED[tunnel_pb2.REFUSAL_REASON_UNKNOWN_NODE] = errors.UNKNOWN_NODE
 
 # How long a client waits for a path to one node while there are backends on others.
 ALTERNATIVE_TIMEOUT = timedelta(seconds=5)
@@ -316,10 +317,13 @@ def service(message: discovery_pb2.Service) -> Service:
         else 0.0,
         distribution=message.traffic_distribution,
         internal_policy=message.internal_traffic_policy,
-        balancing=message.annotations.get(ANNOTATION, ""),
+        annotations={
+            name.removeprefix(PREFIX): value for name, value in message.annotations.items() if name.startswith(PREFIX)
+        },
         traffic_policy=message.traffic_policy,
         external_ips=tuple(dict.fromkeys(_literals(message.external_ips))),
         external_policy=message.external_traffic_policy,
+        external_name=message.external_name.lower().removesuffix("."),
         labelled=FILTER_LABEL in message.labels,
     )
 

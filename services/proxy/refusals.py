@@ -23,6 +23,7 @@ _STATUS = {
     errors.DENIED: 403,
     errors.UNREACHABLE: 502,
     errors.CONNECTION_REFUSED: 502,
+    errors.UNKNOWN_NODE: 502,
     errors.HEAD_LATE: 408,
     errors.HEAD_TOO_LARGE: 431,
 }

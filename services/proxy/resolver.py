@@ -37,6 +37,7 @@ MAX_QUERY = 4096  # bytes; a question with its EDNS options has a few dozen
 MAX_ASKING = 256  # questions on their way to other servers; each holds a descriptor
 MAX_WAITING = 1024  # clients that wait for them
 SMALLEST = 16  # bytes of a record in a message: an address with its name compressed
+MAX_ALIASES = 8  # one after the other; a service may be another name for itself
 MAX_CLIENT = 128  # of one address, so that one that floods leaves room for others
 
 HEADER = 12  # bytes
@@ -64,6 +65,14 @@ class _Client:
     ip: str
     stream: bool
     reply: Reply
+    aliases: tuple[Record, ...] = ()  # from the name that was asked for to the one that has the answer
+
+    @property
+    def way(self) -> list[dns.rrset.RRset]:
+        """`aliases`, for the answer."""
+        owners = (self.query.question[0].name, *(None for _ in self.aliases))
+        pairs = zip(self.aliases, owners, strict=False)
+        return [rrset for alias, owner in pairs for rrset in _sets((alias,), owner)]
 
     @property
     def limit(self) -> int:
@@ -128,6 +137,10 @@ class Resolver:
             self._refuse(client, dns.rcode.SERVFAIL, "failed")
             return
         answer = self.names.answer(name, dns.rdatatype.to_text(kind))
+        while answer is not None and answer.alias and len(client.aliases) < MAX_ALIASES:
+            client.aliases += answer.records
+            name = answer.alias
+            answer = self.names.answer(name, dns.rdatatype.to_text(kind))
         if answer is not None:
             self._own(client, answer)
             return
@@ -146,10 +159,12 @@ class Resolver:
     def _own(self, client: _Client, answer: Answer) -> None:
         response = _response(client.query)
         response.flags |= dns.flags.AA
+        response.answer = client.way
         if len(answer.records) * SMALLEST > client.limit:  # no need to make it to see that it does not fit
             response.flags |= dns.flags.TC
         elif answer.records:
-            response.answer = [*_sets(answer.records, client.query.question[0].name)]  # dnspython shuffles them
+            owner = None if client.aliases else client.query.question[0].name
+            response.answer += _sets(answer.records, owner)  # dnspython shuffles them
             response.additional = [*_sets(answer.extra)]
         else:
             response.authority = [*_sets((answer.soa,))]
@@ -214,13 +229,16 @@ class Resolver:
             [_aged(rrset, age, left) for rrset in section]
             for section in (answer.answer, answer.authority, answer.additional)
         )
+        response.answer[:0] = client.way
         self._send(client, response, result)
 
     # ── replies ──
 
     def _refuse(self, client: _Client, rcode: dns.rcode.Rcode, result: str) -> None:
         response = _response(client.query)
-        response.set_rcode(rcode)
+        response.answer = client.way
+        if not response.answer:  # half an answer is one: whoever asked may find the rest
+            response.set_rcode(rcode)
         self._send(client, response, result)
 
     def _send(self, client: _Client, response: dns.message.Message, result: str) -> None:

@@ -39,6 +39,10 @@ class Refused(Exception):
         self.reason = Reason(code, message)
 
 
+class UnknownPeer(Exception):
+    """Discovery has asked whom it could, and nobody knows a node of that name."""
+
+
 class LinkFailed(Exception):
     """A link could not be made: one line."""
 

@@ -23,7 +23,7 @@ from services.tunnel.core.choice import Use
 from services.tunnel.core.gaps import ANY, BETTER, STANDBY
 from services.tunnel.core.link import DIRECT, Link
 from services.tunnel.dialling import CONNECT_TIMEOUT
-from services.tunnel.errors import LinkFailed, RelayRefused
+from services.tunnel.errors import UNKNOWN_NODE, LinkFailed, Refused, RelayRefused, UnknownPeer
 from services.tunnel.relays import RelayPool
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ MAX_DIALS = 32
 """Addresses dialled at a time, for all peers together, while nobody waits for a path. Those that do not answer take 5 s
 each, and a router remembers the flow for 120 s (Linux): 800 flows at the most, where 5,000 fill it (FAILURES 23)."""
 MAX_BACKOFFS = 64
+STRANGER_AFTER = 3.0
+"""Seconds for which nobody who is asked knows the peer until those who wait for it are refused: a node that has just
+started is known to others within two."""
 
 
 class Host(Protocol):
@@ -95,6 +98,8 @@ class Keeper:
         self._info: peers.PeerInfo | None = None
         self._known_at = float("-inf")
         """What discovery knows of the peer, and when it said so."""
+        self._stranger_since: float | None = None
+        """When discovery first said that nobody knows the peer; None: somebody does, or nobody could say."""
         self._gap_since: dict[str, float] = {}
         self._round: asyncio.Task[float] | None = None
         self._renewing: asyncio.Task[None] | None = None
@@ -103,7 +108,8 @@ class Keeper:
     # ---------------------------------------------------------------- for others
 
     async def ready(self, timeout: float) -> "Pairing":
-        """The session, once it is made, or has a path again. TimeoutError after so many seconds."""
+        """The session, once it is made, or has a path again. TimeoutError after so many seconds, Refused when nobody
+        knows the peer."""
         if self.pairing is not None and self.pairing.session.active is not None:
             return self.pairing
         waiter: asyncio.Future[Pairing] = asyncio.get_running_loop().create_future()
@@ -152,6 +158,13 @@ class Keeper:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(pairing)
+        self._waiters.clear()
+
+    def _refuse_all(self, refusal: Refused) -> None:
+        """Those who wait wait in vain."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(refusal)
         self._waiters.clear()
 
     def inherit(self, former: "Keeper") -> None:
@@ -272,6 +285,9 @@ class Keeper:
             self._fresh_next = True  # what we know may be stale
             if not candidates:
                 self.failure = "nobody knows it" if info is None else "no address and no relay of it is known"
+            since = self._stranger_since
+            if self.pairing is None and since is not None and time.monotonic() - since >= STRANGER_AFTER:
+                self._refuse_all(Refused(UNKNOWN_NODE, f"nobody knows a node {self.peer}"))
         elif self._due_gaps() - gaps:
             return 0.0
         if not candidates:
@@ -283,15 +299,23 @@ class Keeper:
         """The peer. Discovery is asked when it did not know it, or has been silent about it for a while."""
         now = time.monotonic()
         if self._info is None or now - self._known_at >= POLL:
-            self._info = await self.host.resolve(self.peer, fresh=False, traceparent=self.traceparent)
+            try:
+                self._info = await self.host.resolve(self.peer, fresh=False, traceparent=self.traceparent)
+                self._stranger_since = None
+            except UnknownPeer:
+                self._info = None
+                if self._stranger_since is None:
+                    self._stranger_since = now
             self._known_at = now
         return self._info
 
     async def _renew(self) -> None:
         """Others may know the peer better than we do. What is new reaches us like every change, and pokes us."""
-        await self.host.resolve(self.peer, fresh=True)
+        with contextlib.suppress(UnknownPeer):
+            await self.host.resolve(self.peer, fresh=True)
         for name in filter(self._is_stranger, self._suggested):
-            await self.host.resolve(name, fresh=False)
+            with contextlib.suppress(UnknownPeer):
+                await self.host.resolve(name, fresh=False)
 
     def _is_stranger(self, relay: str) -> bool:
         return self.host.relays.relay_info(relay) is None

@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from protos import discovery_pb2, discovery_pb2_grpc, relay_pb2
 from services.runtime import dial
+from services.tunnel.errors import UnknownPeer
 
 log = logging.getLogger("causeway.tunnel")
 
@@ -132,14 +133,16 @@ class Discovery:
         await dial.follow(open_watch, on_event, name="peers")
 
     async def resolve(self, name: str, *, fresh: bool, traceparent: str = "") -> PeerInfo | None:
-        """The peer as discovery knows it or can find it out; None when nobody knows it, or discovery is away."""
+        """The peer as discovery knows it or can find it out; None when it cannot, or is away. UnknownPeer when
+        nobody knows it."""
         request = discovery_pb2.ResolvePeerRequest(node_name=name, fresh=fresh)
         try:
             metadata = (("traceparent", traceparent),) if traceparent else None
             response = await self._stub.ResolvePeer(request, timeout=RESOLVE_TIMEOUT, metadata=metadata)
         except grpc.aio.AioRpcError as error:
-            if error.code() != grpc.StatusCode.NOT_FOUND:
-                log.debug("resolve failed", extra={"peer": name, "error": error.details()})
+            if error.code() == grpc.StatusCode.NOT_FOUND:
+                raise UnknownPeer(name) from None
+            log.debug("resolve failed", extra={"peer": name, "error": error.details()})
             return None
         return _peer(response.peer)
 

@@ -21,7 +21,7 @@ from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED, Link
 from services.tunnel.core.session import Session
 from services.tunnel.door import Door
 from services.tunnel.engine import Engine
-from services.tunnel.errors import IDENTITY, LIMIT, NO_PATH, UNKNOWN_NODE, LinkFailed, Refused
+from services.tunnel.errors import IDENTITY, LIMIT, NO_PATH, UNKNOWN_NODE, LinkFailed, Refused, UnknownPeer
 from services.tunnel.handshake import Greeting, NewSession, PeerRejected, RejectedByPeer, Unacceptable
 from services.tunnel.keeper import MAX_DIALS, Keeper, join, make_link
 from services.tunnel.keys import FIRST_LINK, SESSION_ID_SIZE, SessionKeys, fresh_nonce
@@ -259,7 +259,9 @@ class Sessions:
         """A second connection the same way."""
         if relay:
             return await self.relays.circuit(relay, peer)
-        info = await self.resolve(peer, fresh=False)
+        info = None
+        with contextlib.suppress(UnknownPeer):
+            info = await self.resolve(peer, fresh=False)
         for address in info.addresses if info is not None else ():
             with contextlib.suppress(LinkFailed):
                 return await dialling.connect(address.ip, address.port, source=(self.settings.listen_address, 0))
@@ -317,6 +319,8 @@ class Sessions:
             return pairing
         if not node or node == self.settings.node_name:
             raise Refused(UNKNOWN_NODE, f"{node or 'an empty name'} is this node itself: dial it directly")
+        if pairing is None and len(self.pairings) >= self.settings.max_sessions:
+            raise Refused(LIMIT, f"this node has {len(self.pairings)} sessions, and {TOO_MANY}")
         keeper = self.keepers.get(pairing if pairing is not None else node)
         if keeper is None:
             keeper = self.keepers[node] = Keeper(self, node, None, self._keeper_ended)
@@ -331,7 +335,7 @@ class Sessions:
                 raise Refused(UNKNOWN_NODE, f"nobody knows a node {node}") from None
             why = keeper.failure or "no answer from it"
             code = NO_PATH
-            if why.startswith("refused by the other side: limit"):
+            if TOO_MANY in why or why.startswith("refused by the other side: limit"):
                 code = LIMIT
             elif why.startswith(("wrong-", "certificate-", "name-", "revoked", "refused by the other")):
                 code = IDENTITY

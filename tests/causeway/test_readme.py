@@ -12,12 +12,14 @@ import pytest
 import yaml
 
 from causeway.__main__ import COMMANDS
+from services.proxy.core.catalog import Service
+from services.proxy.core.traffic import PREFIX, ROUND_ROBIN, Ring, Traffic, parse
 from services.runtime.config import load
 from tests.causeway.node import loopback_block
 from tests.causeway.process import PATIENCE, Process
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
-NODE, SERVICES, ALLOWED, NETWORK = re.findall(r"^```yaml\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+NODE, SERVICES, ALLOWED, SPREAD, NETWORK = re.findall(r"^```yaml\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
 def test_every_command_of_the_readme_exists() -> None:
@@ -31,6 +33,13 @@ def test_every_block_is_a_valid_configuration(tmp_path: Path) -> None:
         file = tmp_path / f"{name}.yaml"
         file.write_text(text)
         assert load(file).warnings == ()
+
+
+def test_the_annotations_are_understood() -> None:
+    written = yaml.safe_load(SPREAD)["metadata"]["annotations"]
+    ours = {name.removeprefix(PREFIX): value for name, value in written.items()}
+    traffic = parse(Service("default/web", (), (), (), annotations=ours), ROUND_ROBIN)
+    assert traffic == Traffic("header", name="x-user", ring=Ring(1000, 100, 1.1))
 
 
 def test_the_network_to_rehearse_is_a_valid_topology(tmp_path: Path) -> None:

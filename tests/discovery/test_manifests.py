@@ -231,6 +231,39 @@ def test_all_errors_are_found_at_once() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("db.example.com", "db.example.com"),
+        ("DB.example.com.", "db.example.com"),
+        ("web.prod.svc.cluster.local", "web.prod.svc.cluster.local"),
+        (None, "spec.externalName is missing"),
+        ("", "spec.externalName is '', expected the name of a host"),
+        ("a b", "expected the name of a host, such as db.example.com"),
+        ("https://example.com/", "expected the name of a host"),
+        ("a..b", "expected the name of a host"),
+        ("-a.b", "expected the name of a host"),
+        (f"{'a' * 64}.b", "expected the name of a host"),
+        (".".join(["a" * 60] * 5), "expected the name of a host"),
+    ],
+)
+def test_a_service_may_be_another_name_for_something_outside(name: str | None, expected: str) -> None:
+    """All else that it says is of no use; it is not asked for a clusterIP."""
+    document = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "db", "labels": {"x": "y"}},
+        "spec": {"type": "ExternalName", "externalName": name, "ports": [{"port": 5432}]},
+    }
+    parsed = parse([document])
+    if parsed.errors:
+        assert len(parsed.errors) == 1 and expected in parsed.errors[0]
+    else:
+        own = parsed.services["default/db"]
+        assert (own.external_name, own.cluster_ips, own.ports, own.labels) == (expected, (), (), {"x": "y"})
+    assert parsed.warnings == []
+
+
 def test_a_service_defined_twice_is_an_error() -> None:
     documents = list(yaml.safe_load_all(WEB))
     (error,) = parse([*documents, documents[0]]).errors
@@ -243,7 +276,6 @@ def test_a_service_defined_twice_is_an_error() -> None:
         ("metadata/namespace", "other", 1, "there is no Service other/web in this file"),
         ("ports/0/name", "htpt", 1, None),
         ("addressType", "FQDN", 1, "addressType FQDN is not used"),
-        ("spec/type", "ExternalName", 0, "type ExternalName has no endpoints"),
         ("spec/ports/1/protocol", "SCTP", 0, "spec.ports[1] is SCTP"),
     ],
 )

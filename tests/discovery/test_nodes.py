@@ -80,6 +80,21 @@ async def test_nobody_knows_a_stranger(mesh: Callable[..., Path]) -> None:
         )
 
 
+async def test_nobody_who_may_know_a_stranger_answers(mesh: Callable[..., Path]) -> None:
+    """That is another thing: it may well be there."""
+    async with running(mesh("r"), mesh("a")) as (r, a):
+        # The relay has nobody to ask: all others tell it of themselves.
+        for node, code, reason in (
+            (r, grpc.StatusCode.NOT_FOUND, "UNKNOWN_NODE"),
+            (a, grpc.StatusCode.UNAVAILABLE, "NOBODY_ANSWERED"),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await node.resolve("nobody")
+            assert (caught.value.code(), dial.reason(caught.value)) == (code, reason)
+            if node is r:
+                await r.stop()
+
+
 async def test_whoever_serves_as_relay_is_published_at_too(mesh: Callable[..., Path]) -> None:
     async with running(mesh("r"), mesh("x"), mesh("a")) as (r, x, a):
         revision = await x.report(relay=pb.RelayReport(port=30007, role=pb.RelayRole(load_permille=7)))

@@ -38,7 +38,8 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=60) as so
 
 
 def manifests() -> list[Document]:
-    """`web` with a clusterIP and a nodePort, and the headless `db`, whose endpoints are a legacy object."""
+    """`web` with a clusterIP and a nodePort, the headless `db`, whose endpoints are a legacy object, and `site`, which is
+    another name for `web`."""
     port: dict[str, Any] = {"name": "main", "port": PORT}
     metadata = {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}}
     addresses = [{"ip": f"127.8.0.{i + 1}", "hostname": f"db-{i}", "nodeName": "b"} for i in range(2)]
@@ -69,6 +70,12 @@ def manifests() -> list[Document]:
             "metadata": {"name": "db"},
             "subsets": [{"addresses": addresses, "ports": [port]}],
         },
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "site"},
+            "spec": {"type": "ExternalName", "externalName": "web.default.svc.cluster.local"},
+        },
     ]
 
 
@@ -98,7 +105,7 @@ async def pair(resolv_conf: None) -> AsyncIterator[tuple[Node, Node]]:
         lan.wire.cut()
         psk = secrets.token_hex(32)
         for place in places:
-            modules = {"edgeDNS": {"enable": True}}
+            modules = {"edgeDNS": {"enable": True}, "edgeProxy": {"socks5Proxy": {"enable": True}}}
             nodes.append(Node(place, folder / place.name, psk=psk, services=manifests(), modules=modules))
         stack.push_async_callback(stop, nodes)
         for ip in ("127.8.0.1", "127.8.0.2"):
@@ -155,6 +162,7 @@ async def works(node: Node) -> None:
     assert await reached(node, node.place.address, NODE_PORT) == "127.8.0.1"
     for number in range(2):
         assert await reached(node, f"db-{number}.db") == f"127.8.0.{number + 1}"
+    assert await reached(node, "site") == "127.8.0.1"
     answers = await run(node, "dig", "@127.0.0.1", "+short", "db.default.svc.cluster.local")
     assert sorted(answers.split()) == ["127.8.0.1", "127.8.0.2"]
 
@@ -164,6 +172,9 @@ async def test_names_lead_to_services_and_to_each_endpoint_also_after_a_restart_
 ) -> None:
     a, b = pair
     await works(a)
+    for number in range(2):
+        nc = ("nc", "-X", "5", "-x", "127.0.0.1:10800", f"db-{number}.db.default", str(PORT))
+        assert await run(a, *nc) == f"127.8.0.{number + 1}"
     assert await reached(b, "db-1.db") == "127.8.0.2"  # where the endpoint is, no listener stands in its way
     [[address, error]] = {(row.address, row.error) for row in (await a.proxy()).listeners if row.service == "dns"}
     assert (address, error) == ("127.0.0.1:53", "")

@@ -332,6 +332,17 @@ async def test_a_client_that_is_refused_is_told_of(setting: Setting) -> None:
             assert process.wait_for(rf"^refused 127\.0\.0\.1:\d+ \({reason}\): .*{where}")
 
 
+async def test_a_node_that_nobody_knows_costs_nobody_all_his_patience(setting: Setting) -> None:
+    with forwarding(setting.mesh.a, "-w", "600", "0", "nobody:127.0.0.1:22") as (process, port):
+        reader, _ = await asyncio.open_connection("127.0.0.1", port)
+        with pytest.raises(ConnectionResetError):
+            async with asyncio.timeout(PATIENCE):
+                await reader.read()
+        assert process.wait_for(r"^refused 127\.0\.0\.1:\d+ \(unknown-node\): nobody knows a node nobody$")
+    nc = (*setting.nc, "nobody", "22")
+    assert (await run(*nc))[0] == 1
+
+
 async def test_datagrams_at_a_local_port(setting: Setting) -> None:
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,

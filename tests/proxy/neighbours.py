@@ -304,6 +304,7 @@ def service(
     ready: bool = True,
     name_of_port: str = "x",
     policy: dict[str, Any] | None = None,
+    annotations: dict[str, str] | None = None,
 ) -> discovery_pb2.Service:
     """A service with one port; `endpoints` are (node, ip, port). `policy`: the loadBalancer of its DestinationRule."""
     protocol = discovery_pb2.PROTOCOL_UDP if udp else discovery_pb2.PROTOCOL_TCP
@@ -322,4 +323,5 @@ def service(
             for node, ip, number in endpoints
         ],
         traffic_policy=json.dumps({"loadBalancer": policy}) if policy else "",
+        annotations=annotations,
     )

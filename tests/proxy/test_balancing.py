@@ -13,7 +13,7 @@ from services.proxy.core.catalog import Backend, Endpoint, Port, Service
 from services.proxy.core.health import EJECT_AFTER, EJECT_FIRST, EJECT_LAST, RETRY_MOST, TRIAL, Health, RetryBudget
 from services.proxy.core.plan import traffic_of
 from services.proxy.core.ring import HashRing
-from services.proxy.core.traffic import ROUND_ROBIN, Strategy, Traffic, TrafficError, parse
+from services.proxy.core.traffic import ROUND_ROBIN, Ring, Strategy, Traffic, TrafficError, parse
 
 HTTP = Port("http", "tcp", 80)
 REQUESTS = 10_000
@@ -213,13 +213,27 @@ def test_local_only_goes_nowhere_else() -> None:
     ("fields", "expected"),
     [
         ({}, ROUND_ROBIN),
-        ({"balancing": "p2c"}, Traffic("p2c")),
-        ({"balancing": "Least Connections"}, Traffic("least-connections")),
+        ({"annotations": {"load-balancing": "p2c"}}, Traffic("p2c")),
+        ({"annotations": {"load-balancing": "Least Connections"}}, Traffic("least-connections")),
+        ({"annotations": {"load-balancing": "header x-user"}, "sticky": 30.0}, Traffic("header", name="x-user")),
+        ({"annotations": {"load-balancing": " Cookie  sid "}}, Traffic("cookie", name="sid")),
+        ({"annotations": {"load-balancing": "query-parameter q"}}, Traffic("query-parameter", name="q")),
+        (
+            {"annotations": {"load-balancing": "source-ip", "consistent-hash": "load=1.1"}},
+            Traffic("source-ip", ring=Ring(load=1.1)),
+        ),
+        (
+            {
+                "annotations": {"consistent-hash": "partitionCount=10,replicationFactor=7, load=2"},
+                "traffic_policy": istio(consistentHash={"httpHeaderName": "X-User"}),
+            },
+            Traffic("header", name="X-User", ring=Ring(10, 7, 2.0)),
+        ),
         ({"traffic_policy": json.dumps({"loadBalancer": {"simple": "RANDOM"}})}, Traffic("random")),
         ({"traffic_policy": json.dumps({"loadBalancer": {"simple": "LEAST_REQUEST"}})}, Traffic("least-connections")),
         (
             {
-                "balancing": "p2c",
+                "annotations": {"load-balancing": "p2c"},
                 "traffic_policy": json.dumps({"loadBalancer": {"consistentHash": {"useSourceIp": True}}}),
             },
             Traffic("source-ip"),
@@ -249,8 +263,24 @@ def test_what_a_service_asks_for(fields: dict[str, object], expected: Traffic) -
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
-        ({"balancing": "leest-latency"}, "did you mean least-latency?"),
-        ({"balancing": "magic"}, "expected round-robin, random"),
+        ({"annotations": {"load-balancing": "leest-latency"}}, "did you mean least-latency?"),
+        ({"annotations": {"load-balancing": "magic"}}, "expected round-robin, random"),
+        ({"annotations": {"load-balancing": ""}}, "expected round-robin, random"),
+        ({"annotations": {"load-balancing": "header"}}, "load-balancing: header is '', expected a name"),
+        ({"annotations": {"load-balancing": "heder x-user"}}, "source-ip, header NAME"),
+        ({"annotations": {"load-balancing": "cookie a b"}}, "cookie is 'a b', expected a name"),
+        ({"annotations": {"load-balancin": "p2c"}}, "causeway/load-balancin is unknown"),
+        ({"annotations": {"consistent-hash": "load=1.1"}}, "means nothing to round-robin"),
+        *(
+            ({"annotations": {"load-balancing": "source-ip", "consistent-hash": ring}}, part)
+            for ring, part in (
+                ("lod=1", "'lod' is unknown, expected partitionCount, replicationFactor, load"),
+                ("load=0.9", "load is '0.9', expected 1.0 to 100.0"),
+                ("load=nan", "load is 'nan', expected 1.0 to 100.0"),
+                ("partitionCount=1.5", "partitionCount is '1.5', expected 1 to 65536"),
+                ("replicationFactor", "replicationFactor is '', expected 1 to 1000"),
+            )
+        ),
         ({"traffic_policy": json.dumps({"loadBalancer": {"simple": "MAGLEV"}})}, "MAGLEV"),
         ({"traffic_policy": json.dumps({"loadBalancer": {"consistentHash": {"useSourceIp": 1}}})}, "useSourceIp: true"),
         ({"traffic_policy": json.dumps({"loadBalancer": ["x"]})}, "not an object"),
@@ -264,7 +294,10 @@ def test_what_a_service_asks_for(fields: dict[str, object], expected: Traffic) -
 )
 def test_f33_an_unknown_policy_is_an_error_on_that_service_and_no_crash(fields: dict[str, object], part: str) -> None:
     """FAILURES 33: an unknown policy."""
-    bad, good = asking(**fields), Service("default/other", ("127.1.0.2",), (HTTP,), (), balancing="random")
+    bad, good = (
+        asking(**fields),
+        Service("default/other", ("127.1.0.2",), (HTTP,), (), annotations={"load-balancing": "random"}),
+    )
     with pytest.raises(TrafficError, match=part.replace("?", r"\?")):
         parse(bad, ROUND_ROBIN)
     traffic, problems = traffic_of([bad, good], Traffic("p2c"))

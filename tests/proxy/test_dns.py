@@ -93,6 +93,65 @@ async def serving(
         await asyncio.gather(task, return_exceptions=True)
 
 
+# ── other names ──
+
+
+def external(name: str, target: str) -> Service:
+    return Service(f"default/{name}", (), (), (), external_name=target)
+
+
+EXTERNAL = catalog(
+    WEB,
+    external("db", "db.example.com"),
+    external("site", "web.default.svc.cluster.local"),
+    external("far", "db.default.svc.cluster.local"),
+    external("lost", "no.default.svc.cluster.local"),
+    external("loop", "loop.default.svc.cluster.local"),
+)
+TO_DB = "Db.default.svc.cluster.local. 5 IN CNAME db.example.com."
+
+
+async def test_a_service_outside_is_answered_with_its_name_and_where_that_leads(loopback_ip: LoopbackIp) -> None:
+    async with (
+        NameServer(loopback_ip(), answering("192.0.2.1")) as upstream,
+        serving(loopback_ip(), upstream, known=EXTERNAL) as own,
+    ):
+        for tcp in (False, True, False):
+            answer = await own.ask("Db.default.svc.cluster.local", tcp=tcp)
+            assert str(answer.answer[0]) == TO_DB
+            assert str(answer.answer[1]).startswith("db.example.com. ") and "A 192.0.2.1" in str(answer.answer[1])
+        assert upstream.asked == ["db.example.com."], "then it is known"
+        answer = await own.ask("far.default.svc.cluster.local")
+        assert [rrset.name.to_text() for rrset in answer.answer] == [
+            f"{one}." for one in ("far.default.svc.cluster.local", "db.default.svc.cluster.local", "db.example.com")
+        ]
+        answer = await own.ask("db.default.svc.cluster.local", "CNAME")
+        assert [str(rrset) for rrset in answer.answer] == [TO_DB.lower().replace(" in cname", " IN CNAME")]
+        assert upstream.asked == ["db.example.com."]
+
+
+async def test_a_name_outside_that_nobody_has_or_tells(loopback_ip: LoopbackIp) -> None:
+    """What we know of it is true all the same."""
+    async with NameServer(loopback_ip(), missing(60)) as upstream:
+        for servers, rcode in (((upstream,), dns.rcode.NXDOMAIN), ((), dns.rcode.NOERROR)):
+            async with serving(loopback_ip(), *servers, known=EXTERNAL) as own:
+                answer = await own.ask("Db.default.svc.cluster.local")
+                assert (answer.rcode(), [str(rrset) for rrset in answer.answer]) == (rcode, [TO_DB])
+
+
+async def test_a_service_that_is_another_name_for_one_of_ours(loopback_ip: LoopbackIp) -> None:
+    async with serving(loopback_ip(), known=EXTERNAL) as own:
+        answer = await own.ask("site.default.svc.cluster.local")
+        assert [str(rrset) for rrset in answer.answer] == [
+            "site.default.svc.cluster.local. 5 IN CNAME web.default.svc.cluster.local.",
+            "web.default.svc.cluster.local. 5 IN A 127.1.0.1",
+        ]
+        answer = await own.ask("lost.default.svc.cluster.local")
+        assert (answer.rcode(), len(answer.answer)) == (dns.rcode.NXDOMAIN, 1)
+        answer = await own.ask("loop.default.svc.cluster.local")
+        assert answer.rcode() == dns.rcode.NOERROR and len(answer.answer) == 1, "one rrset, however often it is said"
+
+
 # ── cluster names ──
 
 

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from protos import tunnel_pb2
+from services.proxy.core.health import EJECT_AFTER
 from tests.proxy.conftest import Node, until
 from tests.proxy.neighbours import service
 from tests.proxy.test_tcp import connect, receive
@@ -185,6 +187,26 @@ async def test_f33_a_source_address_sticks_across_ports(node: Node, loopback_ip:
                 taken.close()
     assert all(len(seen) == 1 for seen in chosen.values())
     assert len(set.union(*chosen.values())) > 2
+
+
+@pytest.mark.parametrize(("reason", "ejected"), [("LIMIT", 0), ("UNREACHABLE", 2)])
+async def test_a_node_at_its_limit_says_nothing_of_its_backends(
+    node: Node, loopback_ip: LoopbackIp, reason: str, ejected: int
+) -> None:
+    own = loopback_ip()
+    node.discovery.put(service("web", own, ("b", "10.0.0.1", 80), ("c", "10.0.0.2", 80)))
+    await node.listening(f"{own}:80")
+    number = tunnel_pb2.RefusalReason.Value(f"REFUSAL_REASON_{reason}")
+    node.tunnel.refusal = tunnel_pb2.Refusal(reason=number, message="no")
+    for _ in range(EJECT_AFTER):
+        client = await connect(own)
+        client.send(b"no HTTP\n")
+        with pytest.raises(ConnectionResetError):
+            await receive(client)
+        client.close()
+    assert node.proxy is not None
+    assert node.proxy._counters.retried["default/web"] == EJECT_AFTER, "the other one may have room"
+    assert node.status().rows[0].ejected == ejected
 
 
 async def test_what_was_sent_upstream_is_not_sent_again(node: Node, ip: str, backends: Backends) -> None:

@@ -161,19 +161,31 @@ async def test_without_such_a_policy_nothing_is_read(node: Node, loopback_ip: Lo
     client.close()
 
 
+COOKIE = "Cookie: theme=dark; sid={}; x=y\r\n"
+
+
+def hashing(**key: Any) -> dict[str, Any]:
+    return {"policy": {"consistentHash": key}}
+
+
+def annotated(text: str) -> dict[str, Any]:
+    return {"annotations": {"causeway/load-balancing": text, "causeway/consistent-hash": "load=2", "other/thing": "x"}}
+
+
 @pytest.mark.parametrize(
-    ("policy", "vary"),
+    ("asked", "vary"),
     [
-        ({"httpCookie": {"name": "sid", "ttl": "0s"}}, "Cookie: theme=dark; sid={}; x=y\r\n"),
-        ({"httpQueryParameterName": "q"}, ""),
+        (hashing(httpCookie={"name": "sid", "ttl": "0s"}), COOKIE),
+        (hashing(httpQueryParameterName="q"), ""),
+        (annotated("header X-User"), "x-user: {}\r\n"),
+        (annotated("cookie sid"), COOKIE),
+        (annotated("query-parameter q"), ""),
     ],
-    ids=["cookie", "query"],
+    ids=["cookie", "query", "header, annotated", "cookie, annotated", "query, annotated"],
 )
-async def test_cookies_and_query_parameters(
-    node: Node, loopback_ip: LoopbackIp, policy: dict[str, Any], vary: str
-) -> None:
+async def test_what_else_may_be_hashed(node: Node, loopback_ip: LoopbackIp, asked: dict[str, Any], vary: str) -> None:
     own = loopback_ip()
-    node.discovery.put(service("web", own, *FIVE, policy={"consistentHash": policy}))
+    node.discovery.put(service("web", own, *FIVE, **asked))
     await node.listening(f"{own}:80")
     chosen: dict[str, str] = {}
     for _ in range(2):
@@ -182,6 +194,17 @@ async def test_cookies_and_query_parameters(
             address, _ = await sent(node, own, data)
             assert chosen.setdefault(key, address) == address
     assert len(set(chosen.values())) > 2
+
+
+async def test_an_annotation_that_means_nothing_is_said_in_status(node: Node, loopback_ip: LoopbackIp) -> None:
+    own = loopback_ip()
+    wrong = {"causeway/load-balancing": "heder x-user"}
+    node.discovery.put(service("web", own, *FIVE, annotations=wrong))
+    await node.listening(f"{own}:80")
+    (warning,) = node.status().warnings
+    assert warning.startswith("service default/web is spread by round-robin: load balancing 'heder x-user' is unknown")
+    seen = {(await sent(node, own, b"hello"))[0] for _ in range(5)}
+    assert len(seen) == 5, "served all the same, in turn"
 
 
 # ── bounds ──

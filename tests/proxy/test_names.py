@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from services.proxy.core.catalog import Endpoint, Port, Service
 from services.proxy.core.names import MAX_RECORDS, Answer, Names
+from services.proxy.core.plan import wanted
 from services.proxy.core.ttlcache import TtlCache
 from services.proxy.core.upstreams import HOLD, Upstream, Upstreams
 
@@ -52,6 +53,20 @@ def test_a_services_addresses_by_family_and_under_its_short_names(names: Names) 
         assert data(names.answer(name, "AAAA")) == ["fd00::1"]
         assert data(names.answer(name, "ANY")) == ["127.1.0.1", "fd00::1"]
     assert data(names.answer("db.prod", "A")) == ["127.8.0.1", "127.8.0.2"]
+
+
+def test_another_name_for_something_outside(names: Names) -> None:
+    outside = Service("default/ext", (), (), (), external_name="db.example.com")
+    names.update([WEB, outside])
+    for name in ("ext.default.svc.cluster.local", "ext"):
+        for kind, alias in (("A", "db.example.com"), ("MX", "db.example.com"), ("CNAME", ""), ("ANY", "")):
+            answer = names.answer(name, kind)
+            assert data(answer) == ["db.example.com."] and answer is not None
+            assert (answer.records[0].kind, answer.alias) == ("CNAME", alias)
+    assert short_of(names.answer("x.ext.default.svc.cluster.local", "A")) == "nxdomain"
+    assert short_of(names.answer("_pg._tcp.ext.default.svc.cluster.local", "SRV")) == "nxdomain"
+    assert not outside.headless, "nobody listens for it"
+    assert wanted([outside]) == ({}, [])
 
 
 @pytest.mark.parametrize(

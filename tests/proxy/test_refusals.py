@@ -19,6 +19,7 @@ from tests.proxy.test_tcp import connect, receive
 LoopbackIp = Callable[[], str]
 DENIED = tunnel_pb2.Refusal(reason=tunnel_pb2.REFUSAL_REASON_DENIED, message="not on\r\nmy watch")
 NO_PATH = tunnel_pb2.Refusal(reason=tunnel_pb2.REFUSAL_REASON_NO_PATH, message="no path to b")
+NOBODY = tunnel_pb2.Refusal(reason=tunnel_pb2.REFUSAL_REASON_UNKNOWN_NODE, message="nobody knows a node b")
 DEAD = tunnel_pb2.Refusal(reason=tunnel_pb2.REFUSAL_REASON_CONNECTION_REFUSED, message="connect: ECONNREFUSED")
 
 ELSEWHERE = [("b", "10.0.0.1", 8080), ("c", "10.0.0.2", 8080)]
@@ -56,8 +57,9 @@ async def curl(*arguments: str) -> tuple[int, str, str]:
         (DENIED, "403", "causeway: denied: not on  my watch\n"),
         (DEAD, "502", "causeway: connection_refused: connect: ECONNREFUSED\n"),
         (NO_PATH, "503", "causeway: no_path: no path to b\n"),
+        (NOBODY, "502", "causeway: unknown_node: nobody knows a node b\n"),
     ],
-    ids=["denied", "dead", "no path"],
+    ids=["denied", "dead", "no path", "nobody"],
 )
 async def test_curl_is_told_why(
     node: Node, ip: str, tmp_path: Path, refusal: tunnel_pb2.Refusal, status: str, text: str

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from protos import tunnel_pb2
+from protos import discovery_pb2, tunnel_pb2
 from services.proxy import association, socks5
 from tests.proxy.conftest import Node, make, until
 from tests.proxy.neighbours import UDP, service
@@ -68,9 +68,11 @@ def address(host: str, port: int) -> bytes:
     return wire + port.to_bytes(2, "big")
 
 
-async def ask(ip: str, host: str, port: int, *, command: int = 1, more: bytes = b"") -> socket.socket:
+async def ask(
+    ip: str, host: str, port: int, *, command: int = 1, more: bytes = b"", proxy: int = PORT
+) -> socket.socket:
     """A client that has sent its request, and not read the answer to that."""
-    client = await connect(ip, PORT)
+    client = await connect(ip, proxy)
     await say(client, b"\x05\x01\x00")
     assert await receive_exactly(client, 2) == b"\x05\x00"
     await say(client, bytes((5, command, 0)) + address(host, port) + more)
@@ -124,15 +126,23 @@ async def test_a_node_by_its_name(start: Start, ip: str) -> None:
         ("web.default.svc.cluster.local", ("b", "10.1.1.1:8080")),
         ("127.254.0.7", ("b", "10.1.1.1:8080")),
         ("headless.default", ("b", "10.1.1.2:8080")),
+        ("10-1-1-2.pods.default", ("b", "10.1.1.2:80")),
+        ("fd00--2.pods.default.svc", ("b", "[fd00::2]:80")),
+        ("FD00--2.Pods.default.svc.cluster.local.", ("b", "[fd00::2]:80")),
+        ("10-1-1-1.pods.default", ("default", "10-1-1-1.pods:80")),  # no such endpoint: perhaps a node
+        ("10-1-1-1.web.default", ("default", "10-1-1-1.web:80")),  # endpoints of others have no names
+        ("fd00::5.b", ("b", "[fd00::5]:80")),
     ],
 )
 async def test_other_names(start: Start, ip: str, host: str, target: tuple[str, str]) -> None:
     node = await start()
     node.discovery.put(
-        service("web", "127.254.0.7", ("b", "10.1.1.1", 8080)), service("headless", "", ("b", "10.1.1.2", 8080))
+        service("web", "127.254.0.7", ("b", "10.1.1.1", 8080)),
+        service("headless", "", ("b", "10.1.1.2", 8080)),
+        service("pods", "", ("b", "10.1.1.2", 80), ("b", "fd00::2", 80), ("b", "10.1.1.3", 81)),
     )
     assert node.proxy is not None
-    await until(lambda: len(node.proxy._catalog) == 2 and node.proxy._socks5._names._keys, "services are known")
+    await until(lambda: len(node.proxy._catalog) == 3 and node.proxy._socks5._names._services, "services are known")
     client = await ask(ip, host, 80)
     asked = await node.tunnel.asked()
     assert (asked.open.node, asked.open.target.address) == target
@@ -163,14 +173,18 @@ async def test_refusals_of_the_exit(
 
 async def test_refusals_of_this_node(start: Start, ip: str) -> None:
     node = await start()
-    node.discovery.put(service("web", "127.254.0.7"))
+    outside = discovery_pb2.Service(namespace="default", name="outside", external_name="db.example.com")
+    node.discovery.put(service("web", "127.254.0.7"), service("pods", "", ("b", "10.1.1.2", 81)), outside)
     assert node.proxy is not None
-    await until(lambda: "default/web" in node.proxy._socks5._names._keys, "services are known")
+    await until(lambda: "default/web" in node.proxy._socks5._names._services, "services are known")
     assert await refused(ip, "192.0.2.1", 80) == 2
     assert await refused(ip, "2001:db8::1", 80) == 2
     assert await refused(ip, "web.nowhere.svc", 80) == 4
     assert await refused(ip, "web", 80) == 4, "no endpoint"
     assert await refused(ip, "web", 81) == 5, "no such port"
+    assert await refused(ip, "10-1-1-2.pods.default", 80) == 5, "no such port of this endpoint"
+    assert await refused(ip, "10-1-1-3.pods.default.svc", 81) == 4, "no such endpoint"
+    assert await refused(ip, "outside", 80) == 4, "that is not in the mesh"
     assert await refused(ip, "b", 0) == 4
     assert await refused(ip, "b", 80, command=2) == 7, "BIND"
     assert await refused(ip, "n", 22) == 2, "this node's own policy"
@@ -201,7 +215,7 @@ async def test_a_service_of_several_backends_tries_the_next(start: Start, ip: st
     node = await start()
     node.discovery.put(service("web", "127.254.0.7", ("b", "10.1.1.1", 1), ("b", "10.1.1.2", 1)))
     assert node.proxy is not None
-    await until(lambda: "default/web" in node.proxy._socks5._names._keys, "services are known")
+    await until(lambda: "default/web" in node.proxy._socks5._names._services, "services are known")
     client = await ask(ip, "web", 80)
     first = await node.tunnel.asked()
     first.refuse(tunnel_pb2.REFUSAL_REASON_CONNECTION_REFUSED, "nobody there")
@@ -363,15 +377,16 @@ class Client:
     def __init__(self, ip: str, control: socket.socket, relay: tuple[str, int]) -> None:
         self.control = control
         self.relay = relay
-        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.sock = socket.socket(control.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self.sock.bind((ip, 0))
 
     @classmethod
-    async def associate(cls, ip: str, own: str) -> "Client":
-        control = await ask(ip, "0.0.0.0", 0, command=3)
-        answer = await receive_exactly(control, 10)
-        assert answer[:4] == OK[:4]
-        return cls(own, control, (socket.inet_ntoa(answer[4:8]), int.from_bytes(answer[8:], "big")))
+    async def associate(cls, ip: str, own: str, proxy: int = PORT) -> "Client":
+        version = ipaddress.ip_address(ip).version
+        control = await ask(ip, "0.0.0.0" if version == 4 else "::", 0, command=3, proxy=proxy)
+        answer = await receive_exactly(control, 10 if version == 4 else 22)
+        assert answer[:4] == b"\x05\0\0" + (b"\1" if version == 4 else b"\4")
+        return cls(own, control, (str(ipaddress.ip_address(answer[4:-2])), int.from_bytes(answer[-2:], "big")))
 
     def send(self, host: str, port: int, payload: bytes, *, fragment: int = 0) -> None:
         self.sock.sendto(bytes((0, 0, fragment)) + address(host, port) + payload, self.relay)
@@ -506,3 +521,34 @@ async def test_associations_and_flows_are_bounded(client: Any, ip: str, monkeypa
     assert (await receive_exactly(third, 10))[1] == 1
     for sock in (*taken, other, third):
         sock.close()
+
+
+async def test_ipv6(start: Start) -> None:
+    """The client, the proxy, and the targets: a service by its clusterIP, and an address at a node."""
+    port = free_port()
+    node = await start(listenAddress="::1", listenPort=port)
+    node.discovery.put(service("dns", "fd00::7", ("b", "fd00::53", 5353), port=53, udp=True))
+    assert node.proxy is not None
+    await until(lambda: "default/dns" in node.proxy._socks5._names._services, "services are known")
+    stream = await ask("::1", "fd00::7", 53, proxy=port)
+    assert (await receive_exactly(stream, 10))[1] == 5, "the service has no such port of TCP"
+    stream.close()
+    client = await Client.associate("::1", "::1", port)
+    assert client.relay[0] == "::1"
+    for host, target in (("fd00::7", "[fd00::53]:5353"), ("fd00::5.b", "[fd00::5]:53")):
+        client.send(host, 53, b"question")
+        asked, far = await node.tunnel.next()
+        assert (asked.node, asked.target.network, asked.target.address) == ("b", UDP, target)
+        assert ipaddress.ip_address(asked.client.rpartition(":")[0].strip("[]")) == ipaddress.ip_address("::1")
+        assert await receive(far) == b"question"
+        far.send(b"answer to " + host.encode())
+        assert await client.receive() == b"\0\0\0" + address(host, 53) + b"answer to " + host.encode()
+        far.close()
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as neighbour:
+        neighbour.sendto(bytes(3) + address("b", 53) + b"from another port", client.relay)
+    client.send("fd00::5.b", 54, b"mine")
+    asked, far = await node.tunnel.next()
+    assert (asked.target.address, await receive(far)) == ("[fd00::5]:54", b"mine")
+    far.close()
+    client.close()
+    await until(lambda: not len(node.proxy._socks5._associations), "it ended")

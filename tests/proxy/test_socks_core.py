@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from services.proxy.core import credentials, destination, socks
 from services.proxy.core.credentials import Credentials
-from services.proxy.core.destination import DestinationError, NodeTarget, ServiceName
+from services.proxy.core.destination import DestinationError, EndpointName, NodeTarget, ServiceName
 from services.proxy.core.socks import Command, Handshake, Reply, Request, SocksError
 
 USERS = Credentials({"alice": "in wonderland", "bob": "b"})
@@ -163,12 +163,15 @@ def test_other_datagrams_are_errors(noise: bytes) -> None:
 # ── what names mean ──
 
 SERVICES = {"default/web", "shop/web", "default/edge-c", "edge-b/db"}
+ENDPOINTS = {("shop/pods", "db-0"), ("default/pods", "db-0")}
 IPS = {"10.96.0.7": "shop/web", "fd00::7": "default/web"}
 NODES = {"edge-a", "edge-b", "edge-c", "ip-10-0-0-1.example.internal", "internal"}
 
 
 def find(host: str) -> object:
-    return destination.find(host, SERVICES.__contains__, lambda ip: IPS.get(ip, ""), NODES)
+    return destination.find(
+        host, SERVICES.__contains__, lambda *one: one in ENDPOINTS, lambda ip: IPS.get(ip, ""), NODES
+    )
 
 
 @pytest.mark.parametrize(
@@ -189,6 +192,10 @@ def find(host: str) -> object:
         ("web.shop.svc", ServiceName("shop/web")),
         ("WEB.shop.svc.cluster.local.", ServiceName("shop/web")),
         ("web.default.svc.cluster.local", ServiceName("default/web")),
+        ("db-0.pods.shop", EndpointName("shop/pods", "db-0")),
+        ("DB-0.pods.shop.svc.cluster.local.", EndpointName("shop/pods", "db-0")),
+        ("db-0.pods.default.svc", EndpointName("default/pods", "db-0")),
+        ("db-0.pods", NodeTarget("pods", "db-0")),  # the namespace is not optional here
         ("10.96.0.7", ServiceName("shop/web")),
         ("::ffff:10.96.0.7", ServiceName("shop/web")),
         ("fd00::7", ServiceName("default/web")),
@@ -208,6 +215,7 @@ def test_what_a_name_means(host: str, found: object) -> None:
         ("::1", False),
         ("web.nowhere.svc.cluster.local", True),
         ("web.nowhere.svc", True),
+        ("db-1.pods.shop.svc", True),
         ("a..b", True),
         (".", True),
     ],
@@ -224,7 +232,7 @@ def test_any_name_means_something_or_is_an_error(host: str) -> None:
         found = find(host)
     except DestinationError:
         return
-    assert isinstance(found, NodeTarget | ServiceName)
+    assert isinstance(found, NodeTarget | ServiceName | EndpointName)
 
 
 # ── passwords ──

@@ -20,7 +20,7 @@ LoopbackIp = Callable[[], str]
 
 
 async def connect(ip: str, port: int = 80) -> socket.socket:
-    sock = socket.socket()
+    sock = socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET)
     sock.setblocking(False)
     async with asyncio.timeout(20):
         await asyncio.get_running_loop().sock_connect(sock, (ip, port))

@@ -1,13 +1,18 @@
 """When a keeper looks for paths."""
 
 import asyncio
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from services.tunnel.core.gaps import ANY, BETTER, DOUBT_PATIENCE, STANDBY
+from services.tunnel.errors import LIMIT, UNKNOWN_NODE, Refused, UnknownPeer
+from services.tunnel.keeper import STRANGER_AFTER
+from services.tunnel.peers import PeerInfo
 from tests.tunnel.inside import Inner, Inside, inside
-from tests.tunnel.local import until
+from tests.tunnel.local import PATIENCE, until
 
 WATCHED = 1.0
 """Seconds; less than the responder leaves a missing standby to the initiator."""
@@ -69,3 +74,69 @@ async def test_doubt_is_given_time_before_anybody_is_dialled(short_path: Path) -
         keeper._gap_since.clear()
         assert keeper._due_gaps() == {ANY}, "the only one: nobody waits"
         one.closing = other.distrusted = False
+
+
+def nobody_knows(node: Inner, name: str) -> list[float]:
+    """Makes discovery say so; the times of its answers, which end when the name is known."""
+    asked: list[float] = []
+    resolve = node.view.resolve
+
+    async def answer(peer: str, *, fresh: bool, traceparent: str = "") -> PeerInfo | None:
+        info = await resolve(peer, fresh=fresh, traceparent=traceparent)
+        if info is None and peer == name:
+            asked.append(time.monotonic())
+            raise UnknownPeer(peer)
+        return info
+
+    node.view.resolve = answer
+    return asked
+
+
+@pytest.mark.slow
+async def test_who_waits_for_a_node_that_nobody_knows_is_refused(short_path: Path) -> None:
+    """Not at once: it may have just started, and then it is reached."""
+    async with inside(short_path) as here:
+        await here.relay("r")
+        a = await here.tunnel("a")
+        asked = nobody_knows(a, "b")
+        early = asyncio.create_task(a.tunnel.sessions.session_with("b", 10 * PATIENCE))
+        await until(lambda: asked, "discovery was asked")
+        await here.tunnel("b")
+        pairing = await asyncio.wait_for(early, PATIENCE)
+        assert pairing.peer == "b"
+
+        asked = nobody_knows(a, "c")
+        with pytest.raises(Refused, match="nobody knows a node c") as caught:
+            await asyncio.wait_for(a.tunnel.sessions.session_with("c", 10 * PATIENCE), PATIENCE)
+        assert caught.value.reason.code == UNKNOWN_NODE
+        assert asked[-1] - asked[0] >= STRANGER_AFTER, "asked again before it is given up"
+        await until(lambda: a.tunnel.sessions.keeper_of("c") is None, "nobody looks for it any more")
+
+
+async def test_who_waits_for_a_node_while_nobody_can_be_asked_has_his_time(short_path: Path) -> None:
+    async with inside(short_path) as here:
+        a = await here.tunnel("a")
+        waiting = asyncio.create_task(a.tunnel.sessions.session_with("b", 10 * PATIENCE))
+        await until(lambda: a.tunnel.sessions.keeper_of("b") is not None, "it is looked for")
+        keeper = a.tunnel.sessions.keeper_of("b")
+        assert keeper is not None
+        await until(lambda: keeper.unknown, "discovery was asked")
+        assert keeper._stranger_since is None
+        waiting.cancel()
+
+
+async def test_at_the_limit_of_sessions_the_answer_is_that_and_at_once(short_path: Path) -> None:
+    """Others would be dialled for nothing, and the application would wait."""
+    async with inside(short_path) as here:
+        a, b, c = await here.tunnel("a"), await here.tunnel("b", listens=True), await here.tunnel("c", listens=True)
+        a.tunnel.sessions.settings = replace(a.tunnel.sessions.settings, max_sessions=1)
+        pairing = await a.tunnel.sessions.session_with("b", PATIENCE)
+        with pytest.raises(Refused, match="this node has 1 sessions") as caught:
+            await asyncio.wait_for(a.tunnel.sessions.session_with("c", 10 * PATIENCE), PATIENCE)
+        assert caught.value.reason.code == LIMIT
+        assert await a.tunnel.sessions.session_with("b", PATIENCE) is pairing
+        # The other side may be at its limit, too.
+        b.tunnel.sessions.settings = replace(b.tunnel.sessions.settings, max_sessions=1)
+        with pytest.raises(Refused) as caught:
+            await c.tunnel.sessions.session_with("b", 1.0)
+        assert caught.value.reason.code == LIMIT

@@ -19,6 +19,12 @@ class UnknownNode(DiscoveryError):
     reason = "UNKNOWN_NODE"
 
 
+class NobodyAnswered(DiscoveryError):
+    """The node is not known here, and none of those who may know it has answered."""
+
+    reason = "NOBODY_ANSWERED"
+
+
 class RevisionCompacted(DiscoveryError):
     """The revision to resume from is older than what is still known, or from another run: watch again from 0."""
 

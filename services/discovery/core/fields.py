@@ -9,6 +9,8 @@ from typing import Any
 
 # RFC 1123 subdomain, the form of Kubernetes' object names.
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+# A label of a host's name: RFC 1123, 2.1, and the underscore that many have in spite of it.
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 
 
 _show = reprlib.repr
@@ -42,6 +44,14 @@ class Fields:
         if not _NAME.fullmatch(value):
             raise FieldError(f"{self._at(key)} is {_show(value)}, expected lower-case letters, digits, '-' and '.'")
         return value
+
+    def host(self, key: str) -> str:
+        """The name of a host in the DNS, in lower case and without a final dot."""
+        value = self.text(key, required=True)
+        host = value.lower().removesuffix(".")
+        if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in host.split(".")):
+            raise FieldError(f"{self._at(key)} is {_show(value)}, expected the name of a host, such as db.example.com")
+        return host
 
     def choice(self, key: str, choices: tuple[str, ...]) -> str:
         """One of some words; the first when absent."""

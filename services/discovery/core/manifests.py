@@ -118,10 +118,9 @@ def _take(where: str, item: Fields, parsed: Parsed, backends: dict[str, _Backend
     name = metadata.name("name")
     if kind == "Service":
         service = _service(namespace, name, metadata, item.section("spec", required=True), where, parsed)
-        if service is not None:
-            if service.key in parsed.services:
-                raise FieldError(f"Service {service.key} is defined twice")
-            parsed.services[service.key] = service
+        if service.key in parsed.services:
+            raise FieldError(f"Service {service.key} is defined twice")
+        parsed.services[service.key] = service
         return
     if kind == "DestinationRule":
         spec = item.section("spec", required=True)
@@ -150,11 +149,11 @@ def _host(host: str, namespace: str) -> str:
     return f"{rest.partition('.')[0] or namespace}/{name}"
 
 
-def _service(namespace: str, name: str, metadata: Fields, spec: Fields, where: str, parsed: Parsed) -> Service | None:
+def _service(namespace: str, name: str, metadata: Fields, spec: Fields, where: str, parsed: Parsed) -> Service:
     kind = spec.text("type") or "ClusterIP"
     if kind == "ExternalName":
-        parsed.warnings.append(f"{where}: a Service of type ExternalName has no endpoints; it is not served")
-        return None
+        labels, annotations = metadata.texts("labels"), metadata.texts("annotations")
+        return Service(namespace, name, labels=labels, annotations=annotations, external_name=spec.host("externalName"))
     config = spec.section("sessionAffinityConfig").section("clientIP")
     affinity = spec.choice("sessionAffinity", ("None", "ClientIP"))
     ports, external_ips = tuple(_service_ports(spec, where, parsed)), tuple(spec.ips("externalIPs"))

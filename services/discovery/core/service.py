@@ -47,7 +47,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A Service with the endpoints of all its slices. Without cluster IPs, external IPs and node ports: headless.
+    """A Service with the endpoints of all its slices. Without cluster IPs, external IPs, node ports and external name: headless.
     `affinity_timeout` in seconds. `traffic_policy`: spec.trafficPolicy of its DestinationRule, as JSON."""
 
     namespace: str
@@ -64,6 +64,7 @@ class Service:
     internal_traffic_policy: str = ""
     traffic_policy: str = ""
     external_traffic_policy: str = ""
+    external_name: str = ""
 
     @property
     def key(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from ..core.contacts import Contact, nearest
-from ..core.errors import DiscoveryError, TableFull, UnknownNode
+from ..core.errors import DiscoveryError, NobodyAnswered, TableFull, UnknownNode
 from ..core.model import Peer, Source
 from ..directory import Directory, contact_of
 from ..peers import NodeClient, Refused
@@ -35,7 +35,7 @@ class Lookup:
         self._running: dict[tuple[str, bool], asyncio.Task[Peer]] = {}
 
     async def resolve(self, name: str, *, fresh: bool) -> Peer:
-        """The peer of that name. Raises UnknownNode when nobody knows it.
+        """The peer of that name. Raises UnknownNode when nobody knows it, NobodyAnswered when those who may did not say.
 
         With a valid record at hand nobody is asked, unless `fresh`. When nobody answers, an outdated record or
         what the configuration says is better than nothing, and is returned.
@@ -74,6 +74,7 @@ class Lookup:
             asked.append(asyncio.create_task(self._search(name, tuple(asked))))
         problems: list[str] = []
         found = False
+        denied = not contacted
         try:
             pending = set(asked)
             while pending:
@@ -85,6 +86,7 @@ class Lookup:
                 for task in done:
                     answer = task.result()
                     found = found or answer is True
+                    denied = denied or answer is False
                     if isinstance(answer, str):
                         problems.append(answer)
                 if found and not fresh:
@@ -96,7 +98,7 @@ class Lookup:
         peer = self._directory.peers.get(name)
         self._directory.counts["lookups", "found" if found else "stale" if peer is not None else "unknown"] += 1
         if peer is None:
-            raise UnknownNode(_nobody(name, contacted, problems))
+            raise (UnknownNode if denied else NobodyAnswered)(_nobody(name, contacted, problems))
         return peer
 
     async def _ask(self, contact: Contact, name: str) -> bool | str:

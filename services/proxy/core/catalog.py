@@ -3,8 +3,8 @@
 The shapes are Kubernetes' own, cut down to what the proxy reads. Every address is an IP literal in canonical form.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from services.proxy.core.snapshot import Snapshot
@@ -68,16 +68,18 @@ class Service:
     sticky: float = 0.0  # s of spec.sessionAffinity ClientIP; 0: None
     distribution: str = ""  # spec.trafficDistribution
     internal_policy: str = ""  # spec.internalTrafficPolicy
-    balancing: str = ""  # the annotation, see core/traffic.py
+    annotations: Mapping[str, str] = field(default_factory=dict)  # ours, without PREFIX, see core/traffic.py
     traffic_policy: str = ""  # of its DestinationRule, JSON
     external_ips: tuple[str, ...] = ()
     external_policy: str = ""  # spec.externalTrafficPolicy, of external_ips and node ports
+    external_name: str = ""  # which this service is another name for: it has no addresses and no endpoints
     labelled: bool = False  # has FILTER_LABEL, see core/plan.py
 
     @property
     def headless(self) -> bool:
         """It has no address of its own: clients talk to its endpoints by theirs."""
-        return not (self.cluster_ips or self.external_ips or any(port.node_port for port in self.ports))
+        own = self.cluster_ips or self.external_ips or any(port.node_port for port in self.ports)
+        return not own and not self.external_name
 
     def backends(self, port: Port) -> tuple[Backend, ...]:
         """Endpoints that can serve `port` now: ready, and on a known node. In the order of the endpoints."""

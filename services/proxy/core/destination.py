@@ -3,6 +3,7 @@
     edge-b                              the node edge-b itself: 127.0.0.1 there
     10.0.0.5.edge-b, db.edge-b          an address, or a name, as the node edge-b sees it
     web, web.shop, web.shop.svc.cluster.local       a service
+    db-0.db.shop, db-0.db.shop.svc.cluster.local    an endpoint of a headless service
     10.96.0.7                           a service by its clusterIP
 
 EdgeMesh knows the first of these. A node's name comes before a service's: the service has its longer names. Who is
@@ -25,6 +26,13 @@ class ServiceName(NamedTuple):
     key: str
 
 
+class EndpointName(NamedTuple):
+    """An endpoint of a headless service, by the service's key and its own name below it."""
+
+    key: str
+    label: str
+
+
 class NodeTarget(NamedTuple):
     """A host as a node sees it."""
 
@@ -41,11 +49,16 @@ class DestinationError(ValueError):
 
 
 def find(
-    host: str, service: Callable[[str], bool], service_at: Callable[[str], str], nodes: Container[str]
-) -> ServiceName | NodeTarget:
+    host: str,
+    service: Callable[[str], bool],
+    endpoint: Callable[[str, str], bool],
+    service_at: Callable[[str], str],
+    nodes: Container[str],
+) -> ServiceName | EndpointName | NodeTarget:
     """Where `host` leads. Raises DestinationError.
 
-    `service`: whether there is one with that key. `service_at`: the key of the one with that clusterIP, or "".
+    `service`: whether there is one with that key. `endpoint`: whether that one has an endpoint of that name.
+    `service_at`: the key of the one with that clusterIP, or "".
     """
     literal = _literal(host)
     if literal:
@@ -65,12 +78,16 @@ def find(
     key = service_key(name)
     if key and service(key):
         return ServiceName(key)
+    below = name.partition(".")[2]
+    key = service_key(below) if "." in below else ""
+    if key and endpoint(key, labels[0]):
+        return EndpointName(key, labels[0])
     for cut in range(1, len(labels)):  # the longest name of a node first: it may have dots
         node = ".".join(labels[cut:])
         if node in nodes:
             return NodeTarget(node, ".".join(labels[:cut]))
     if name.endswith((".svc", f".svc.{CLUSTER_DOMAIN}")):
-        raise DestinationError(f"there is no service {name}")
+        raise DestinationError(f"there is no service, or endpoint of one, {name}")
     # Perhaps a node that only others know: the tunnel looks for it.
     if len(labels) == 1:
         return NodeTarget(name, LOOPBACK)

@@ -17,7 +17,7 @@ NAMESPACE = "default"  # of a name that says none
 # Of one name: what fits in 64 KiB, the most that TCP carries, also for SRV with long names.
 MAX_RECORDS = 500
 
-Kind = Literal["A", "AAAA", "SRV", "PTR", "SOA", "NS"]
+Kind = Literal["A", "AAAA", "CNAME", "SRV", "PTR", "SOA", "NS"]
 
 # Pointers of addresses that every host has would be wrong on all hosts but one.
 _EVERYBODYS = ("127.0.0.1", "::1")
@@ -40,6 +40,7 @@ class Answer:
     soa: Record
     extra: tuple[Record, ...] = ()  # addresses of the names in SRV records
     exists: bool = True
+    alias: str = ""  # the name has no such records, but is another name for this one, at which they may be
 
 
 class Names:
@@ -63,7 +64,7 @@ class Names:
             pointers = [(ip, own) for ip in service.cluster_ips]
             if service.headless:
                 hosts = self._hosts[service.key] = {}
-                for endpoint in _ready(service):
+                for endpoint in ready(service):
                     hosts.setdefault(label(endpoint), {})[endpoint.addresses[0]] = None
                 pointers += [(ip, f"{host}.{own}") for host, ips in hosts.items() for ip in ips]
             for ip, target in pointers:
@@ -87,7 +88,8 @@ class Names:
         if records is None:
             return None if zone != self.domain else Answer((), self._soa(zone), exists=False)
         found = tuple(Record(name, kind, data) for kind, data in records[:MAX_RECORDS])
-        return Answer(found, self._soa(zone), tuple(self._addresses(found)))
+        alias = found[0].data[:-1] if found and found[0].kind == "CNAME" and kind not in ("CNAME", "ANY") else ""
+        return Answer(found, self._soa(zone), tuple(self._addresses(found)), alias=alias)
 
     def _soa(self, zone: str) -> Record:
         text = f"ns.dns.{self.domain}. hostmaster.{self.domain}. {self._version} 7200 1800 86400 {TTL}"
@@ -143,7 +145,7 @@ class Names:
             return [("SRV", f"0 100 {ports[0].number} {own}")]
         return [
             ("SRV", f"0 100 {port.number} {label(endpoint)}.{own}")
-            for endpoint in _ready(service)
+            for endpoint in ready(service)
             for port in endpoint.ports
             if port.name == name and port.network == protocol
         ]
@@ -165,13 +167,16 @@ def label(endpoint: Endpoint) -> str:
     return endpoint.hostname or endpoint.addresses[0].replace(".", "-").replace(":", "-")
 
 
-def _ready(service: Service) -> list[Endpoint]:
+def ready(service: Service) -> list[Endpoint]:
+    """Endpoints that have names."""
     return [endpoint for endpoint in service.endpoints if endpoint.ready and endpoint.addresses]
 
 
 def _of_service(service: Service, kind: str) -> "list[tuple[Kind, str]]":
+    if service.external_name:
+        return [("CNAME", f"{service.external_name}.")]  # whatever is asked for (RFC 1034, 3.6.2)
     if service.headless:
-        return _of_kind([endpoint.addresses[0] for endpoint in _ready(service)], kind)
+        return _of_kind([endpoint.addresses[0] for endpoint in ready(service)], kind)
     return _of_kind(service.cluster_ips, kind)
 
 

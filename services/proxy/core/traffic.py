@@ -3,6 +3,9 @@
 Three places say so, the first that does wins: an Istio DestinationRule (`spec.trafficPolicy.loadBalancer`), the
 Service's annotation `causeway/load-balancing`, and the configuration's `loadBalancer.defaultLBStrategy`. What the
 Service's own fields say (`sessionAffinity`, `trafficDistribution`, `internalTrafficPolicy`) comes on top.
+
+    causeway/load-balancing: header x-user          or cookie NAME, query-parameter NAME, or one of the plain names
+    causeway/consistent-hash: load=1.1              and partitionCount, replicationFactor; the others as configured
 """
 
 import difflib
@@ -14,7 +17,8 @@ from typing import Any, Literal
 from services.proxy.core.catalog import Service
 from services.proxy.core.request import Request
 
-ANNOTATION = "causeway/load-balancing"
+PREFIX = "causeway/"  # of the annotations that are ours
+BALANCING, RING = "load-balancing", "consistent-hash"  # behind it
 
 Plain = Literal["round-robin", "random", "least-latency", "least-connections", "p2c", "source-ip"]
 # Consistent hash by what the first request on a connection says.
@@ -37,6 +41,12 @@ _STRATEGIES: dict[str, Plain] = {
     "unspecified": "round-robin",
 }
 _NAMES = ("round-robin", "random", "least-latency", "least-connections", "p2c", "source-ip")
+_ASKING: tuple[Asking, ...] = ("header", "cookie", "query-parameter")
+
+# What the configuration's loadBalancer.consistentHash allows (services/runtime/proxy_section.py).
+_BOUNDS = {"partitionCount": (1, 65_536), "replicationFactor": (1, 1000), "load": (1.0, 100.0)}
+
+_HASH = "DestinationRule: consistentHash"
 
 # Names of headers, and of what else may be hashed: a token (RFC 9110, 5.6.2).
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}")
@@ -110,25 +120,60 @@ def parse(service: Service, default: Traffic) -> Traffic:
     )
     if service.traffic_policy:
         chosen = _istio(service.traffic_policy)
-    elif service.balancing:
-        chosen = strategy_of(service.balancing), ""
+    elif BALANCING in service.annotations:
+        chosen = _annotated(service.annotations[BALANCING])
     else:
-        return traffic
-    if chosen is None:
-        return traffic
-    strategy, name = chosen
-    # One address may stand for many users: who asks for a header does not mean the address.
-    return replace(traffic, strategy=strategy, name=name, sticky=0.0 if name else traffic.sticky)
+        chosen = None
+    if chosen is not None:
+        strategy, name = chosen
+        # One address may stand for many users: who asks for a header does not mean the address.
+        traffic = replace(traffic, strategy=strategy, name=name, sticky=0.0 if name else traffic.sticky)
+    for key in service.annotations.keys() - {BALANCING, RING}:
+        raise TrafficError(f"annotation {PREFIX}{key[:100]} is unknown, expected {PREFIX}{BALANCING} or {PREFIX}{RING}")
+    if RING in service.annotations:
+        if not traffic.hashed:
+            raise TrafficError(f"annotation {PREFIX}{RING} means nothing to {traffic}")
+        traffic = replace(traffic, ring=_ring(service.annotations[RING], traffic.ring))
+    return traffic
 
 
-def strategy_of(name: str) -> Plain:
+def _annotated(text: str) -> tuple[Strategy, str]:
+    """The strategy, and what it hashes."""
+    word, _, name = text.strip().partition(" ")
+    for asking in _ASKING:
+        if word.lower() == asking:
+            return asking, _named(name.strip(), f"annotation {PREFIX}{BALANCING}: {asking}")
+    return strategy_of(text, (*_NAMES, *(f"{asking} NAME" for asking in _ASKING))), ""
+
+
+def _ring(text: str, ring: Ring) -> Ring:
+    """ "load=1.1, partitionCount=500": the rest is as it is in `ring`."""
+    found = {"partitionCount": ring.partitions, "replicationFactor": ring.replicas, "load": ring.load}
+    for part in text.replace(",", " ").split():
+        key, _, value = part.partition("=")
+        try:
+            low, high = _BOUNDS[key]
+            found[key] = float(value) if key == "load" else int(value)
+            if not low <= found[key] <= high:
+                raise ValueError
+        except KeyError:
+            expected = ", ".join(_BOUNDS)
+            raise TrafficError(f"annotation {PREFIX}{RING}: {key[:100]!r} is unknown, expected {expected}") from None
+        except ValueError:
+            raise TrafficError(
+                f"annotation {PREFIX}{RING}: {key} is {value[:100]!r}, expected {low} to {high}"
+            ) from None
+    return Ring(int(found["partitionCount"]), int(found["replicationFactor"]), found["load"])
+
+
+def strategy_of(name: str, expected: tuple[str, ...] = _NAMES) -> Plain:
     """Raises TrafficError with the nearest valid name."""
     folded = name.replace("-", "").replace("_", "").replace(" ", "").lower()
     found = _STRATEGIES.get(folded)
     if found is None:
-        near = difflib.get_close_matches(name.lower(), _NAMES, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(name.lower(), expected, n=1, cutoff=0.6)
         meant = f"; did you mean {near[0]}?" if near else ""
-        raise TrafficError(f"load balancing {name[:100]!r} is unknown, expected {', '.join(_NAMES)}{meant}")
+        raise TrafficError(f"load balancing {name[:100]!r} is unknown, expected {', '.join(expected)}{meant}")
     return found
 
 
@@ -148,20 +193,17 @@ def _istio(policy: str) -> tuple[Strategy, str] | None:
     cookie = hashed.get("httpCookie")
     name: Any
     if (name := hashed.get("httpHeaderName")) is not None:
-        return "header", _named(name, "httpHeaderName")
+        return "header", _named(name, f"{_HASH}.httpHeaderName")
     if cookie is not None:  # one that is not there is not made, whatever its ttl: that would mean to change answers
-        return "cookie", _named(cookie.get("name") if isinstance(cookie, dict) else None, "httpCookie.name")
+        return "cookie", _named(cookie.get("name") if isinstance(cookie, dict) else None, f"{_HASH}.httpCookie.name")
     if (name := hashed.get("httpQueryParameterName")) is not None:
-        return "query-parameter", _named(name, "httpQueryParameterName")
+        return "query-parameter", _named(name, f"{_HASH}.httpQueryParameterName")
     if hashed.get("useSourceIp") is True:
         return "source-ip", ""
-    raise TrafficError(
-        "DestinationRule: consistentHash has none of httpHeaderName, httpCookie, httpQueryParameterName,"
-        " useSourceIp: true"
-    )
+    raise TrafficError(f"{_HASH} has none of httpHeaderName, httpCookie, httpQueryParameterName, useSourceIp: true")
 
 
 def _named(name: Any, key: str) -> str:
     if not isinstance(name, str) or not _TOKEN.fullmatch(name):
-        raise TrafficError(f"DestinationRule: consistentHash.{key} is {str(name)[:100]!r}, expected a name")
+        raise TrafficError(f"{key} is {str(name)[:100]!r}, expected a name")
     return name
