@@ -26,17 +26,17 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12protos/relay.proto\x12\x11\x63\x61useway.relay.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\xa7\x03\n\x11GetStatusResponse\x12\x11\n\tnode_name\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x30\n\nconditions\x18\x04 \x03(\x0b\x32\x1c.causeway.relay.v1.Condition\x12\x13\n\x0blisten_port\x18\x05 \x01(\r\x12)\n\x06limits\x18\x06 \x01(\x0b\x32\x19.causeway.relay.v1.Limits\x12:\n\x0creservations\x18\x07 \x03(\x0b\x32$.causeway.relay.v1.ReservationStatus\x12\x32\n\x08\x63ircuits\x18\x08 \x03(\x0b\x32 .causeway.relay.v1.CircuitStatus\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12\x15\n\rload_permille\x18\n \x01(\r\x12\x13\n\x0b\x62ytes_total\x18\x0b \x01(\x04\x12\x16\n\x0e\x63ircuits_total\x18\x0c \x01(\x04\x12\x15\n\rrefused_total\x18\r \x01(\x04\x12\x10\n\x08warnings\x18\x0e \x03(\t\"J\n\tCondition\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xc6\x01\n\x06Limits\x12\x18\n\x10max_reservations\x18\x01 \x01(\r\x12\x14\n\x0cmax_circuits\x18\x02 \x01(\r\x12\x1d\n\x15max_circuits_per_peer\x18\x03 \x01(\r\x12%\n\x1dmax_bytes_per_second_per_peer\x18\x04 \x01(\x04\x12/\n\x0cidle_timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rmax_half_open\x18\x06 \x01(\r\"b\n\x11ReservationStatus\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x10\n\x08observed\x18\x02 \x01(\t\x12-\n\nexpires_in\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8d\x01\n\rCircuitStatus\x12\x0e\n\x06\x63\x61ller\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61llee\x18\x02 \x01(\t\x12&\n\x03\x61ge\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11\x62ytes_from_caller\x18\x04 \x01(\x04\x12\x19\n\x11\x62ytes_from_callee\x18\x05 \x01(\x04\";\n\x0c\x44rainRequest\x12+\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"&\n\rDrainResponse\x12\x15\n\rcircuits_left\x18\x01 \x01(\r\"\x97\x05\n\x0e\x43ontrolMessage\x12\n\n\x02id\x18\x01 \x01(\r\x12)\n\x05hello\x18\x02 \x01(\x0b\x32\x18.causeway.relay.v1.HelloH\x00\x12-\n\x07welcome\x18\x03 \x01(\x0b\x32\x1a.causeway.relay.v1.WelcomeH\x00\x12-\n\x07reserve\x18\x04 \x01(\x0b\x32\x1a.causeway.relay.v1.ReserveH\x00\x12/\n\x08reserved\x18\x05 \x01(\x0b\x32\x1b.causeway.relay.v1.ReservedH\x00\x12-\n\x07\x63onnect\x18\x06 \x01(\x0b\x32\x1a.causeway.relay.v1.ConnectH\x00\x12-\n\x07\x63ircuit\x18\x07 \x01(\x0b\x32\x1a.causeway.relay.v1.CircuitH\x00\x12/\n\x08incoming\x18\x08 \x01(\x0b\x32\x1b.causeway.relay.v1.IncomingH\x00\x12-\n\x07refused\x18\t \x01(\x0b\x32\x1a.causeway.relay.v1.RefusedH\x00\x12\x31\n\theartbeat\x18\n \x01(\x0b\x32\x1c.causeway.relay.v1.HeartbeatH\x00\x12/\n\x05\x64rain\x18\x0b \x01(\x0b\x32\x1e.causeway.relay.v1.DrainNoticeH\x00\x12+\n\x06reject\x18\x0c \x01(\x0b\x32\x19.causeway.relay.v1.RejectH\x00\x12\x30\n\tdial_back\x18\r \x01(\x0b\x32\x1b.causeway.relay.v1.DialBackH\x00\x12\x36\n\x0c\x64ialled_back\x18\x0e \x01(\x0b\x32\x1e.causeway.relay.v1.DialledBackH\x00\x42\x06\n\x04\x62ody\"T\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\x11\n\tnode_name\x18\x03 \x01(\t\x12\x16\n\x0e\x65xpected_relay\x18\x04 \x01(\t\"?\n\x07Welcome\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x10\n\x08observed\x18\x03 \x01(\t\"\t\n\x07Reserve\"_\n\x08Reserved\x12&\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x07voucher\x18\x02 \x01(\x0b\x32\x1a.causeway.relay.v1.Voucher\"i\n\x07Voucher\x12\r\n\x05relay\x18\x01 \x01(\t\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12.\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsignature\x18\x04 \x01(\x0c\",\n\x07\x43onnect\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x13\n\x0btraceparent\x18\x02 \x01(\t\"D\n\x07\x43ircuit\x12\r\n\x05token\x18\x01 \x01(\x0c\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"h\n\x08Incoming\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\"\x92\x01\n\x07Refused\x12\x30\n\x06reason\x18\x01 \x01(\x0e\x32 .causeway.relay.v1.RefusedReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x14\n\x0c\x61lternatives\x18\x03 \x03(\t\x12.\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x18\n\x08\x44ialBack\x12\x0c\n\x04port\x18\x01 \x01(\r\"Q\n\x0b\x44ialledBack\x12\x33\n\x07outcome\x18\x01 \x01(\x0e\x32\".causeway.relay.v1.DialBackOutcome\x12\r\n\x05token\x18\x02 \x01(\x0c\"\"\n\tHeartbeat\x12\x15\n\rload_permille\x18\x01 \x01(\r\"e\n\x0b\x44rainNotice\x12+\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06spread\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\")\n\x06Reject\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t*\xb4\x01\n\x0f\x44ialBackOutcome\x12!\n\x1d\x44IAL_BACK_OUTCOME_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x44IAL_BACK_OUTCOME_CONNECTED\x10\x01\x12\x1b\n\x17\x44IAL_BACK_OUTCOME_RESET\x10\x02\x12\x1d\n\x19\x44IAL_BACK_OUTCOME_SILENCE\x10\x03\x12!\n\x1d\x44IAL_BACK_OUTCOME_UNREACHABLE\x10\x04*\xc9\x01\n\rRefusedReason\x12\x1e\n\x1aREFUSED_REASON_UNSPECIFIED\x10\x00\x12!\n\x1dREFUSED_REASON_NO_RESERVATION\x10\x01\x12\x18\n\x14REFUSED_REASON_LIMIT\x10\x02\x12\x1b\n\x17REFUSED_REASON_DRAINING\x10\x03\x12\x1e\n\x1aREFUSED_REASON_NOT_A_RELAY\x10\x04\x12\x1e\n\x1aREFUSED_REASON_BAD_REQUEST\x10\x05\x32\xb2\x01\n\x0cRelayService\x12V\n\tGetStatus\x12#.causeway.relay.v1.GetStatusRequest\x1a$.causeway.relay.v1.GetStatusResponse\x12J\n\x05\x44rain\x12\x1f.causeway.relay.v1.DrainRequest\x1a .causeway.relay.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12protos/relay.proto\x12\x11\x63\x61useway.relay.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n\x10GetStatusRequest\"\xa7\x03\n\x11GetStatusResponse\x12\x11\n\tnode_name\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x30\n\nconditions\x18\x04 \x03(\x0b\x32\x1c.causeway.relay.v1.Condition\x12\x13\n\x0blisten_port\x18\x05 \x01(\r\x12)\n\x06limits\x18\x06 \x01(\x0b\x32\x19.causeway.relay.v1.Limits\x12:\n\x0creservations\x18\x07 \x03(\x0b\x32$.causeway.relay.v1.ReservationStatus\x12\x32\n\x08\x63ircuits\x18\x08 \x03(\x0b\x32 .causeway.relay.v1.CircuitStatus\x12\x10\n\x08\x64raining\x18\t \x01(\x08\x12\x15\n\rload_permille\x18\n \x01(\r\x12\x13\n\x0b\x62ytes_total\x18\x0b \x01(\x04\x12\x16\n\x0e\x63ircuits_total\x18\x0c \x01(\x04\x12\x15\n\rrefused_total\x18\r \x01(\x04\x12\x10\n\x08warnings\x18\x0e \x03(\t\"J\n\tCondition\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"\xc6\x01\n\x06Limits\x12\x18\n\x10max_reservations\x18\x01 \x01(\r\x12\x14\n\x0cmax_circuits\x18\x02 \x01(\r\x12\x1d\n\x15max_circuits_per_peer\x18\x03 \x01(\r\x12%\n\x1dmax_bytes_per_second_per_peer\x18\x04 \x01(\x04\x12/\n\x0cidle_timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rmax_half_open\x18\x06 \x01(\r\"b\n\x11ReservationStatus\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x10\n\x08observed\x18\x02 \x01(\t\x12-\n\nexpires_in\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8d\x01\n\rCircuitStatus\x12\x0e\n\x06\x63\x61ller\x18\x01 \x01(\t\x12\x0e\n\x06\x63\x61llee\x18\x02 \x01(\t\x12&\n\x03\x61ge\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11\x62ytes_from_caller\x18\x04 \x01(\x04\x12\x19\n\x11\x62ytes_from_callee\x18\x05 \x01(\x04\";\n\x0c\x44rainRequest\x12+\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"&\n\rDrainResponse\x12\x15\n\rcircuits_left\x18\x01 \x01(\r\"\xc8\x05\n\x0e\x43ontrolMessage\x12\n\n\x02id\x18\x01 \x01(\r\x12)\n\x05hello\x18\x02 \x01(\x0b\x32\x18.causeway.relay.v1.HelloH\x00\x12-\n\x07welcome\x18\x03 \x01(\x0b\x32\x1a.causeway.relay.v1.WelcomeH\x00\x12-\n\x07reserve\x18\x04 \x01(\x0b\x32\x1a.causeway.relay.v1.ReserveH\x00\x12/\n\x08reserved\x18\x05 \x01(\x0b\x32\x1b.causeway.relay.v1.ReservedH\x00\x12-\n\x07\x63onnect\x18\x06 \x01(\x0b\x32\x1a.causeway.relay.v1.ConnectH\x00\x12-\n\x07\x63ircuit\x18\x07 \x01(\x0b\x32\x1a.causeway.relay.v1.CircuitH\x00\x12/\n\x08incoming\x18\x08 \x01(\x0b\x32\x1b.causeway.relay.v1.IncomingH\x00\x12-\n\x07refused\x18\t \x01(\x0b\x32\x1a.causeway.relay.v1.RefusedH\x00\x12\x31\n\theartbeat\x18\n \x01(\x0b\x32\x1c.causeway.relay.v1.HeartbeatH\x00\x12/\n\x05\x64rain\x18\x0b \x01(\x0b\x32\x1e.causeway.relay.v1.DrainNoticeH\x00\x12+\n\x06reject\x18\x0c \x01(\x0b\x32\x19.causeway.relay.v1.RejectH\x00\x12\x30\n\tdial_back\x18\r \x01(\x0b\x32\x1b.causeway.relay.v1.DialBackH\x00\x12\x36\n\x0c\x64ialled_back\x18\x0e \x01(\x0b\x32\x1e.causeway.relay.v1.DialledBackH\x00\x12/\n\x08withdraw\x18\x0f \x01(\x0b\x32\x1b.causeway.relay.v1.WithdrawH\x00\x42\x06\n\x04\x62ody\"T\n\x05Hello\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0f\n\x07\x63luster\x18\x02 \x01(\t\x12\x11\n\tnode_name\x18\x03 \x01(\t\x12\x16\n\x0e\x65xpected_relay\x18\x04 \x01(\t\"?\n\x07Welcome\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x11\n\tnode_name\x18\x02 \x01(\t\x12\x10\n\x08observed\x18\x03 \x01(\t\"\t\n\x07Reserve\"_\n\x08Reserved\x12&\n\x03ttl\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x07voucher\x18\x02 \x01(\x0b\x32\x1a.causeway.relay.v1.Voucher\"i\n\x07Voucher\x12\r\n\x05relay\x18\x01 \x01(\t\x12\x0c\n\x04peer\x18\x02 \x01(\t\x12.\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tsignature\x18\x04 \x01(\x0c\",\n\x07\x43onnect\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x13\n\x0btraceparent\x18\x02 \x01(\t\"D\n\x07\x43ircuit\x12\r\n\x05token\x18\x01 \x01(\x0c\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"h\n\x08Incoming\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x0c\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\x04 \x01(\t\"\x19\n\x08Withdraw\x12\r\n\x05token\x18\x01 \x01(\x0c\"\x92\x01\n\x07Refused\x12\x30\n\x06reason\x18\x01 \x01(\x0e\x32 .causeway.relay.v1.RefusedReason\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x14\n\x0c\x61lternatives\x18\x03 \x03(\t\x12.\n\x0bretry_after\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x18\n\x08\x44ialBack\x12\x0c\n\x04port\x18\x01 \x01(\r\"Q\n\x0b\x44ialledBack\x12\x33\n\x07outcome\x18\x01 \x01(\x0e\x32\".causeway.relay.v1.DialBackOutcome\x12\r\n\x05token\x18\x02 \x01(\x0c\"\"\n\tHeartbeat\x12\x15\n\rload_permille\x18\x01 \x01(\r\"e\n\x0b\x44rainNotice\x12+\n\x08\x64\x65\x61\x64line\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06spread\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\")\n\x06Reject\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t*\xb4\x01\n\x0f\x44ialBackOutcome\x12!\n\x1d\x44IAL_BACK_OUTCOME_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x44IAL_BACK_OUTCOME_CONNECTED\x10\x01\x12\x1b\n\x17\x44IAL_BACK_OUTCOME_RESET\x10\x02\x12\x1d\n\x19\x44IAL_BACK_OUTCOME_SILENCE\x10\x03\x12!\n\x1d\x44IAL_BACK_OUTCOME_UNREACHABLE\x10\x04*\xc9\x01\n\rRefusedReason\x12\x1e\n\x1aREFUSED_REASON_UNSPECIFIED\x10\x00\x12!\n\x1dREFUSED_REASON_NO_RESERVATION\x10\x01\x12\x18\n\x14REFUSED_REASON_LIMIT\x10\x02\x12\x1b\n\x17REFUSED_REASON_DRAINING\x10\x03\x12\x1e\n\x1aREFUSED_REASON_NOT_A_RELAY\x10\x04\x12\x1e\n\x1aREFUSED_REASON_BAD_REQUEST\x10\x05\x32\xb2\x01\n\x0cRelayService\x12V\n\tGetStatus\x12#.causeway.relay.v1.GetStatusRequest\x1a$.causeway.relay.v1.GetStatusResponse\x12J\n\x05\x44rain\x12\x1f.causeway.relay.v1.DrainRequest\x1a .causeway.relay.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.relay_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DIALBACKOUTCOME']._serialized_start=2869
-  _globals['_DIALBACKOUTCOME']._serialized_end=3049
-  _globals['_REFUSEDREASON']._serialized_start=3052
-  _globals['_REFUSEDREASON']._serialized_end=3253
+  _globals['_DIALBACKOUTCOME']._serialized_start=2945
+  _globals['_DIALBACKOUTCOME']._serialized_end=3125
+  _globals['_REFUSEDREASON']._serialized_start=3128
+  _globals['_REFUSEDREASON']._serialized_end=3329
   _globals['_GETSTATUSREQUEST']._serialized_start=106
   _globals['_GETSTATUSREQUEST']._serialized_end=124
   _globals['_GETSTATUSRESPONSE']._serialized_start=127
@@ -54,35 +54,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAINRESPONSE']._serialized_start=1134
   _globals['_DRAINRESPONSE']._serialized_end=1172
   _globals['_CONTROLMESSAGE']._serialized_start=1175
-  _globals['_CONTROLMESSAGE']._serialized_end=1838
-  _globals['_HELLO']._serialized_start=1840
-  _globals['_HELLO']._serialized_end=1924
-  _globals['_WELCOME']._serialized_start=1926
-  _globals['_WELCOME']._serialized_end=1989
-  _globals['_RESERVE']._serialized_start=1991
-  _globals['_RESERVE']._serialized_end=2000
-  _globals['_RESERVED']._serialized_start=2002
-  _globals['_RESERVED']._serialized_end=2097
-  _globals['_VOUCHER']._serialized_start=2099
-  _globals['_VOUCHER']._serialized_end=2204
-  _globals['_CONNECT']._serialized_start=2206
-  _globals['_CONNECT']._serialized_end=2250
-  _globals['_CIRCUIT']._serialized_start=2252
-  _globals['_CIRCUIT']._serialized_end=2320
-  _globals['_INCOMING']._serialized_start=2322
-  _globals['_INCOMING']._serialized_end=2426
-  _globals['_REFUSED']._serialized_start=2429
-  _globals['_REFUSED']._serialized_end=2575
-  _globals['_DIALBACK']._serialized_start=2577
-  _globals['_DIALBACK']._serialized_end=2601
-  _globals['_DIALLEDBACK']._serialized_start=2603
-  _globals['_DIALLEDBACK']._serialized_end=2684
-  _globals['_HEARTBEAT']._serialized_start=2686
-  _globals['_HEARTBEAT']._serialized_end=2720
-  _globals['_DRAINNOTICE']._serialized_start=2722
-  _globals['_DRAINNOTICE']._serialized_end=2823
-  _globals['_REJECT']._serialized_start=2825
-  _globals['_REJECT']._serialized_end=2866
-  _globals['_RELAYSERVICE']._serialized_start=3256
-  _globals['_RELAYSERVICE']._serialized_end=3434
+  _globals['_CONTROLMESSAGE']._serialized_end=1887
+  _globals['_HELLO']._serialized_start=1889
+  _globals['_HELLO']._serialized_end=1973
+  _globals['_WELCOME']._serialized_start=1975
+  _globals['_WELCOME']._serialized_end=2038
+  _globals['_RESERVE']._serialized_start=2040
+  _globals['_RESERVE']._serialized_end=2049
+  _globals['_RESERVED']._serialized_start=2051
+  _globals['_RESERVED']._serialized_end=2146
+  _globals['_VOUCHER']._serialized_start=2148
+  _globals['_VOUCHER']._serialized_end=2253
+  _globals['_CONNECT']._serialized_start=2255
+  _globals['_CONNECT']._serialized_end=2299
+  _globals['_CIRCUIT']._serialized_start=2301
+  _globals['_CIRCUIT']._serialized_end=2369
+  _globals['_INCOMING']._serialized_start=2371
+  _globals['_INCOMING']._serialized_end=2475
+  _globals['_WITHDRAW']._serialized_start=2477
+  _globals['_WITHDRAW']._serialized_end=2502
+  _globals['_REFUSED']._serialized_start=2505
+  _globals['_REFUSED']._serialized_end=2651
+  _globals['_DIALBACK']._serialized_start=2653
+  _globals['_DIALBACK']._serialized_end=2677
+  _globals['_DIALLEDBACK']._serialized_start=2679
+  _globals['_DIALLEDBACK']._serialized_end=2760
+  _globals['_HEARTBEAT']._serialized_start=2762
+  _globals['_HEARTBEAT']._serialized_end=2796
+  _globals['_DRAINNOTICE']._serialized_start=2798
+  _globals['_DRAINNOTICE']._serialized_end=2899
+  _globals['_REJECT']._serialized_start=2901
+  _globals['_REJECT']._serialized_end=2942
+  _globals['_RELAYSERVICE']._serialized_start=3332
+  _globals['_RELAYSERVICE']._serialized_end=3510
 # @@protoc_insertion_point(module_scope)

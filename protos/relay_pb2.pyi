@@ -360,6 +360,7 @@ class ControlMessage(_message.Message):
     REJECT_FIELD_NUMBER: _builtins.int
     DIAL_BACK_FIELD_NUMBER: _builtins.int
     DIALLED_BACK_FIELD_NUMBER: _builtins.int
+    WITHDRAW_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Answers carry the id of their request; 0 in unsolicited messages."""
     @_builtins.property
@@ -388,6 +389,8 @@ class ControlMessage(_message.Message):
     def dial_back(self) -> Global___DialBack: ...
     @_builtins.property
     def dialled_back(self) -> Global___DialledBack: ...
+    @_builtins.property
+    def withdraw(self) -> Global___Withdraw: ...
     def __init__(
         self,
         *,
@@ -405,12 +408,13 @@ class ControlMessage(_message.Message):
         reject: Global___Reject | None = ...,
         dial_back: Global___DialBack | None = ...,
         dialled_back: Global___DialledBack | None = ...,
+        withdraw: Global___Withdraw | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "circuit", b"circuit", "connect", b"connect", "dial_back", b"dial_back", "dialled_back", b"dialled_back", "drain", b"drain", "heartbeat", b"heartbeat", "hello", b"hello", "incoming", b"incoming", "refused", b"refused", "reject", b"reject", "reserve", b"reserve", "reserved", b"reserved", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "circuit", b"circuit", "connect", b"connect", "dial_back", b"dial_back", "dialled_back", b"dialled_back", "drain", b"drain", "heartbeat", b"heartbeat", "hello", b"hello", "incoming", b"incoming", "refused", b"refused", "reject", b"reject", "reserve", b"reserve", "reserved", b"reserved", "welcome", b"welcome", "withdraw", b"withdraw"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "circuit", b"circuit", "connect", b"connect", "dial_back", b"dial_back", "dialled_back", b"dialled_back", "drain", b"drain", "heartbeat", b"heartbeat", "hello", b"hello", "id", b"id", "incoming", b"incoming", "refused", b"refused", "reject", b"reject", "reserve", b"reserve", "reserved", b"reserved", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "circuit", b"circuit", "connect", b"connect", "dial_back", b"dial_back", "dialled_back", b"dialled_back", "drain", b"drain", "heartbeat", b"heartbeat", "hello", b"hello", "id", b"id", "incoming", b"incoming", "refused", b"refused", "reject", b"reject", "reserve", b"reserve", "reserved", b"reserved", "welcome", b"welcome", "withdraw", b"withdraw"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "welcome", "reserve", "reserved", "connect", "circuit", "incoming", "refused", "heartbeat", "drain", "reject", "dial_back", "dialled_back"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "welcome", "reserve", "reserved", "connect", "circuit", "incoming", "refused", "heartbeat", "drain", "reject", "dial_back", "dialled_back", "withdraw"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -638,6 +642,30 @@ class Incoming(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Incoming: _TypeAlias = Incoming  # noqa: Y015
+
+@_typing.final
+class Withdraw(_message.Message):
+    """Client, caller or callee: the leg with this token will not come, as whoever wanted the circuit has given it up, or the
+    relay's port cannot be dialled. The relay ends the other leg; no answer. Once a leg has shown its token, closing the leg
+    says the same.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: _builtins.int
+    token: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        token: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Withdraw: _TypeAlias = Withdraw  # noqa: Y015
 
 @_typing.final
 class Refused(_message.Message):

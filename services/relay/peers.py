@@ -85,6 +85,8 @@ def encode(id: int, message: m.Message) -> bytes:  # noqa: A002  the wire's word
             out.circuit.CopyFrom(pb.Circuit(token=token, timeout=duration(timeout)))
         case m.Incoming(peer=peer, token=token, timeout=timeout):
             out.incoming.CopyFrom(pb.Incoming(peer=peer, token=token, timeout=duration(timeout)))
+        case m.Withdraw(token=token):
+            out.withdraw.CopyFrom(pb.Withdraw(token=token))
         case m.Refused():
             out.refused.CopyFrom(
                 pb.Refused(
@@ -137,6 +139,8 @@ def _body(got: pb.ControlMessage) -> m.Message:
         case "incoming":
             incoming = got.incoming
             return m.Incoming(_name(incoming.peer), incoming.token, _seconds(incoming.timeout))
+        case "withdraw":
+            return m.Withdraw(got.withdraw.token)
         case "refused":
             refused = got.refused
             return m.Refused(

@@ -33,6 +33,7 @@ from .engine import Engine
 from .flow import Splice, reset
 from .listener import Newcomer, PublicPort, open_listener
 from .status import CircuitStatus, ReservationStatus, Status
+from .waiting import Waiting
 
 FLUSH = 0.5
 """Seconds for the last messages to reach the clients before the relay goes."""
@@ -73,7 +74,7 @@ class Relay:
         self._tasks: set[asyncio.Task[str]] = set()
         self._dials: set[asyncio.Task[None]] = set()
         self._listen_address = ""
-        self._waiting: dict[int, socket.socket] = {}  # legs whose other leg is not there
+        self._waiting = Waiting(self._loop)
         self._splices: dict[int, Splice] = {}
         self._spans: dict[int, telemetry.Span] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -143,9 +144,7 @@ class Relay:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for sock in self._waiting.values():
-            reset(sock)
-        self._waiting.clear()
+        self._waiting.close()
         if self._engine is not None:
             self._engine.close()
         for span in self._spans.values():
@@ -226,13 +225,13 @@ class Relay:
         if circuit is None:
             reset(sock)
             return
-        self._waiting[key] = sock
+        self._waiting.add(key, sock, lambda: self._dispatch(self._broker.hang_up(circuit, key)))
         if circuit.paired:
             self._splice(circuit)
 
     def _splice(self, circuit: Circuit) -> None:
         assert self._engine is not None
-        caller, callee = (self._waiting.pop(leg) for leg in circuit.legs if leg is not None)
+        caller, callee = (self._waiting.take(leg) for leg in circuit.legs if leg is not None)
         try:
             for sock in (caller, callee):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -300,18 +299,18 @@ class Relay:
                         callee=circuit.callee,
                         circuit=circuit.id,
                     )
-                case Failed(circuit, reason):
+                case Failed(circuit, reason, given_up):
                     self._end_span(circuit, reason)
-                    self.count("not-paired")
+                    self.count("given-up" if given_up else "not-paired")
                     self._fewer.set()
-                    self._log.warning(
+                    self._log.log(
+                        logging.INFO if given_up else logging.WARNING,
                         "circuit failed",
                         extra={"caller": circuit.caller, "callee": circuit.callee, "reason": reason},
                     )
                     for leg in circuit.legs:
-                        sock = self._waiting.pop(leg, None) if leg is not None else None
-                        if sock is not None:
-                            reset(sock)
+                        if leg is not None:
+                            reset(self._waiting.take(leg))
         self._changed()
         self._arm()
 

@@ -268,6 +268,10 @@ def encode_connect(number: int, peer: str, traceparent: str) -> bytes:
     return relay_pb2.ControlMessage(id=number, connect=connect).SerializeToString()
 
 
+def encode_withdraw(token: bytes) -> bytes:
+    return relay_pb2.ControlMessage(withdraw=relay_pb2.Withdraw(token=token)).SerializeToString()
+
+
 def encode_heartbeat(number: int) -> bytes:
     return relay_pb2.ControlMessage(id=number, heartbeat=relay_pb2.Heartbeat()).SerializeToString()
 

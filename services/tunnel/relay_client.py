@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from services.runtime.tls import FramedTls, TlsError
-from services.tunnel import dialling, peers
+from services.tunnel import dialling, peers, relay_leg
 from services.tunnel.config import HANDSHAKE_TIMEOUT
 from services.tunnel.core.link import RoundTrip
 from services.tunnel.core.punch import usable
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("causeway.tunnel")
 
-LEG_MAGIC = b"CWL1"
-LEG_READY = b"\x01"
 HEARTBEAT = 5.0
 """Seconds between heartbeats: a relay that died in silence shall not be asked for circuits for long."""
 HEARTBEAT_TIMEOUT = 3.0
@@ -274,8 +272,9 @@ class RelayClient:
             waiting = self._answers.pop(number, None) if number else None
             if waiting is not None and not waiting.done():
                 waiting.set_result(message)
-            elif isinstance(message, LegOffer) and message.peer:
-                self._spawn(self._answer_leg(message))
+            elif isinstance(message, LegOffer):
+                # Without a peer it is a circuit that we asked for and nobody waits for any more.
+                self._spawn(self._answer_leg(message) if message.peer else self._withdraw(message))
             elif isinstance(message, Draining):
                 self.draining = True
                 self.reserved_until = None
@@ -332,22 +331,23 @@ class RelayClient:
     # ---------------------------------------------------------------- circuits
 
     async def _open_leg(self, offer: LegOffer) -> socket.socket:
+        """Whoever gives up on the way tells the relay, so that the other end does not wait in vain: by a word, or, once
+        the leg has shown its token, by closing it."""
         ip, port = dialling.split(self.address)
         source = (self._pool.settings.listen_address, 0)
-        sock = await dialling.connect(ip, port, source=source, timeout=min(offer.timeout, CONNECT_TIMEOUT))
-        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(offer.timeout):
-                await loop.sock_sendall(sock, LEG_MAGIC + offer.token)
-                if await loop.sock_recv(sock, 1) != LEG_READY:
-                    raise LinkFailed(f"relay {self.name} closed the circuit before it was complete")
-            return sock
-        except (OSError, TimeoutError) as error:
-            sock.close()
-            raise LinkFailed(f"relay {self.name}: the other leg did not come") from error
+            sock = await dialling.connect(ip, port, source=source, timeout=min(offer.timeout, CONNECT_TIMEOUT))
         except BaseException:
-            sock.close()
+            self._spawn(self._withdraw(offer))
             raise
+        return await relay_leg.pair(sock, offer, self.name)
+
+    async def _withdraw(self, offer: LegOffer) -> None:
+        """Tells the relay that our leg will not come."""
+        if self._tls is not None:
+            with contextlib.suppress(TlsError, OSError):
+                async with asyncio.timeout(HEARTBEAT_TIMEOUT):
+                    await self._tls.send(peers.encode_withdraw(offer.token))
 
     async def _answer_leg(self, offer: LegOffer) -> None:
         try:
@@ -382,10 +382,12 @@ class RelayClient:
 
     async def close(self) -> None:
         """Ends the control connection; circuits stay."""
-        tasks = [self.task, *self._legs]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        while self._legs:  # a leg that is broken off leaves a word to the relay, for which it is too late
+            for leg in self._legs:
+                leg.cancel()
+            await asyncio.gather(*self._legs, return_exceptions=True)
 
 
 def _first(errors: BaseExceptionGroup[Exception]) -> Exception:

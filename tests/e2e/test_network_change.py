@@ -9,8 +9,9 @@ import time
 
 import pytest
 
-from lab.mesh import Mesh
+from lab.mesh import RELAY_SHAPES, Mesh
 from lab.namespace import Namespace
+from lab.wire import Shape
 from tests.e2e.traffic import Stream, Traffic, eventually, talk
 
 pytestmark = [
@@ -116,3 +117,34 @@ async def test_routes_that_flap_make_no_storm(mesh: Mesh) -> None:
     # At 0, 1, 3 and 7 s; one more where the machine was slow, and one for a change just before.
     assert 1 <= said(mesh, "revalidating all paths") - before <= 6
     await eventually(mesh.warm, "there is a standby again")
+
+
+async def test_another_relay_becomes_the_nearer_one(mesh: Mesh) -> None:
+    """Both ends of a session move to it under live streams, although nothing is wrong with the other one."""
+
+    async def over() -> set[str]:
+        links = await mesh.a.active("b"), await mesh.b.active("a")
+        return {link.relay if link is not None else "" for link in links}
+
+    async def moved(why: str) -> int:
+        return sum([(await node.tunnel()).migrations[why] for node in (mesh.a, mesh.b)])
+
+    await eventually(lambda: reserved(mesh), "both relays are reserved")
+    async with talk(mesh) as stream:
+        await goes_on(stream)
+        former = (await mesh.a.active("b")).relay  # type: ignore[union-attr]
+        nearer = mesh.r2 if former == mesh.r1.name else mesh.r1
+        before, wire = await moved("better"), nearer.place.wire
+        assert wire is not None
+        # The round trip is 22 ms then, over the other one 40 or 48: worth a move.
+        wire.shape(Shape(delay=0.0005))
+        try:
+
+            async def there() -> bool:
+                return await over() == {nearer.name}
+
+            await eventually(there, f"both are at {nearer.name}")
+            assert await moved("better") > before
+            await goes_on(stream)
+        finally:
+            wire.shape(RELAY_SHAPES[0 if nearer is mesh.r1 else 1])

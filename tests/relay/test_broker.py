@@ -27,6 +27,7 @@ from services.relay.core.messages import (
     Reserved,
     Voucher,
     Welcome,
+    Withdraw,
 )
 
 LIMITS = Limits(max_reservations=3, max_circuits=4, max_circuits_per_peer=2, max_connections_per_peer=2)
@@ -123,6 +124,29 @@ def test_leg_that_stays_alone_is_given_back() -> None:
     assert failed.circuit.legs == [11, None]
     assert "callee" in failed.reason
     assert len(broker.circuits) == 0
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["caller", "callee"])
+def test_whoever_gives_up_ends_the_circuit_for_both(side: int) -> None:
+    broker = make()
+    greet(broker, 1, "a")
+    greet(broker, 2, "b")
+    ask(broker, 2, Reserve())
+    for way in ("word", "hang up"):
+        opening, incoming, circuit = called(broker, 1, "b")
+        mine, theirs = (circuit.token, incoming.token) if side == 0 else (incoming.token, circuit.token)
+        if way == "word":
+            broker.arrive(theirs, 30, 1.0)
+            (failed,) = broker.receive(side + 1, 6, Withdraw(mine), 1.0)
+            assert broker.receive(side + 1, 6, Withdraw(mine), 1.0) == []
+        else:
+            broker.arrive(mine, 30, 1.0)
+            assert broker.receive(side + 1, 6, Withdraw(mine), 1.0) == [], "the leg is there"
+            (failed,) = broker.hang_up(opening.circuit, 30)
+            assert broker.arrive(theirs, 31, 1.0) is None
+        assert isinstance(failed, Failed) and failed.circuit is opening.circuit and failed.given_up
+        assert failed.reason == f"the {('caller', 'callee')[side]} gave it up"
+        assert len(broker.circuits) == 0 and broker.next_tick is not None and broker.next_tick > 100.0
 
 
 def test_token_is_worth_nothing_after_the_deadline() -> None:
@@ -251,7 +275,10 @@ class Schedule:
 
     def step(self) -> None:
         self.random.choice(
-            (self.come, self.go, self.reserve, self.call, self.arrive, self.arrive, self.finish, self.wait)
+            (
+                *(self.come, self.go, self.reserve, self.call, self.arrive, self.arrive, self.finish, self.wait),
+                *(self.withdraw, self.hang_up),
+            )
         )()
         self.check()
 
@@ -303,6 +330,21 @@ class Schedule:
                 self.used.add(token)
                 if circuit.paired:
                     self.open.append(circuit.id)
+
+    def withdraw(self) -> None:
+        if self.tokens and self.peers:
+            token = self.random.choice(self.tokens)
+            pending = {it for circuit in self.broker.circuits if not circuit.paired for it in circuit.tokens}
+            actions = self.broker.receive(self.random.choice(list(self.peers)), 5, Withdraw(token), self.now)
+            assert bool(actions) == (token in pending and token not in self.used)
+
+    def hang_up(self) -> None:
+        alone = [it for it in self.broker.circuits if not it.paired and it.legs != [None, None]]
+        if alone:
+            circuit = self.random.choice(alone)
+            (leg,) = (it for it in circuit.legs if it is not None)
+            (failed,) = self.broker.hang_up(circuit, leg)
+            assert isinstance(failed, Failed) and failed.circuit is circuit
 
     def finish(self) -> None:
         if self.open:

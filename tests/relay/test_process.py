@@ -347,6 +347,8 @@ async def test_metrics_are_read_while_circuits_run(tmp_path: Path) -> None:
             "causeway_relay_circuits 1.0",
             "causeway_relay_bytes_total 12345.0",
             'causeway_relay_refused_total{reason="no-reservation"} 1.0',
+            'causeway_relay_condition{reason="Configured",type="RelayCapable"} 1.0',
+            'causeway_relay_condition{reason="NotProbed",type="Reachable"} 0.0',
         ):
             assert line in lines, f"{line} is not in the metrics"
         close(one, other)

@@ -111,21 +111,76 @@ async def test_a_leg_whose_other_never_comes_is_closed(tmp_path: Path) -> None:
         b.close()
 
 
-async def test_a_leg_that_hung_up_while_waiting_ends_the_other(tmp_path: Path) -> None:
-    async with serving(tmp_path, Limits()) as here:
+AN_HOUR = Limits(pairing_timeout=3600.0)
+"""With these no time to pair runs out during a test."""
+
+
+def forgotten(relay: Relay) -> bool:
+    """Whether nothing is left of a circuit that was not completed."""
+    circuits = relay._broker.circuits
+    return not (len(relay._waiting) or len(circuits) or circuits._by_token or circuits.busiest)
+
+
+@pytest.mark.parametrize("ahead", [b"", b"and this before the other leg is there"], ids=["silent", "speaking"])
+@pytest.mark.parametrize("gracefully", [True, False], ids=["end", "reset"])
+async def test_a_leg_that_hangs_up_while_waiting_ends_the_circuit_and_the_late_one_is_turned_away(
+    tmp_path: Path, gracefully: bool, ahead: bytes
+) -> None:
+    async with serving(tmp_path, AN_HOUR) as here:
         a, b = await here.client("a"), await here.client("b")
         await b.reserve()
         token = (await a.ask(connect=pb.Connect(peer="b"))).circuit.token
         incoming = (await b.hear()).incoming
         _, writer = await leg(here.ip, token)
-        await until(lambda: here.relay._waiting, "the first leg waits")
-        writer.transport.abort()
+        await until(lambda: len(here.relay._waiting), "the first leg waits")
+        writer.write(ahead)
+        if ahead:
+            await asyncio.sleep(0.1)
+        if gracefully:
+            writer.close()
+        else:
+            writer.transport.abort()
+        if not ahead:  # else the end is behind what nobody may read yet
+            await until(lambda: forgotten(here.relay), "the circuit is forgotten")
+            assert here.relay.status().refused["given-up"] == 1
         reader, other = await leg(here.ip, incoming.token)
         async with asyncio.timeout(PATIENCE):
-            with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
-                await reader.readexactly(2)
-        await until(lambda: not here.relay.status().circuits, "the circuit is over")
+            # One that spoke before it closed is heard to the end.
+            heard = await _all(reader)
+            assert not ahead or not heard or heard == b"\x01" + ahead
+            assert ahead or not heard
         other.transport.abort()
+        await until(lambda: not here.relay.status().circuits and forgotten(here.relay), "the circuit is over")
+        a.close()
+        b.close()
+
+
+async def _all(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the end; nothing if that is a reset."""
+    try:
+        return await reader.read()
+    except ConnectionResetError:
+        return b""
+
+
+@pytest.mark.parametrize("who", ["caller", "callee"])
+async def test_a_leg_that_is_withdrawn_ends_the_circuit_at_once(tmp_path: Path, who: str) -> None:
+    async with serving(tmp_path, AN_HOUR) as here:
+        a, b = await here.client("a"), await here.client("b")
+        await b.reserve()
+        token = (await a.ask(connect=pb.Connect(peer="b"))).circuit.token
+        incoming = (await b.hear()).incoming
+        gone, stays = (a, incoming.token) if who == "caller" else (b, token)
+        reader, writer = await leg(here.ip, stays)
+        await until(lambda: len(here.relay._waiting), "one leg waits")
+        for _ in range(2):  # the second time it is not known any more, and ignored
+            await gone.say(withdraw=pb.Withdraw(token=token if who == "caller" else incoming.token))
+        async with asyncio.timeout(PATIENCE):
+            with pytest.raises(ConnectionResetError):
+                await reader.readexactly(1)
+        assert forgotten(here.relay) and here.relay.status().refused["given-up"] == 1
+        await gone.ask(heartbeat=pb.Heartbeat())
+        writer.transport.abort()
         a.close()
         b.close()
 

@@ -165,10 +165,11 @@ NODES = [f"n{number}" for number in range(12)]
 
 
 class Crowd:
-    """12 nodes, all pairs, relays that are equally near: each pair's lower node decides and knows only its own."""
+    """12 nodes or fewer, all pairs, relays that are equally near: each pair's lower node decides and knows only its own."""
 
-    def __init__(self, relays: set[str], seed: int) -> None:
+    def __init__(self, relays: set[str], seed: int, nodes: int = len(NODES)) -> None:
         self.relays = set(relays)
+        self.nodes = NODES[:nodes]
         self.at: dict[tuple[str, str], str] = {}
         self.standby: dict[tuple[str, str], str] = {}
         self.rng = random.Random(seed)
@@ -180,7 +181,7 @@ class Crowd:
         return [Option(name, self.rng.uniform(0.010, 0.014), used=used[name]) for name in sorted(self.relays)]
 
     def shuffled(self) -> list[tuple[str, str]]:
-        pairs = list(itertools.combinations(NODES, 2))
+        pairs = list(itertools.combinations(self.nodes, 2))
         self.rng.shuffle(pairs)
         return pairs
 

@@ -195,6 +195,55 @@ async def test_a_reservation_refused_in_mid_session_is_asked_for_again(here: Ins
     assert puppet.greeted == 1, "all on one connection"
 
 
+# ---------------------------------------------------------------- another one
+
+
+@pytest.mark.slow
+async def test_a_relay_is_not_left_before_the_record_names_the_other_one(
+    here: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then it is where others look for us."""
+    monkeypatch.setattr(relays, "RELAYS_HELD", 1)
+    await here.relay("far")
+    a = await here.tunnel("a")
+    await until(lambda: a.reserved() == {"far"}, "a has a reservation")
+    pool, measured = a.tunnel.relays, a.tunnel.relays.measured
+    pool.measured = lambda name, rtt, now: measured(name, rtt + 0.1 * (name == "far"), now)
+    pool._near.clear()
+    report = a.view.report
+
+    async def unreachable(*_: object) -> bool:
+        return False
+
+    a.view.report = unreachable
+    await here.relay("near")
+    await until(lambda: a.reserved() == {"far", "near"}, "a has one at the nearer relay, too")
+    await until(lambda: pool.known() == ["near", "far"], "a knows that it is nearer")
+    await asyncio.sleep(1.0)
+    assert a.reserved() == {"far", "near"} and "near" not in here.directory.records["a"].reservations
+    a.view.report = report
+    await until(lambda: a.reserved() == {"near"}, "the other one is left")
+    await until(lambda: here.directory.records["a"].reservations == ("near",), "and not named any more")
+
+
+async def test_a_relay_that_refuses_is_believed_who_may_help(here: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no room, and names one that would be the last to be asked."""
+    monkeypatch.setattr(relays, "RELAYS_HELD", 1)
+
+    def answer(puppet: Puppet, message: Message) -> Message | None:
+        if message.WhichOneof("body") != "reserve":
+            return honest(puppet, message)
+        limit = relay_pb2.REFUSED_REASON_LIMIT
+        return Message(refused=relay_pb2.Refused(reason=limit, alternatives=["r4"], retry_after={"seconds": 3600}))
+
+    await here.puppet("r1", answer)
+    for number in (2, 3, 4):
+        await here.relay(f"r{number}", rank=number)
+    a = await here.tunnel("a")
+    await until(lambda: a.reserved() == {"r4"}, "a goes where it was sent")
+    assert not {"r2", "r3"} & a.tunnel.relays.clients.keys()
+
+
 # ---------------------------------------------------------------- no herd
 
 

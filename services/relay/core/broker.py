@@ -28,6 +28,7 @@ from .messages import (
     Reserved,
     Voucher,
     Welcome,
+    Withdraw,
 )
 from .messages import Circuit as CircuitMessage
 from .reservations import Reservations
@@ -64,10 +65,11 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A circuit came to nothing; close the leg that had arrived, if any."""
+    """A circuit came to nothing; close the leg that had arrived, if any. `given_up`: by one of both sides."""
 
     circuit: Circuit
     reason: str
+    given_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,9 @@ class Broker:
                 return [Send(conn, id, self._reserve(conn, now))]
             case Connect(peer=callee, traceparent=traceparent):
                 return self._connect(conn, id, callee, traceparent, now)
+            case Withdraw(token=token):
+                circuit = self.circuits.withdraw(token)
+                return [] if circuit is None else [_given_up(circuit, circuit.tokens.index(token))]
             case DialBack(port=port):
                 return [self._dial_back(conn, id, port, now)]
             case Reject(reason=reason):
@@ -204,6 +209,11 @@ class Broker:
         elif circuit.paired:
             self.circuits_total += 1
         return circuit
+
+    def hang_up(self, circuit: Circuit, leg: int) -> list[Action]:
+        """A leg was closed by its owner while it waited for the other one."""
+        self.circuits.close(circuit.id)
+        return [_given_up(circuit, circuit.legs.index(leg))]
 
     def finish(self, circuit_id: int) -> None:
         """A circuit is over."""
@@ -307,3 +317,7 @@ class Broker:
     def _reject(self, reason: str, message: str) -> Reject:
         self.refused[reason] += 1
         return Reject(reason, message)
+
+
+def _given_up(circuit: Circuit, side: int) -> Failed:
+    return Failed(circuit, f"the {('caller', 'callee')[side]} gave it up", given_up=True)

@@ -99,6 +99,11 @@ class Circuits:
                     del self._per_peer[peer]
         return circuit
 
+    def withdraw(self, token: bytes) -> Circuit | None:
+        """The leg with this token will not come: close its circuit. None: no such token, or the leg is there."""
+        circuit, _ = self._by_token.get(token, (None, 0))
+        return self.close(circuit.id) if circuit is not None else None
+
     @property
     def next_expiry(self) -> float | None:
         return next(iter(self._pending.values())).deadline if self._pending else None

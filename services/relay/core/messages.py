@@ -83,6 +83,13 @@ class Incoming:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdraw:
+    """The leg with this token will not come."""
+
+    token: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     reason: Reason
     message: str
@@ -139,6 +146,7 @@ Message = (
     | Connect
     | Circuit
     | Incoming
+    | Withdraw
     | Refused
     | Heartbeat
     | DrainNotice
