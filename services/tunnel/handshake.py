@@ -17,10 +17,9 @@ from services.tunnel.core.packets import HEADER, HEADER_SIZE, JOIN, JOINED, UNKN
 from services.tunnel.errors import LinkFailed
 from services.tunnel.keys import (
     EXPORTER_LABEL,
-    MAC_SIZE,
+    JOIN_SIZE,
+    JOINED_SIZE,
     MASTER_SIZE,
-    NONCE_SIZE,
-    SESSION_ID_SIZE,
     SessionKeys,
     fresh_nonce,
 )
@@ -42,8 +41,6 @@ REASONS = frozenset(
 )
 """Words in which a side says why it does not accept the other."""
 TLS_CLIENT_HELLO = 0x16
-JOIN_SIZE = SESSION_ID_SIZE + NONCE_SIZE + MAC_SIZE
-JOINED_SIZE = NONCE_SIZE + MAC_SIZE
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +202,8 @@ async def respond(
         raise
 
 
-async def join(sock: socket.socket, keys: SessionKeys, timeout: float) -> tuple[bytes, bytes] | None:
-    """Dialler's side of the keyed hello: both nonces, or None when the peer does not know the session.
+async def join(sock: socket.socket, keys: SessionKeys, kind: int, timeout: float) -> tuple[bytes, bytes] | None:
+    """Dialler's side of the keyed hello: both nonces, or None when the peer does not know the session. `kind`: of link.
 
     LinkFailed when the connection breaks. The socket stays open on None: a full handshake may follow on a new one.
     """
@@ -214,7 +211,7 @@ async def join(sock: socket.socket, keys: SessionKeys, timeout: float) -> tuple[
     nonce = fresh_nonce()
     try:
         async with asyncio.timeout(timeout):
-            await loop.sock_sendall(sock, HEADER.pack(JOIN, 0, 0, JOIN_SIZE, 0) + keys.join(nonce))
+            await loop.sock_sendall(sock, HEADER.pack(JOIN, 0, 0, JOIN_SIZE, 0) + keys.join(kind, nonce))
             header = await receive_exactly(sock, HEADER_SIZE)
             kind, _, _, length, _ = HEADER.unpack(header)
             if kind == UNKNOWN:

@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from services.tunnel import dialling, handshake, peers
+from services.tunnel import dialling, peers
 from services.tunnel.backoff import Backoff
 from services.tunnel.candidates import Candidate, find
-from services.tunnel.config import HANDSHAKE_TIMEOUT, SESSION_IDLE, Settings
+from services.tunnel.config import SESSION_IDLE, Settings
 from services.tunnel.core import gaps as missing
 from services.tunnel.core.choice import Use
 from services.tunnel.core.gaps import ANY, BETTER, STANDBY
-from services.tunnel.core.link import DIRECT, Link
+from services.tunnel.core.link import DIRECT
 from services.tunnel.dialling import CONNECT_TIMEOUT
 from services.tunnel.errors import UNKNOWN_NODE, LinkFailed, Refused, RelayRefused, UnknownPeer
 from services.tunnel.relays import RelayPool
@@ -437,19 +437,3 @@ class Keeper:
             self._fresh_next = self._fresh_next or any(map(self._is_stranger, self._suggested))
         backoff.fail(time.monotonic(), text, BACKOFF_URGENT if urgent else BACKOFF_CALM, least)
         self.failure = text
-
-
-def make_link(pairing: "Pairing", nonces: tuple[bytes, bytes], kind: int, relay: str, remote: str) -> Link:
-    """A link with the keys that follow from both nonces."""
-    keys = pairing.keys
-    return Link(keys.link_id(*nonces), kind, keys.link_cipher(*nonces), time.monotonic(), relay=relay, remote=remote)
-
-
-async def join(pairing: "Pairing", sock: socket.socket, kind: int, relay: str) -> bool:
-    """Adds a dialled connection to a session. False when the peer does not know the session any more."""
-    nonces = await handshake.join(sock, pairing.keys, HANDSHAKE_TIMEOUT)
-    if nonces is None:
-        return False
-    remote = dialling.name_of(sock.getpeername())
-    pairing.add_link(sock, make_link(pairing, nonces, kind, relay, remote))
-    return True

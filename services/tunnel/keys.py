@@ -18,6 +18,8 @@ MASTER_SIZE = 32
 NONCE_SIZE = 16
 MAC_SIZE = 32
 SESSION_ID_SIZE = 16
+JOIN_SIZE = SESSION_ID_SIZE + 1 + NONCE_SIZE + MAC_SIZE
+JOINED_SIZE = NONCE_SIZE + MAC_SIZE
 FIRST_LINK = bytes(NONCE_SIZE)
 """Both nonces of the link over which the handshake itself ran."""
 
@@ -103,17 +105,20 @@ class SessionKeys:
     def join_mac(self, text: bytes) -> bytes:
         return hmac.new(self._join, text, hashlib.sha256).digest()
 
-    # JOIN: session id, nonce, mac.  JOINED: nonce, mac over both nonces.
+    # JOIN: session id, kind of link, nonce, mac.  JOINED: nonce, mac over both nonces.
 
-    def join(self, nonce: bytes) -> bytes:
+    def join(self, kind: int, nonce: bytes) -> bytes:
         """Body of JOIN. The role is under the MAC, so that a body cannot be reflected."""
-        return self.session_id + nonce + self.join_mac(b"join" + bytes([self.initiator]) + nonce)
+        said = bytes([kind]) + nonce
+        return self.session_id + said + self.join_mac(b"join" + bytes([self.initiator]) + said)
 
-    def check_join(self, body: bytes) -> bytes | None:
-        """The dialler's nonce, or None when the body was not made by the other end of this session."""
-        nonce = body[SESSION_ID_SIZE : SESSION_ID_SIZE + NONCE_SIZE]
-        mac = self.join_mac(b"join" + bytes([not self.initiator]) + nonce)
-        return nonce if hmac.compare_digest(mac, body[SESSION_ID_SIZE + NONCE_SIZE :]) else None
+    def check_join(self, body: bytes) -> tuple[int, bytes] | None:
+        """What kind of link the other side takes it for, and its nonce; None when the body was not made by the other end
+        of this session."""
+        said, mac = body[SESSION_ID_SIZE : JOIN_SIZE - MAC_SIZE], body[JOIN_SIZE - MAC_SIZE :]
+        if not hmac.compare_digest(self.join_mac(b"join" + bytes([not self.initiator]) + said), mac):
+            return None
+        return said[0], said[1:]
 
     def joined(self, dialler_nonce: bytes, nonce: bytes) -> bytes:
         """Body of JOINED."""

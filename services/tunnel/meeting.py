@@ -15,7 +15,7 @@ from services.tunnel.core import choice
 from services.tunnel.core.choice import Decision, Nearness, Option, Pace
 from services.tunnel.core.link import RELAYED, Link
 from services.tunnel.errors import LinkFailed
-from services.tunnel.keeper import join
+from services.tunnel.joining import join
 from services.tunnel.pairing import Pairing
 from services.tunnel.relays import RelayPool
 from services.tunnel.sessions import Sessions

@@ -40,7 +40,7 @@ SPEAKS_WITHIN = 0.1
 """A connection accepted during a punch whose other end says nothing for so long, seconds, is the punched one: who
 dials in the ordinary way speaks in its first flight."""
 
-Join = Callable[[Pairing, socket.socket, int, str], Awaitable[bool]]
+Join = Callable[[Pairing, socket.socket, int, str], Awaitable[Link | None]]
 
 
 @dataclass(eq=False)
@@ -123,10 +123,6 @@ class Punching:
         """An attempt is under way."""
         return pairing in self._running
 
-    def expects(self, ip: str) -> bool:
-        """A connection from there may be a punched one."""
-        return any(ip == expected for attempt in self._running.values() for expected, _ in attempt.addresses)
-
     async def take(self, sock: socket.socket, address: Address) -> bool:
         """An accepted connection: joins it if it is a punched one and this side speaks first. Else it is left alone."""
         pairing = self._whose(address)
@@ -138,7 +134,7 @@ class Punching:
     async def _joined(self, pairing: Pairing, sock: socket.socket) -> str:
         """Makes a connection a link of the session; returns why it can't be one, and closes it then."""
         try:
-            if await self._join(pairing, sock, PUNCHED, ""):
+            if await self._join(pairing, sock, PUNCHED, "") is not None:
                 return ""
             failure = "the session is not known there"
         except LinkFailed as error:

@@ -17,14 +17,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from services.tunnel import dialling, handshake, metrics
+from services.tunnel import dialling, joining, metrics
 from services.tunnel.config import HANDSHAKE_TIMEOUT
 from services.tunnel.core import paths
 from services.tunnel.core.lifetime import Lifetimes
 from services.tunnel.core.link import DIRECT, PATH_NAMES, PUNCHED, RELAYED, Link
 from services.tunnel.core.punch import Punch
 from services.tunnel.errors import LinkFailed
-from services.tunnel.keeper import make_link
 from services.tunnel.pairing import Pairing
 from services.tunnel.punching import punched
 from services.tunnel.relay_client import RelayClient
@@ -175,15 +174,13 @@ class Rotation:
         """One more link by the same way."""
         sock = await self._dial(pairing.peer, old)
         try:
-            nonces = await handshake.join(sock, pairing.keys, HANDSHAKE_TIMEOUT)
-            if nonces is None or pairing.ended:
+            new = await joining.join(pairing, sock, old.kind, old.relay)
+            if new is None:
                 raise LinkFailed("the session is gone")
-            new = make_link(pairing, nonces, old.kind, old.relay, old.remote)
+            return new
         except BaseException:
             sock.close()
             raise
-        pairing.add_link(sock, new)
-        return new
 
     async def _dial(self, peer: str, old: Link) -> socket.socket:
         if old.kind == RELAYED:

@@ -11,20 +11,20 @@ from collections.abc import Callable
 
 from services.runtime.core import proof
 from services.runtime.identity import Identity
-from services.tunnel import arrivals, dialling, handshake, metrics, usage
+from services.tunnel import arrivals, dialling, handshake, joining, metrics, usage
 from services.tunnel.config import HANDSHAKE_TIMEOUT, Settings
 from services.tunnel.core import choice
 from services.tunnel.core.budget import Budget
 from services.tunnel.core.choice import Use
 from services.tunnel.core.lifetime import Lifetimes
-from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED, Link
+from services.tunnel.core.link import DIRECT, RELAYED, Link
 from services.tunnel.core.session import Session
 from services.tunnel.door import Door
 from services.tunnel.engine import Engine
 from services.tunnel.errors import IDENTITY, LIMIT, NO_PATH, UNKNOWN_NODE, LinkFailed, Refused, UnknownPeer
 from services.tunnel.handshake import Greeting, NewSession, PeerRejected, RejectedByPeer, Unacceptable
-from services.tunnel.keeper import MAX_DIALS, Keeper, join, make_link
-from services.tunnel.keys import FIRST_LINK, SESSION_ID_SIZE, SessionKeys, fresh_nonce
+from services.tunnel.keeper import MAX_DIALS, Keeper
+from services.tunnel.keys import FIRST_LINK, SessionKeys
 from services.tunnel.linkio import tune
 from services.tunnel.migrations import Migrations
 from services.tunnel.pairing import Pairing
@@ -78,7 +78,7 @@ class Sessions:
         self.warnings: collections.deque[str] = collections.deque(maxlen=20)
         self.door = Door(self._welcome)
         fresh = FreshPorts(settings, identity, relays, self.door.accept)
-        self.punching = Punching(settings, relays.observed, fresh.open, join, self.door.admit)
+        self.punching = Punching(settings, relays.observed, fresh.open, joining.join, self.door.admit)
         self.punch = self.punching.consider
         """A path better than a relayed one is wanted for a session."""
         self.arrivals = arrivals.Arrivals()
@@ -178,10 +178,10 @@ class Sessions:
                     await self.arrivals.take(sock, first)
                     return
                 if first[0] != handshake.TLS_CLIENT_HELLO:
-                    await self._welcome_join(sock, first, relay, remote)
+                    await joining.welcome(sock, first, relay, remote, self.pairings)
                     return
             new = await handshake.respond(sock, self.identity, first, self._greet, HANDSHAKE_TIMEOUT)
-            self._register(new, sock, self._kind(relay, remote), relay, remote)
+            self._register(new, sock, RELAYED if relay else DIRECT, relay, remote)
         except (LinkFailed, OSError, EOFError, TimeoutError) as error:
             sock.close()
             self._rejected(remote, relay, error)
@@ -202,25 +202,6 @@ class Sessions:
         if text not in self.warnings:
             self.warnings.append(text)
 
-    async def _welcome_join(self, sock: socket.socket, first: bytes, relay: str, remote: str) -> None:
-        body = await handshake.read_join(sock, first)
-        pairing = self.pairings.get(body[:SESSION_ID_SIZE])
-        nonce = pairing.keys.check_join(body) if pairing is not None else None
-        loop = asyncio.get_running_loop()
-        if pairing is None or nonce is None or pairing.ended:
-            await loop.sock_sendall(sock, handshake.unknown())
-            sock.close()
-            return
-        ours = fresh_nonce()
-        await loop.sock_sendall(sock, handshake.joined(pairing.keys, nonce, ours))
-        pairing.add_link(sock, make_link(pairing, (nonce, ours), self._kind(relay, remote), relay, remote))
-
-    def _kind(self, relay: str, remote: str) -> int:
-        """What kind of link a connection from outside is."""
-        if relay:
-            return RELAYED
-        return PUNCHED if self.punching.expects(dialling.split(remote)[0]) else DIRECT
-
     def _greet(self, peer: str, hello: Greeting) -> Greeting:
         pairing = self.pairings.get(bytes.fromhex(hello.resume)) if _is_hex(hello.resume) else None
         known = pairing is not None and pairing.peer == peer
@@ -233,7 +214,7 @@ class Sessions:
         """A dialled connection becomes a link of `old`, or of a new session when there is none (any more)."""
         if old is not None and not old.ended:
             try:
-                if await join(old, sock, kind, relay):
+                if await joining.join(old, sock, kind, relay) is not None:
                     return old
             except LinkFailed:
                 sock.close()
@@ -298,7 +279,7 @@ class Sessions:
             "session up", extra={"peer": new.peer, "relay": relay, "address": remote, "session": session_name(new.keys)}
         )
         tune(sock)
-        pairing.add_link(sock, make_link(pairing, (FIRST_LINK, FIRST_LINK), kind, relay, remote), new.head)
+        pairing.add_link(sock, joining.make_link(pairing, (FIRST_LINK, FIRST_LINK), kind, relay, remote), new.head)
         return pairing
 
     def _prefer(self, pairing: Pairing) -> None:

@@ -5,7 +5,7 @@ import os
 import pytest
 from cryptography.exceptions import InvalidTag
 
-from services.tunnel.core.link import DIRECT, Link
+from services.tunnel.core.link import DIRECT, PUNCHED, Link
 from services.tunnel.core.packets import CONTROL, HEADER, HEADER_SIZE, RECORD, TAG_SIZE, CorruptLink
 from services.tunnel.keys import FIRST_LINK, SESSION_ID_SIZE, LinkCipher, SessionCipher, SessionKeys, fresh_nonce
 from tests.tunnel.harness import Net
@@ -166,11 +166,11 @@ def test_links_have_keys_of_their_own() -> None:
 def test_join_is_for_the_other_end_only() -> None:
     a, b = ends()
     nonce = fresh_nonce()
-    body = a.join(nonce)
+    body = a.join(DIRECT, nonce)
     assert body[:SESSION_ID_SIZE] == b.session_id
-    assert b.check_join(body) == nonce
+    assert b.check_join(body) == (DIRECT, nonce)
     assert a.check_join(body) is None, "reflected"
-    assert a.check_join(b.join(nonce)) == nonce, "either side may dial"
+    assert a.check_join(b.join(PUNCHED, nonce)) == (PUNCHED, nonce), "either side may dial"
     assert SessionKeys(os.urandom(32), initiator=False).check_join(body) is None
     for at in range(SESSION_ID_SIZE, len(body)):
         spoilt = bytearray(body)
@@ -185,7 +185,7 @@ def test_joined_answers_this_join_only() -> None:
     assert a.check_joined(nonce, body) == other
     assert a.check_joined(fresh_nonce(), body) is None, "an answer recorded earlier"
     assert a.check_joined(nonce, body[:-1] + bytes([body[-1] ^ 1])) is None
-    assert a.check_joined(nonce, b.join(nonce)[SESSION_ID_SIZE:]) is None, "a JOIN is no JOINED"
+    assert a.check_joined(nonce, b.join(DIRECT, nonce)[SESSION_ID_SIZE:]) is None, "a JOIN is no JOINED"
 
 
 @pytest.mark.parametrize("size", [0, 1, 16, 31, 47, 63, 65, 100])

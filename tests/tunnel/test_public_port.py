@@ -14,8 +14,8 @@ from services.runtime.tls import TlsEndpoint
 from services.tunnel import handshake
 from services.tunnel.config import HANDSHAKE_TIMEOUT, MAX_HALF_OPEN
 from services.tunnel.core.packets import HEADER, HEADER_SIZE, JOIN, JOINED, UNKNOWN
-from services.tunnel.handshake import JOIN_SIZE, Greeting
-from services.tunnel.keys import SessionKeys
+from services.tunnel.handshake import Greeting
+from services.tunnel.keys import JOIN_SIZE, SessionKeys
 from tests.tunnel.conftest import Nodes
 from tests.tunnel.local import PATIENCE, descriptors, receive, rss, send, until
 
