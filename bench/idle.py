@@ -13,7 +13,7 @@ from bench.process import Child, Failed, python
 from bench.rig import Loopback
 
 SERVICES = ("discovery", "tunnel", "relay", "proxy")
-SETTLE = 5  # seconds after ready: first announcements, imports that come late
+SETTLE = 20  # seconds after ready: in the first 20 s announcements, imports and probes cost three times as much
 
 
 def measure(folder: Path, loopback: Loopback, seconds: int) -> dict[str, float]:

@@ -106,6 +106,15 @@ def _ratio(name: str, of: str, over: str, bound: float, *, at_least: bool = True
     return Target(name, of, bound, over=over, at_least=at_least, unit="×")
 
 
+HAPROXY_CPU = 0.76
+"""CPU s/GB of one haproxy hop on the machine on which the targets in CPU s/GB were set."""
+
+
+def _cpu_ratio(name: str, of: str, seconds: float) -> Target:
+    """The target in CPU s/GB for a machine of another speed."""
+    return _ratio(name, of, "haproxy/bulk_cpu_middle", seconds / HAPROXY_CPU, at_least=False)
+
+
 KIB = 1024.0
 TARGETS = (
     _ratio("bulk A→B / one haproxy hop", "causeway/bulk_gb_per_s", "haproxy/bulk_gb_per_s", 0.8),
@@ -115,6 +124,11 @@ TARGETS = (
     Target("CPU s/GB at A, A→R→B", "causeway-relayed/bulk_cpu_near", 0.8),
     Target("CPU s/GB at B, A→R→B", "causeway-relayed/bulk_cpu_far", 0.8),
     Target("CPU s/GB in the relay", "causeway-relayed/bulk_cpu_middle", 0.45),
+    _cpu_ratio("CPU at A / haproxy's CPU, A→B", "causeway/bulk_cpu_near", 0.8),
+    _cpu_ratio("CPU at B / haproxy's CPU, A→B", "causeway/bulk_cpu_far", 0.8),
+    _cpu_ratio("CPU at A / haproxy's CPU, A→R→B", "causeway-relayed/bulk_cpu_near", 0.8),
+    _cpu_ratio("CPU at B / haproxy's CPU, A→R→B", "causeway-relayed/bulk_cpu_far", 0.8),
+    _cpu_ratio("CPU in the relay / haproxy's CPU", "causeway-relayed/bulk_cpu_middle", 0.45),
     _ratio("64 B round trips/s, 32 conns / haproxy", "causeway/rr_per_s", "haproxy/rr_per_s", 0.55),
     _ratio("short connections/s / haproxy", "causeway/connections_per_s", "haproxy/connections_per_s", 0.4),
     _ratio("p50 of one round trip / direct", "causeway/p50_us", "direct/p50_us", 1.6, at_least=False),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from services.tunnel.core.link import PUNCHED, Link
 from services.tunnel.core.packets import HEADER, HEADER_SIZE, MAX_BODY, CorruptLink, ProtocolError
-from services.tunnel.engine import BROKEN, IN, OUT, Engine
+from services.tunnel.engine import IN, OUT, Engine
 
 if TYPE_CHECKING:
     from services.tunnel.pairing import Pairing
@@ -112,13 +112,13 @@ class LinkIO:
         if mask != self._mask and failure is None:
             self._mask = mask
             self._engine.change(self._descriptor, mask)
-        if total:
-            self._pairing.apply(self._pairing.session.sent(self.link, total))
+        if total and (events := self._pairing.session.sent(self.link, total)):
+            self._pairing.apply(events)
         if failure is not None:
             self._pairing.lose(self, failure.strerror or str(failure))
 
     def _ready(self, mask: int) -> None:
-        if mask & (IN | BROKEN):
+        if mask & ~OUT:
             self._receive()
         if mask & OUT and self.sock.fileno() >= 0:
             self.pump()
@@ -127,10 +127,9 @@ class LinkIO:
         buffer = self._buffer
         if buffer is None:
             buffer = self._engine.take_receive_buffer()
-        view = memoryview(buffer)
         filled = self._filled
         try:
-            size = self.sock.recv_into(view[filled:])
+            size = self.sock.recv_into(memoryview(buffer)[filled:] if filled else buffer)
         except BlockingIOError:
             self._keep(buffer, filled)
             return
@@ -185,7 +184,7 @@ class LinkIO:
             log.exception("session broken", extra={"peer": pairing.peer})
             pairing.broke()
             return
-        pairing.mark()
+        pairing.look()
         if self.sock.fileno() < 0:  # an event closed us
             self._engine.give_receive_buffer(buffer)
             return

@@ -4,13 +4,13 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from services.tunnel import metrics
 from services.tunnel.core import events
-from services.tunnel.core.events import Event
+from services.tunnel.core.events import DATA, Event
 from services.tunnel.core.frames import Opening, Reason
 from services.tunnel.core.link import PATH_NAMES, PUNCHED, Link
 from services.tunnel.core.punch import Punch
@@ -88,6 +88,13 @@ class Pairing:
         if not self._marked:
             self._marked = True
             self.engine.dirty(self)
+
+    def look(self) -> None:
+        """Something came in: flush at the end of this batch if it left something to send."""
+        if self.session.gathered or any(link.queue for link in self.session.links):
+            self.mark()
+        else:
+            self.owner.wake()
 
     def flush(self, now: float) -> None:
         """Seals what gathered and hands the links' queues to the kernel."""
@@ -205,11 +212,11 @@ class Pairing:
 
     # ---------------------------------------------------------------- events
 
-    def apply(self, batch: list[Event]) -> None:
+    def apply(self, batch: Sequence[Event]) -> None:
         """Carries out what the core decided."""
         for kind, subject, detail in batch:
             try:
-                if kind in (events.DATA, events.DATAGRAM):
+                if kind == DATA:
                     if subject.owner is not None:
                         subject.owner.deliver(detail)
                 else:
@@ -244,6 +251,10 @@ class Pairing:
         if io is not None:
             self.openings.closed(io, reason)
             io.close(reset=True)
+
+    def _datagram(self, stream: Stream, payload: memoryview) -> None:
+        if stream.owner is not None:
+            stream.owner.deliver(payload)
 
     def _credit(self, stream: Stream, _: None) -> None:
         if stream.owner is not None:
@@ -341,6 +352,7 @@ _HANDLERS: dict[int, Callable[..., None]] = {
     events.FINISHED: Pairing._finished,
     events.RESET: Pairing._reset,
     events.CREDIT: Pairing._credit,
+    events.DATAGRAM: Pairing._datagram,
     events.UNBLOCKED: Pairing._unblocked,
     events.LINK_READY: Pairing._link_ready,
     events.SWITCHED: Pairing._switched,

@@ -108,6 +108,9 @@ class StreamIO:
     # ---------------------------------------------------------------- application → session
 
     def _ready(self, mask: int) -> None:
+        if mask == IN:
+            self._read()
+            return
         if mask & OUT:
             self._write()
         if mask & IN or (mask & BROKEN and self._mask > 0 and self._mask & IN):

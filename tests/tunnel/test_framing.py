@@ -286,7 +286,7 @@ class Listener:
                 self.session.consumed(subject, len(detail))
             self.batch.append((kind, bytes(detail) if isinstance(detail, memoryview) else detail))
 
-    def mark(self) -> None:
+    def look(self) -> None:
         pass
 
     def lose(self, io: LinkIO, cause: str) -> None:

@@ -72,7 +72,8 @@ class Carrier:
             blocked = self.active.backlog > BACKLOG_LIMIT
         else:
             blocked = outbox.bytes > BACKLOG_LIMIT
-        self._was_blocked = self._was_blocked or blocked
+        if blocked:
+            self._was_blocked = True
         return blocked
 
     @property

@@ -119,6 +119,7 @@ class Link:
         "progress",
         "queue",
         "rate",
+        "record_size",
         "relay",
         "remote",
         "started",
@@ -157,6 +158,12 @@ class Link:
         """When the first of the unreported ones came."""
         self.rate = 0.0
         """Bytes of records per second that the peer hears on this link."""
+        self.record_size = SMALL_RECORD
+        """Largest record worth sealing for this link, bytes: what it carries in RECORD_SECONDS.
+
+        A record can be opened only when it is complete. On a slow or cold link a large one stands in the way of
+        all streams for several round trips; on a fast one it saves work.
+        """
         self._rate_bytes = 0
         self._rate_since = now
         self.progress = now
@@ -224,15 +231,6 @@ class Link:
         allowed = max(path.overdue, FLOWING_RTTS * (data.smoothed or 0.0) if flowing else data.overdue)
         return min(max(allowed, SUSPECT_FLOOR), SUSPECT_CEILING)
 
-    @property
-    def record_size(self) -> int:
-        """Largest record worth sealing for this link, bytes: what it carries in RECORD_SECONDS.
-
-        A record can be opened only when it is complete. On a slow or cold link a large one stands in the way of
-        all streams for several round trips; on a fast one it saves work.
-        """
-        return min(max(int(self.rate * RECORD_SECONDS), SMALL_RECORD), FULL_RECORD)
-
     def outstanding_since(self) -> float | None:
         """Since when the peer owes us an answer on this link."""
         oldest = self.inflight[0][1] if self.inflight else None
@@ -298,6 +296,7 @@ class Link:
         elapsed = now - self._rate_since
         if elapsed >= RATE_PERIOD:
             self.rate += (self._rate_bytes / elapsed - self.rate) / 2
+            self.record_size = min(max(int(self.rate * RECORD_SECONDS), SMALL_RECORD), FULL_RECORD)
             self._rate_bytes, self._rate_since = 0, now
         self.progress = now
         return True

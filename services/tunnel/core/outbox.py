@@ -21,13 +21,15 @@ MEMORY_SHARE = 4
 class Record:
     """A sealed record and its whereabouts."""
 
-    __slots__ = ("acked", "buffer", "carried", "heard", "queued", "sequence", "size", "view")
+    __slots__ = ("acked", "buffer", "carried", "cost", "heard", "queued", "sequence", "size", "view")
 
     def __init__(self, sequence: int, buffer: bytearray, size: int) -> None:
         self.sequence = sequence
         self.buffer = buffer
         self.size = size
         """Bytes of the packet; `buffer` may be larger."""
+        self.cost = len(buffer) + OVERHEAD
+        """Bytes of memory."""
         self.view = memoryview(buffer)[:size]
         self.carried = 0
         """Live links on which it is in flight."""
@@ -35,11 +37,6 @@ class Record:
         """Links whose send queue still points into the buffer."""
         self.heard = False
         self.acked = False
-
-    @property
-    def cost(self) -> int:
-        """Bytes of memory."""
-        return len(self.buffer) + OVERHEAD
 
 
 class Outbox:
@@ -66,7 +63,7 @@ class Outbox:
         return (
             self.bytes >= self.capacity
             or self.memory >= MEMORY_SHARE * self.capacity
-            or not self._budget.allows(self.memory)
+            or (self.memory >= Budget.FLOOR and not self._budget.allows(self.memory))
         )
 
     @property
