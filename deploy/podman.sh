@@ -130,10 +130,9 @@ check() {
         done
         capabilities=0000000000000000
         test "$service" != proxy || capabilities=0000000000001000 # CAP_NET_ADMIN
-        for line in "Uid: 10001 10001 10001 10001" "CapPrm: $capabilities" "CapEff: $capabilities"; do
-            inside "$service" cat /proc/1/status | tr '\t' ' ' | grep -qx "$line" ||
-                fail "$service runs with other rights, expected '$line': $(inside "$service" grep -E '^(Uid|Cap)' /proc/1/status)"
-        done
+        rights=$(inside "$service" grep -E '^(Uid|CapPrm|CapEff)' /proc/1/status | tr -s '\t\n' ' ')
+        expected="Uid: 10001 10001 10001 10001 CapPrm: $capabilities CapEff: $capabilities "
+        test "$rights" = "$expected" || fail "$service runs with '$rights', expected '$expected'"
     done
     inside proxy causeway proxy --cleanup
     inside proxy causeway status --run-dir /run/causeway
