@@ -1,7 +1,7 @@
 #!/bin/sh
 # deploy/podman.sh COMMAND: the pod of deploy/pod.yaml on this machine, under podman, without a registry.
 #   up             base image by debootstrap, wheels, four images, pod; waits until all four services are healthy
-#   check          health of all four as seen from each container, their user, `causeway status`
+#   check          health of all four as seen from each container, their user and capabilities, nftables, `causeway status`
 #   publish FILE   puts FILE in the place of the ConfigMap's services.yaml, as kubectl would do it in a cluster
 #   status, logs   of the running pod
 #   psk            as the containers see it (podman 4.3 mounts a Secret without decoding its base64)
@@ -14,6 +14,7 @@ cd "$(dirname "$0")/.."
 work=$PWD/build/pod
 version=0.1.0
 services="discovery relay tunnel proxy"
+packages=python3,python3-venv,nftables
 # The trial keeps to the loopback interface, so that it meets nothing else on this machine.
 address=${POD_ADDRESS:-127.63.0.1}
 
@@ -54,14 +55,15 @@ END
 # Where FROM's image cannot be pulled: the same distribution, made here, under the same name.
 base() {
     pod image exists debian:bookworm-slim && return
-    if ! test -s "$work/base.tar"; then
+    if ! test -s "$work/base.tar" || test "$(cat "$work/base.packages" 2>/dev/null)" != "$packages"; then
         echo "base image by debootstrap"
         rm -rf "$work/base"
-        debootstrap --variant=minbase --include=python3,python3-venv bookworm "$work/base" >"$work/debootstrap.log" 2>&1 ||
+        debootstrap --variant=minbase --include="$packages" bookworm "$work/base" >"$work/debootstrap.log" 2>&1 ||
             unable "debootstrap: $(tail -n 1 "$work/debootstrap.log")"
         rm -rf "$work"/base/var/cache/apt/archives/*.deb "$work"/base/var/lib/apt/lists/*
         tar -C "$work/base" -cf "$work/base.part" .
         mv "$work/base.part" "$work/base.tar"
+        echo "$packages" >"$work/base.packages"
         rm -rf "$work/base"
     fi
     pod import --quiet --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
@@ -139,9 +141,13 @@ check() {
         for other in $services; do
             inside "$service" causeway-healthy "$other" || fail "$other is not healthy as seen from the container of $service"
         done
-        user=$(inside "$service" id -u)
-        test "$user" = 10001 || fail "$service runs as uid $user, expected 10001"
+        capabilities=0000000000000000
+        test "$service" != proxy || capabilities=0000000000001000 # CAP_NET_ADMIN
+        rights=$(inside "$service" grep -E '^(Uid|CapPrm|CapEff)' /proc/1/status | tr -s '\t\n' ' ')
+        expected="Uid: 10001 10001 10001 10001 CapPrm: $capabilities CapEff: $capabilities "
+        test "$rights" = "$expected" || fail "$service runs with '$rights', expected '$expected'"
     done
+    inside proxy causeway proxy --cleanup
     inside proxy causeway status --run-dir /run/causeway
 }
 

@@ -29,10 +29,6 @@ IDLE = 60.0  # s without a datagram until a flow ends; as long as the tunnel's f
 BURST = 64  # datagrams a turn, so that one busy client leaves room for the others
 MAX_TOLD = 64  # refused targets of one association that are logged
 
-# s without a sign of life until a client's host is asked for one, between two questions, and how many go unanswered:
-# a client that vanished is noticed after two minutes.
-KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
-
 
 class Associations:
     """All of one proxy."""
@@ -114,9 +110,6 @@ class Association:
         self._sock = socket.socket(control.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             self._sock.bind((ip, 0, *scope))
-            control.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in KEEPALIVE:
-                control.setsockopt(socket.IPPROTO_TCP, option, value)
         except OSError:
             self._sock.close()
             raise

@@ -8,12 +8,11 @@ from logging import Logger
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import ifaddr
-
 from services.proxy.config import DnsSettings
 from services.proxy.core.catalog import Catalog, Network, Spot
 from services.proxy.core.names import Names
 from services.proxy.core.upstreams import Upstream
+from services.proxy.interfaces import addresses
 from services.proxy.listeners import RETRY_FIRST, RETRY_LAST, Row
 from services.proxy.pktinfo import is_wildcard
 from services.proxy.resolvconf import ResolvConf
@@ -113,10 +112,10 @@ class Dns:
         from services.proxy.dnsport import DnsPort
 
         known, self._errors = self._errors, {}
-        addresses = settings.addresses or _of_interface(settings.interface)
-        if not addresses:
+        ips = settings.addresses or addresses(settings.interface)
+        if not ips:
             self._errors[settings.interface] = "there is no such interface, or it has no address"
-        for ip in addresses:
+        for ip in ips:
             if ip in self._ports:
                 continue
             try:
@@ -145,13 +144,6 @@ class Dns:
         if one.port != self._settings.port:
             return False
         return any(ip == one.ip or (is_wildcard(ip) and _is_here(one.ip)) for ip in self._ports)
-
-
-def _of_interface(name: str) -> tuple[str, ...]:
-    """The addresses of one interface; link-local ones need more than an address to be used."""
-    ips = [ip for adapter in ifaddr.get_adapters() if adapter.name == name for ip in adapter.ips]
-    literals = [ip.ip if isinstance(ip.ip, str) else ip.ip[0] for ip in ips]
-    return tuple(ip for ip in literals if not ip.startswith("fe80"))
 
 
 def _is_here(ip: str) -> bool:

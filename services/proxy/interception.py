@@ -261,8 +261,14 @@ class Interception:
             udp=frozenset((one.target, one.port) for one in mine if one.spot.network == "udp"),
             refused=self._clusters & {one.spot.ip for one in mine},
             subnets=self._settings.subnets,
-            gates=addresses(self._settings.listen_interface) if self._settings.listen_interface else ("", ""),
+            gates=self._gates(),
         )
+
+    def _gates(self) -> tuple[str, str]:
+        """The first IPv4 and the first IPv6 address of `listen_interface`; "": there is none."""
+        name = self._settings.listen_interface
+        ips = addresses(name) if name else []
+        return next((ip for ip in ips if ":" not in ip), ""), next((ip for ip in ips if ":" in ip), "")
 
     async def _idle(self) -> bool:
         """Waits until there is something to do; True when nobody said so for a long time."""

@@ -1,37 +1,10 @@
-"""The addresses of a network interface."""
+"""The addresses of this host's network interfaces, without IPv6's link-local ones, which need a scope to be used."""
 
-import fcntl
-import ipaddress
-import socket
-import struct
-from pathlib import Path
-
-_SIOCGIFADDR = 0x8915  # netdevice(7)
-_GLOBAL = 0x00  # scope in /proc/net/if_inet6
+import ifaddr
 
 
-def addresses(name: str) -> tuple[str, str]:
-    """First IPv4 and first global IPv6 address; "" where there is none, or no such interface."""
-    return _ipv4(name), _ipv6(name)
-
-
-def _ipv4(name: str) -> str:
-    request = struct.pack("16s24x", name.encode()[:15])  # struct ifreq
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            answer = fcntl.ioctl(sock, _SIOCGIFADDR, request)
-        except OSError:
-            return ""
-    return socket.inet_ntop(socket.AF_INET, answer[20:24])
-
-
-def _ipv6(name: str) -> str:
-    try:
-        lines = Path("/proc/net/if_inet6").read_text().splitlines()
-    except OSError:
-        return ""
-    for line in lines:
-        digits, _, _, scope, _, interface = line.split()
-        if interface == name and int(scope, 16) == _GLOBAL:
-            return str(ipaddress.IPv6Address(int(digits, 16)))
-    return ""
+def addresses(*names: str) -> list[str]:
+    """IP literals, each once: of these interfaces, or of all when none is named."""
+    adapters = [adapter for adapter in ifaddr.get_adapters() if not names or adapter.name in names]
+    found = (ip.ip if isinstance(ip.ip, str) else ip.ip[0] for adapter in adapters for ip in adapter.ips)
+    return [ip for ip in dict.fromkeys(found) if not ip.startswith("fe80")]

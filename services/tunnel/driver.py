@@ -269,7 +269,7 @@ class Tunnel:
 
     async def ping(self, node: str, count: int, timeout: float) -> tuple[list[float], status.LinkStatus]:
         """Round trips inside the session, seconds."""
-        pairing = await self.sessions.session_with(node, timeout)
+        pairing = await self.sessions.session_with(node, timeout, patient=True)  # until it has started, say
         rtts: list[float] = []
         try:
             async with asyncio.timeout(timeout + count):

@@ -88,7 +88,8 @@ class Keeper:
         self.traceparent = ""
         """Of the stream that made us look for a path."""
         self._on_end = on_end
-        self._waiters: set[asyncio.Future[Pairing]] = set()
+        self._waiters: dict[asyncio.Future[Pairing], bool] = {}
+        """Those who wait for a session or a path, and whether they have patience with a node that nobody knows."""
         self._poked = asyncio.Event()
         self._backoffs: dict[str, Backoff] = {}
         self._fresh_next = False
@@ -107,19 +108,19 @@ class Keeper:
 
     # ---------------------------------------------------------------- for others
 
-    async def ready(self, timeout: float) -> "Pairing":
-        """The session, once it is made, or has a path again. TimeoutError after so many seconds, Refused when nobody
-        knows the peer."""
+    async def ready(self, timeout: float, *, patient: bool = False) -> "Pairing":
+        """The session, once it is made, or has a path again. TimeoutError after so many seconds; unless `patient`, Refused
+        when nobody knows the peer."""
         if self.pairing is not None and self.pairing.session.active is not None:
             return self.pairing
         waiter: asyncio.Future[Pairing] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
+        self._waiters[waiter] = patient
         self.poke()
         try:
             async with asyncio.timeout(timeout):
                 return await waiter
         finally:
-            self._waiters.discard(waiter)
+            self._waiters.pop(waiter, None)
 
     def poke(self, *, forget: bool = False) -> None:
         """Look again now. `forget`: what failed before may work now."""
@@ -160,12 +161,12 @@ class Keeper:
                 waiter.set_result(pairing)
         self._waiters.clear()
 
-    def _refuse_all(self, refusal: Refused) -> None:
-        """Those who wait wait in vain."""
-        for waiter in self._waiters:
+    def _refuse(self, refusal: Refused) -> None:
+        """Those without patience wait in vain."""
+        for waiter in [waiter for waiter, patient in self._waiters.items() if not patient]:
+            del self._waiters[waiter]
             if not waiter.done():
                 waiter.set_exception(refusal)
-        self._waiters.clear()
 
     def inherit(self, former: "Keeper") -> None:
         """Takes over who waited for a session that has ended."""
@@ -287,7 +288,7 @@ class Keeper:
                 self.failure = "nobody knows it" if info is None else "no address and no relay of it is known"
             since = self._stranger_since
             if self.pairing is None and since is not None and time.monotonic() - since >= STRANGER_AFTER:
-                self._refuse_all(Refused(UNKNOWN_NODE, f"nobody knows a node {self.peer}"))
+                self._refuse(Refused(UNKNOWN_NODE, f"nobody knows a node {self.peer}"))
         elif self._due_gaps() - gaps:
             return 0.0
         if not candidates:

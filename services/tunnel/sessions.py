@@ -292,9 +292,10 @@ class Sessions:
                 return
         self.preferred[pairing.peer] = pairing
 
-    async def session_with(self, node: str, timeout: float, traceparent: str = "") -> Pairing:
+    async def session_with(self, node: str, timeout: float, traceparent: str = "", *, patient: bool = False) -> Pairing:
         """The session with a node, made when there is none, or when it has a path again: perhaps the node restarted,
-        and what would be opened in the old session would end with it. Refused says why not."""
+        and what would be opened in the old session would end with it. Refused says why not. `patient`: also a node that
+        nobody knows is awaited until the time is over."""
         pairing = self.preferred.get(node)
         if pairing is not None and pairing.session.active is not None:
             return pairing
@@ -307,7 +308,7 @@ class Sessions:
             keeper = self.keepers[node] = Keeper(self, node, None, self._keeper_ended)
             keeper.traceparent = traceparent
         try:
-            pairing = await keeper.ready(timeout)
+            pairing = await keeper.ready(timeout, patient=patient)
             if pairing.ended:
                 raise Refused(NO_PATH, f"the session with {node} ended: {pairing.ended}")
             return pairing

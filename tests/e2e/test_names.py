@@ -173,8 +173,9 @@ async def test_names_lead_to_services_and_to_each_endpoint_also_after_a_restart_
     a, b = pair
     await works(a)
     for number in range(2):
-        nc = ("nc", "-X", "5", "-x", "127.0.0.1:10800", f"db-{number}.db.default", str(PORT))
-        assert await run(a, *nc) == f"127.8.0.{number + 1}"
+        # It ends when both sides have: its own has nothing to say.
+        nc = f"nc -X 5 -x 127.0.0.1:10800 db-{number}.db.default {PORT} </dev/null"
+        assert await run(a, "sh", "-c", nc) == f"127.8.0.{number + 1}"
     assert await reached(b, "db-1.db") == "127.8.0.2"  # where the endpoint is, no listener stands in its way
     [[address, error]] = {(row.address, row.error) for row in (await a.proxy()).listeners if row.service == "dns"}
     assert (address, error) == ("127.0.0.1:53", "")

@@ -3,6 +3,8 @@
 import ipaddress
 from ipaddress import IPv4Network, IPv6Network
 
+from services.proxy.interfaces import addresses
+
 _LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 
 
@@ -13,13 +15,7 @@ def chosen(nic: str, include: str, exclude: str) -> list[str]:
     EdgeMesh takes IPv4 only, we take IPv6, too, apart from link-local addresses, which need a scope. Each address is
     listened on by itself: listeners of services on other addresses may have the same port.
     """
-    import ifaddr
-
-    names = _items(nic)
-    found: list[str] = []
-    for adapter in ifaddr.get_adapters():
-        if not names or adapter.name in names:
-            found += [ip.ip if isinstance(ip.ip, str) else ip.ip[0] for ip in adapter.ips]
+    found = addresses(*_items(nic))
     included, excluded = _networks(include), _networks(exclude)
     if "127.0.0.1" in found:
         # All of 127.0.0.0/8 is on lo, though only 127.0.0.1 is listed.

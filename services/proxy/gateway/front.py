@@ -74,7 +74,6 @@ class Front:
         context = None
         try:
             client.setblocking(False)
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             if entry.kind == "tls":
                 async with asyncio.timeout(HANDSHAKE):
                     sni = await _server_name(client)
