@@ -8,6 +8,7 @@ import asyncio
 import collections
 import contextlib
 import logging
+import math
 import random
 import socket
 import time
@@ -123,14 +124,15 @@ class Tunnel:
         while True:
             busy = [pairing for pairing in self.sessions.pairings.values() if pairing.session.busy]
             self._awake.clear()
-            if busy:
-                await asyncio.sleep(TICK)
-            else:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TICK_IDLE):
+            due = math.inf
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if busy else TICK_IDLE):
+                    if not busy:
                         await self._awake.wait()
-                        await asyncio.sleep(TICK)
+                    due = time.monotonic() + TICK
+                    await asyncio.sleep(TICK)
             now = time.monotonic()
+            self.sessions.absences.note(due, now)
             # CLOCK_MONOTONIC stands still in a suspend, CLOCK_BOOTTIME does not.
             if now - last > CLOCK_JUMP or self._slept():
                 self.sessions.revalidate("clock")

@@ -14,6 +14,7 @@ from services.runtime.identity import Identity
 from services.tunnel import arrivals, dialling, handshake, joining, metrics, usage
 from services.tunnel.config import HANDSHAKE_TIMEOUT, Settings
 from services.tunnel.core import choice
+from services.tunnel.core.absence import Absences
 from services.tunnel.core.budget import Budget
 from services.tunnel.core.choice import Use
 from services.tunnel.core.lifetime import Lifetimes
@@ -68,6 +69,7 @@ class Sessions:
         self.instance = os.urandom(8).hex()
         self.budget = Budget(settings.node_bytes)
         self.windows = Budget(settings.node_bytes // 2)
+        self.absences = Absences()
         self.pairings: dict[bytes, Pairing] = {}
         """All sessions by id."""
         self.preferred: dict[str, Pairing] = {}
@@ -267,6 +269,7 @@ class Sessions:
             max_streams=self.settings.max_streams,
             budget=self.budget,
             windows=self.windows,
+            absences=self.absences,
         )
         pairing = Pairing(new.peer, new.keys, session, self.engine, self, self.streams, new.greeting.instance)
         self.pairings[new.keys.session_id] = pairing

@@ -6,6 +6,7 @@ The base of `Session`, which knows streams; this half knows links. Nothing here 
 from collections import deque
 
 from services.tunnel.core import control, events, paths
+from services.tunnel.core.absence import Absences
 from services.tunnel.core.control import Control
 from services.tunnel.core.events import Event
 from services.tunnel.core.inbox import Inbox
@@ -35,8 +36,9 @@ TRIAL_BYTES = 64 * 1024
 class Carrier:
     """The links of one session; `initiator` alone retires surplus ones."""
 
-    def __init__(self, *, initiator: bool, outbox: Outbox, inbox: Inbox, now: float) -> None:
+    def __init__(self, *, initiator: bool, outbox: Outbox, inbox: Inbox, absences: Absences, now: float) -> None:
         self.initiator = initiator
+        self.absences = absences
         self.streams: dict[int, Stream] = {}
         """Open streams; here it only matters whether there are any."""
         self.links: list[Link] = []
@@ -185,7 +187,7 @@ class Carrier:
                 if now - link.started > CONFIRM_WITHIN:
                     out.append((events.CLOSE_LINK, link, "silent"))
             elif link.suspect_since is None:
-                if link.silent(now):
+                if link.silent(now, self.absences):
                     self._suspect(link, now, out)
             elif now - link.suspect_since > DEAD_AFTER:
                 out.append((events.CLOSE_LINK, link, "silent"))

@@ -7,6 +7,7 @@ that still brings data but no longer takes any is noticed (FAILURES: one-way rea
 from collections import deque
 from typing import Any, Protocol
 
+from services.tunnel.core.absence import Absences
 from services.tunnel.core.outbox import Outbox, Record
 from services.tunnel.core.packets import FULL_RECORD
 
@@ -238,8 +239,9 @@ class Link:
             oldest = self.ping_sent
         return None if oldest is None else max(oldest, self.progress)
 
-    def silent(self, now: float) -> bool:
-        """True when an answer is overdue.
+    def silent(self, now: float, absences: Absences) -> bool:
+        """True when an answer is overdue. Time in which we did not run does not count, up to SUSPECT_CEILING in all: on a
+        host that is always starved a dead link must be noticed, too.
 
         While records come in, the answer may wait behind them in the peer's queue: no offence. Should our
         direction be dead, the peer misses our reports about those records, and tells us on another link.
@@ -247,7 +249,9 @@ class Link:
         since = self.outstanding_since()
         if since is None:
             return False
-        return now - max(since, self.heard_at) > self.silence_allowed(flowing=since == self.progress)
+        began = max(since, self.heard_at)
+        allowed, quiet = self.silence_allowed(flowing=since == self.progress), now - began
+        return quiet > allowed and (quiet > SUSPECT_CEILING or quiet - absences.within(began, now) > allowed)
 
     def recovered(self, now: float) -> None:
         """The peer answers again.

@@ -14,6 +14,7 @@ from struct import Struct
 from typing import Protocol
 
 from services.tunnel.core import control, events, frames
+from services.tunnel.core.absence import Absences
 from services.tunnel.core.budget import Budget
 from services.tunnel.core.carrier import Carrier
 from services.tunnel.core.control import Control
@@ -86,9 +87,11 @@ class Session(Carrier):
         max_streams: int = 16384,
         budget: Budget | None = None,
         windows: Budget | None = None,
+        absences: Absences | None = None,
     ) -> None:
         outbox = Outbox(capacity, buffers.give, budget or Budget(capacity))
-        super().__init__(initiator=initiator, outbox=outbox, inbox=Inbox(4 * capacity), now=now)
+        inbox = Inbox(4 * capacity)
+        super().__init__(initiator=initiator, outbox=outbox, inbox=inbox, absences=absences or Absences(), now=now)
         self.started = now
         self.bytes_in = self.bytes_out = 0
         self._cipher = cipher
