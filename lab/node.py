@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -237,22 +236,12 @@ class Node:
         return next((link for link in await self.links(peer) if link.state == "active"), None)
 
     async def ping(self, peer: str, *, timeout: float = 15.0) -> float:
-        """Builds a session with a peer if there is none, and returns a round trip inside it in seconds. A peer that has
-        just started may not be known yet: for that, too, it waits."""
-        deadline = time.monotonic() + timeout
+        """Builds a session with a peer if there is none, and returns a round trip inside it in seconds."""
+        request = tunnel_pb2.PingPeerRequest(node_name=peer)
+        request.timeout.FromMilliseconds(round(timeout * 1000))
         async with self._channel("tunnel") as channel:
-            stub = tunnel_pb2_grpc.TunnelServiceStub(channel)
-            while True:
-                left = max(deadline - time.monotonic(), 0.0)
-                request = tunnel_pb2.PingPeerRequest(node_name=peer)
-                request.timeout.FromMilliseconds(round(left * 1000))
-                try:
-                    answer = await stub.PingPeer(request, timeout=left + CALL_TIMEOUT)
-                    return answer.rtts[0].ToNanoseconds() / 1e9
-                except grpc.aio.AioRpcError as error:
-                    if error.code() != grpc.StatusCode.NOT_FOUND or time.monotonic() >= deadline:
-                        raise
-                await asyncio.sleep(0.1)
+            answer = await tunnel_pb2_grpc.TunnelServiceStub(channel).PingPeer(request, timeout=timeout + CALL_TIMEOUT)
+        return answer.rtts[0].ToNanoseconds() / 1e9
 
     async def netcheck(self) -> tunnel_pb2.NetCheckResponse:
         """What the node finds out about the NAT in front of it; takes seconds."""
