@@ -151,6 +151,7 @@ class Keeper:
         """The session is up (by us, or by the peer)."""
         self.pairing = pairing
         self.traceparent = ""
+        self._gap_since.clear()
         self.tell(pairing)
         self.poke()
 
@@ -282,7 +283,7 @@ class Keeper:
         if due:
             # With no path at all whatever comes due while the others are tried is tried, too: one may hang.
             await self._race(candidates if ANY in gaps else due, gaps)
-        if ANY in gaps and (self.pairing is None or self.pairing.session.active is None):
+        if ANY in gaps and ANY in self._due_gaps():
             self._fresh_next = True  # what we know may be stale
             if not candidates:
                 self.failure = "nobody knows it" if info is None else "no address and no relay of it is known"
@@ -412,6 +413,7 @@ class Keeper:
                     sock.close()
                     return
                 pairing = await self.host.establish(self.peer, sock, candidate.kind, candidate.relay, self.pairing)
+                self._gap_since.pop(ANY, None)  # from now on it is the new link's to close
                 backoff.succeed(time.monotonic())
                 self.failure = ""
                 if self.pairing is None:

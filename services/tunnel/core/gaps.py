@@ -15,6 +15,10 @@ DOUBT_PATIENCE = 1.0
 once are seldom dead, but somewhere a host is too busy to answer in time, and every dial makes the next answer later. Of
 1105 doubts in a crowd on a busy machine not one came true, and three of four ended within that time."""
 
+CONFIRM_PATIENCE = 1.0
+"""Seconds that a link which was just joined has for the peer's first word on it: two round trips of the slowest path that
+is of use. No more, since whoever repeats a JOIN gets such a link, too, and from when the gap began, however many he makes."""
+
 
 def among(links: Collection[Link], active: Link | None) -> set[str]:
     """What a session with these links lacks."""
@@ -44,4 +48,6 @@ def patience(gap: str, links: Collection[Link], *, initiator: bool) -> float:
     """Seconds for which a gap is left alone: the other side, or time, may close it."""
     doubted = sum(link.doubted for link in links)
     doubt = doubted > 1 if gap == ANY else doubted > 0 if gap == STANDBY else False
-    return (0.0 if initiator else RESPONDER_PATIENCE.get(gap, 0.0)) + DOUBT_PATIENCE * doubt
+    joined = gap == ANY and any(not (link.confirmed or link.closing) for link in links)
+    wait = max(DOUBT_PATIENCE * doubt, CONFIRM_PATIENCE * joined)
+    return (0.0 if initiator else RESPONDER_PATIENCE.get(gap, 0.0)) + wait
