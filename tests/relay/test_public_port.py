@@ -235,6 +235,7 @@ async def test_flood_of_half_open_connections(tmp_path: Path) -> None:
                 one[1].write(data)
                 async with asyncio.timeout(PATIENCE):
                     assert await other[0].readexactly(MEGABYTE) == data
+                await a.ask(heartbeat=pb.Heartbeat())  # on a busy machine the flood outlasts the patience with the mute
                 rounds += 1
             assert rounds
             status = await relay.status()

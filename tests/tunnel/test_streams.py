@@ -182,7 +182,7 @@ async def test_refusals_reach_the_caller(nodes: Nodes, attached: Attached) -> No
 async def test_nobody_knows_the_node(attached: Attached) -> None:
     """Discovery has asked, so that nobody need wait until his time is over."""
     client, accepted = tcp_pair()
-    number = attached.open("nobody", "127.0.0.1:1", accepted, timeout={"seconds": 10 * PATIENCE})
+    number = attached.open("nobody", "127.0.0.1:1", accepted, timeout={"seconds": 10 * round(PATIENCE)})
     result = await attached.result(number)
     assert result.refusal.reason == pb.REFUSAL_REASON_UNKNOWN_NODE and "nobody" in result.refusal.message
     assert await was_reset(client)
