@@ -8,13 +8,12 @@ its own; the first that succeeds closes it.
 import asyncio
 import contextlib
 import logging
-import random
 import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from services.tunnel import dialling, peers
+from services.tunnel import dialling, peers, stagger
 from services.tunnel.backoff import Backoff
 from services.tunnel.candidates import Candidate, find
 from services.tunnel.config import SESSION_IDLE, Settings
@@ -31,22 +30,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("causeway.tunnel")
 
-STAGGER_PUBLIC, STAGGER_PRIVATE = 0.25, 0.03
-"""Seconds between dials of one peer's addresses (go-libp2p)."""
-RELAY_HEADSTART = 0.05
-"""Seconds that direct addresses get before the relays are asked."""
-FULL_DELAY = 1.0
-"""Seconds later a relay is asked that is over its limit: however near it is, others with room shall answer first."""
 BACKOFF_URGENT = 1.0
 """Longest pause between attempts while streams wait for a link, seconds."""
 BACKOFF_CALM = 60.0
 """… while there is a link and only a better one is looked for (Tailscale upgrades every 60 s)."""
-STANDBY_STAGGER = 1.0
-"""Seconds between the relays that are asked for a standby: it shall be over the one that was chosen, not over the one
-that answers first."""
-STANDBY_SMEAR = 0.5
-"""Seconds within which a lost standby is looked for, at random: a relay that dies costs many sessions theirs, whose
-handshakes come just when all their streams are sent again."""
 POLL = 5.0
 """Seconds between looks at what is missing, and at what discovery knows of the peer; changes are told at once."""
 MAX_DIALS = 32
@@ -353,16 +340,8 @@ class Keeper:
         on: one that hangs until its timeout must not hold up a relay that is back.
         """
         tasks: dict[asyncio.Task[None], Candidate] = {}
-        start, now = 0.0, time.monotonic()
-        relay_start = 0.0 if ANY in gaps else random.uniform(0.0, STANDBY_SMEAR)
-        for candidate in chosen:
-            if candidate.kind == DIRECT:
-                delay = start
-                start += STAGGER_PRIVATE if dialling.is_private(candidate.ip) else STAGGER_PUBLIC
-                relay_start = max(relay_start, RELAY_HEADSTART)
-            else:
-                delay = relay_start + FULL_DELAY * candidate.full
-                relay_start += STAGGER_PRIVATE if ANY in gaps else STANDBY_STAGGER
+        now = time.monotonic()
+        for candidate, delay in stagger.delays(chosen, urgent=ANY in gaps):
             delay = max(delay, self._backoff(candidate).until - now)
             tasks[asyncio.create_task(self._attempt(candidate, delay, gaps))] = candidate
         first = set(tasks)
