@@ -3,6 +3,8 @@
 from services.tunnel.core import events
 from services.tunnel.core.frames import Reason
 from services.tunnel.core.link import DIRECT
+from services.tunnel.core.packets import MAX_PLAIN
+from services.tunnel.core.session import GATHER_KEPT
 from tests.tunnel.harness import Net
 
 
@@ -194,3 +196,21 @@ def test_datagrams_keep_their_borders_and_come_once() -> None:
     later = net.b.datagrams[flow.id][len(sent) :]
     assert len(later) == len(set(later)), "none comes twice although both links carried it"
     assert later[-1] == b"49"
+
+
+def test_a_session_that_sends_nothing_gives_its_buffer_back() -> None:
+    net = established()
+    taken, given = [], []
+    take, give = net.a.session._buffers.take, net.a.session._buffers.give
+    net.a.session._buffers.take = lambda size: taken.append(take(size)) or taken[-1]  # type: ignore[method-assign]
+    net.a.session._buffers.give = lambda buffer: given.append(id(buffer)) or give(buffer)  # type: ignore[method-assign]
+    stream = net.a.open()
+    for _ in range(20):
+        send_all(net, net.a, stream, b"a small record")
+    gathering = [buffer for buffer in taken if len(buffer) == MAX_PLAIN]
+    assert len(gathering) == 1, "one buffer serves all records"
+    net.run(2 * GATHER_KEPT)
+    assert id(gathering[0]) in given
+    send_all(net, net.a, stream, b"and on it goes")
+    net.run(0.2)
+    assert bytes(net.b.got[1]) == 20 * b"a small record" + b"and on it goes"

@@ -10,9 +10,10 @@ from services.tunnel.core.absence import Absences
 from services.tunnel.core.control import Control
 from services.tunnel.core.events import Event
 from services.tunnel.core.inbox import Inbox
-from services.tunnel.core.link import BACKLOG_LIMIT, DEAD_AFTER, PING_IDLE, PING_QUICK, Link
+from services.tunnel.core.link import BACKLOG_LIMIT, DEAD_AFTER, PING_QUICK, Link
 from services.tunnel.core.outbox import Outbox, Record
-from services.tunnel.core.packets import CONTROL, HEADER, HEADER_SIZE, TAG_SIZE, CorruptLink, ProtocolError
+from services.tunnel.core.packets import CorruptLink, ProtocolError
+from services.tunnel.core.signals import Signals
 from services.tunnel.core.stream import Stream
 
 ACK_DELAY = 0.02
@@ -33,10 +34,11 @@ TRIAL_BYTES = 64 * 1024
 """What a standby gets before it answers: all of a request, and no more of a bulk stream than a slow path bears."""
 
 
-class Carrier:
+class Carrier(Signals):
     """The links of one session; `initiator` alone retires surplus ones."""
 
     def __init__(self, *, initiator: bool, outbox: Outbox, inbox: Inbox, absences: Absences, now: float) -> None:
+        super().__init__(inbox, now)
         self.initiator = initiator
         self.absences = absences
         self.streams: dict[int, Stream] = {}
@@ -46,13 +48,9 @@ class Carrier:
         self.second: Link | None = None
         """While the active link is doubted: the link that is tried, and takes over if it answers first."""
         self.outbox = outbox
-        self.inbox = inbox
-        self.now = now
         self.linkless_since: float | None = now
         self.ended = False
         self.resent = self.switches = 0
-        self.used_at = now
-        """When a stream last sent or received something."""
         self._trial = 0
         """Bytes of records that the second link may still get before it answers."""
         self._stalled: tuple[str, float] | None = None
@@ -338,36 +336,6 @@ class Carrier:
         for record in self.outbox.take_orphans():
             self.resent += 1
             self._dispatch(record, now)
-
-    def _seal_on(self, link: Link, kind: int, plain: bytes | bytearray) -> None:
-        """A packet under the link's own key, into its queue."""
-        size = len(plain)
-        packet = bytearray(HEADER_SIZE + size + TAG_SIZE)
-        view = memoryview(packet)
-        HEADER.pack_into(packet, 0, kind, 0, 0, size + TAG_SIZE, link.counter_out)
-        link.cipher.seal(link.counter_out, view[:HEADER_SIZE], memoryview(plain), view[HEADER_SIZE:])
-        link.counter_out += 1
-        link.push_packet(packet)
-
-    def _say(
-        self, link: Link, flags: int = 0, *, echo: int = 0, stamp: int = 0, about: int = 0, note: bytes = b""
-    ) -> None:
-        held = int((self.now - link.heard_at) * 1000)
-        message = Control(flags, self.inbox.expected, link.heard_in, max(held, 0), stamp, echo, about, note)
-        link.heard_said = link.heard_in
-        link.heard_bytes = 0
-        self._seal_on(link, CONTROL, message.encode())
-
-    def _ping(self, link: Link, now: float) -> None:
-        if link.ping_sent is None:
-            link.ping_sent = now
-            link.loaded = link.queueing
-        recent = now - self.used_at < PING_IDLE
-        link.ping_interval = (
-            PING_QUICK if recent or link.suspect_since is not None else min(link.ping_interval * 2, PING_IDLE)
-        )
-        link.next_ping = now + link.ping_interval
-        self._say(link, control.PING, stamp=int(now * 1e6) & 0xFFFFFFFF)
 
     def _read_control(self, link: Link, message: Control, out: list[Event]) -> None:
         now, flags = self.now, message.flags

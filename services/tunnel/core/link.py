@@ -49,6 +49,14 @@ class PacketCipher(Protocol):
     def open(self, epoch: int, number: int, header: memoryview, body: memoryview, out: memoryview) -> None: ...
 
 
+class SessionCipher(PacketCipher, Protocol):
+    """Seals with the newest epoch; `rekey` starts the next one."""
+
+    epoch: int
+
+    def rekey(self) -> None: ...
+
+
 class RoundTrip:
     """Smoothed round trip in seconds, its mean deviation (RFC 6298, gains 1/8 and 1/4) and the smallest one seen."""
 

@@ -8,20 +8,18 @@ Five verbs, time always an argument: `receive`, `flush`, `tick`, `link_up`, `lin
 streams do. Nothing here reads a clock, a socket or a key.
 """
 
-from collections import deque
 from collections.abc import Sequence
-from struct import Struct
 from typing import Protocol
 
 from services.tunnel.core import control, events, frames
 from services.tunnel.core.absence import Absences
 from services.tunnel.core.budget import Budget
-from services.tunnel.core.carrier import Carrier
 from services.tunnel.core.control import Control
+from services.tunnel.core.datagrams import Datagrams
 from services.tunnel.core.events import Event
 from services.tunnel.core.frames import FRAME, FRAME_SIZE, Opening, Reason
 from services.tunnel.core.inbox import Inbox
-from services.tunnel.core.link import BACKLOG_LIMIT, SMALL_RECORD, Link, PacketCipher
+from services.tunnel.core.link import SMALL_RECORD, Link, SessionCipher
 from services.tunnel.core.outbox import MEMORY_SHARE, Outbox
 from services.tunnel.core.packets import (
     CONTROL,
@@ -41,22 +39,11 @@ ACK_BYTES = 1024 * 1024
 REKEY_RECORDS = 1 << 22
 """Records under one key: well below the 2^24.5 that RFC 8446 §5.5 allows for AES-GCM with full records."""
 REKEY_SECONDS = 3600.0
-LATE_DATAGRAMS = 256
-"""Datagrams that wait for a link; then the oldest are dropped."""
-DATAGRAM_HEAD = Struct("!II")
 GATHER_KEPT = 1.0
 """Seconds for which the buffer where records gather stays with a session that sends nothing: taking one for every record
 cost a tenth of a small record."""
 REFUSED_LIMIT = 6
 """RefusalReason.LIMIT of protos/tunnel.proto."""
-
-
-class SessionCipher(PacketCipher, Protocol):
-    """Seals with the newest epoch; `rekey` starts the next one."""
-
-    epoch: int
-
-    def rekey(self) -> None: ...
 
 
 class Buffers(Protocol):
@@ -67,7 +54,7 @@ class Buffers(Protocol):
     def give(self, buffer: bytearray) -> None: ...
 
 
-class Session(Carrier):
+class Session(Datagrams):
     """See the module. `initiator` opens odd stream ids and alone retires surplus links.
 
     `capacity`: bytes of unacknowledged records; `max_streams`: open streams; `scratch`: a writable view of
@@ -93,7 +80,6 @@ class Session(Carrier):
         inbox = Inbox(4 * capacity)
         super().__init__(initiator=initiator, outbox=outbox, inbox=inbox, absences=absences or Absences(), now=now)
         self.started = now
-        self.bytes_in = self.bytes_out = 0
         self._cipher = cipher
         self._buffers = buffers
         self._scratch = scratch
@@ -105,7 +91,6 @@ class Session(Carrier):
         self._view = scratch[:0]
         self._fill = 0
         self._sealed_at = now
-        self._late: deque[tuple[Stream, int, bytes]] = deque(maxlen=LATE_DATAGRAMS)
         self._rekeyed_at = now
         self._rekeyed_sequence = 0
 
@@ -189,22 +174,6 @@ class Session(Carrier):
         windows.used += stream.window - before
         if limit is not None:
             self._frame(frames.WINDOW, stream.id, frames.encode_limit(limit))
-
-    def send_datagram(self, stream: Stream, payload: bytes | memoryview) -> None:
-        """Sends one datagram now or never: when the link is backed up the oldest that wait are dropped."""
-        if len(payload) > MAX_PLAIN - DATAGRAM_HEAD.size:
-            return
-        if not stream.datagrams_out:
-            self.flush(self.now)  # a datagram that overtakes the OPEN of its own flow is lost
-        stream.datagrams_out = (stream.datagrams_out + 1) & 0xFFFFFFFF
-        self.bytes_out += len(payload)
-        self.used_at = self.now
-        link = self.second or self.active
-        if self._late or link is None or link.backlog > BACKLOG_LIMIT // 2:
-            self._late.append((stream, stream.datagrams_out, bytes(payload)))
-            self._drain_late()
-            return
-        self._put_datagram(stream.id, stream.datagrams_out, payload)
 
     # ---------------------------------------------------------------- the five verbs
 
@@ -355,19 +324,6 @@ class Session(Carrier):
             self._view[at + FRAME_SIZE : at + size] = payload
         self._fill = at + size
 
-    def _put_datagram(self, stream_id: int, counter: int, payload: bytes | memoryview) -> None:
-        plain = DATAGRAM_HEAD.pack(stream_id, counter) + payload
-        for link in (self.second, self.active):
-            if link is not None and link.backlog <= BACKLOG_LIMIT:
-                self._seal_on(link, DATAGRAM, plain)
-
-    def _drain_late(self) -> None:
-        link = self.second or self.active
-        while self._late and link is not None and link.backlog <= BACKLOG_LIMIT // 2:
-            stream, counter, payload = self._late.popleft()
-            if stream.id in self.streams:
-                self._put_datagram(stream.id, counter, payload)
-
     def _forget_finished(self, stream: Stream) -> None:
         if stream.finished:
             self._drop(stream.id)
@@ -441,14 +397,3 @@ class Session(Carrier):
         stream = Stream(stream_id, local=False, datagram=opening.network == frames.UDP)
         self.streams[stream_id] = stream
         out.append((events.OPENED, stream, opening))
-
-    def _read_datagram(self, plain: memoryview, out: list[Event]) -> None:
-        if len(plain) < DATAGRAM_HEAD.size:
-            raise ProtocolError("DATAGRAM without its head")
-        stream_id, counter = DATAGRAM_HEAD.unpack_from(plain)
-        stream = self.streams.get(stream_id)
-        if stream is None or not stream.datagram or not stream.admit_datagram(counter):
-            return
-        self.used_at = self.now
-        self.bytes_in += len(plain) - DATAGRAM_HEAD.size
-        out.append((events.DATAGRAM, stream, plain[DATAGRAM_HEAD.size :]))
