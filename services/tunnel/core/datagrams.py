@@ -8,6 +8,7 @@ from collections import deque
 from struct import Struct
 
 from services.tunnel.core import events
+from services.tunnel.core.absence import Absences
 from services.tunnel.core.carrier import Carrier
 from services.tunnel.core.events import Event
 from services.tunnel.core.inbox import Inbox
@@ -24,8 +25,8 @@ DATAGRAM_HEAD = Struct("!II")
 class Datagrams(Carrier):
     """See the module."""
 
-    def __init__(self, *, initiator: bool, outbox: Outbox, inbox: Inbox, now: float) -> None:
-        super().__init__(initiator=initiator, outbox=outbox, inbox=inbox, now=now)
+    def __init__(self, *, initiator: bool, outbox: Outbox, inbox: Inbox, absences: Absences, now: float) -> None:
+        super().__init__(initiator=initiator, outbox=outbox, inbox=inbox, absences=absences, now=now)
         self.bytes_in = self.bytes_out = 0
         """What streams and flows carried."""
         self._late: deque[tuple[Stream, int, bytes]] = deque(maxlen=LATE_DATAGRAMS)
