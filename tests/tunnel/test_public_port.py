@@ -13,6 +13,7 @@ from services.runtime.identity import Identity
 from services.runtime.tls import TlsEndpoint
 from services.tunnel import handshake
 from services.tunnel.config import HANDSHAKE_TIMEOUT, MAX_HALF_OPEN
+from services.tunnel.core.link import DIRECT
 from services.tunnel.core.packets import HEADER, HEADER_SIZE, JOIN, JOINED, UNKNOWN
 from services.tunnel.handshake import Greeting
 from services.tunnel.keys import JOIN_SIZE, SessionKeys
@@ -130,7 +131,7 @@ async def test_slow_drip_is_closed_in_bounded_time(nodes: Nodes) -> None:
 async def test_a_join_of_an_unknown_session_is_told_so(nodes: Nodes) -> None:
     keys = SessionKeys(random.Random(1).randbytes(32), initiator=True)
     sock = await knock(nodes)
-    await send(sock, join(keys.join(bytes(16))))
+    await send(sock, join(keys.join(DIRECT, bytes(16))))
     assert HEADER.unpack(await receive(sock, HEADER_SIZE))[0] == UNKNOWN
     assert await is_closed(sock)
 
@@ -156,7 +157,7 @@ class Session:
 async def test_a_join_that_is_repeated_adds_no_lasting_links(nodes: Nodes) -> None:
     session = Session(nodes)
     await session.start()
-    recorded = join(session.keys.join(bytes(16)))
+    recorded = join(session.keys.join(DIRECT, bytes(16)))
     held = []
     for _ in range(100):
         sock = await knock(nodes)
