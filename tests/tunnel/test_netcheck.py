@@ -15,6 +15,10 @@ pytestmark = pytest.mark.slow  # real processes, and a silent relay takes second
 
 
 async def test_one_relay_beside_the_node(nodes: Nodes) -> None:
+    async def reserved() -> bool:
+        return any(relay.state == "reserved" for relay in (await nodes.a.tunnel()).relays)
+
+    await until(reserved, "a holds its place at r")
     found = await nodes.a.netcheck()
     # A relay in the node's own network has nothing to say about a NAT.
     assert found.kind == pb.NAT_KIND_UNSPECIFIED
@@ -38,13 +42,14 @@ async def test_a_check_leaves_nothing_behind_and_disturbs_nobody(nodes: Nodes) -
     assert not after.warnings
 
     async def gone() -> bool:
-        return (await nodes.r.relay()).reservations[0].peer in ("a", "b") and descriptors_of_contacts(nodes) == 0
+        links = [link for session in (await nodes.a.tunnel()).sessions for link in session.links if link.relay]
+        return (await nodes.r.relay()).reservations[0].peer in ("a", "b") and contacts(nodes) == len(links)
 
     await until(gone, "the check's connections are closed")
 
 
-def descriptors_of_contacts(nodes: Nodes) -> int:
-    """Connections between a and the relay beyond a's own control connection."""
+def contacts(nodes: Nodes) -> int:
+    """Connections between a and the relay beyond a's own control connection: links over it, too."""
     pairs = []
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, remote, state, *_ = line.split()
