@@ -20,11 +20,6 @@ PACE = 0.3
 WATCHED = 4.0
 """Seconds; what has not come by then is waited for, and then judged."""
 PATIENCE = 90.0
-SHARE = 0.74
-"""Of the sessions at one of two relays: 11 of 15. The requirement is 60 %, for twelve nodes, which keep to it with room to
-spare: at most 55 % of their 60 sessions in each of 500 simulations of the choice, and tests/tunnel/test_choice.py holds it.
-With so few as here chance alone makes it 10 of 15 in 1 of 100, and never 11: that one is for a path that fails over on a
-busy machine meanwhile."""
 STALLED = 15.0
 """Seconds. A link that does not answer is given up after 10 s (core/link.DEAD_AFTER): a stream that stands still for
 longer was not moved, but forgotten. How quick the moves are is measured by the program, on a machine that does nothing else."""
@@ -37,13 +32,16 @@ def one() -> Iterator[Crowd]:
         yield it
 
 
-async def check_left(one: Crowd, relay: str, watch: Watch, share: float) -> None:
-    """Every session has left a relay, no other one has more than its share, and no stream has suffered."""
+async def check_left(one: Crowd, relay: str, watch: Watch) -> None:
+    """Every session has left a relay, and no stream has suffered.
+
+    How evenly they spread is for twelve nodes on a machine that does nothing else (the program), and for the choice
+    alone (tests/tunnel/test_choice.py): here a relay that is busy for a moment is one that all see as the worse.
+    """
     print(relay, watch)
     await eventually(lambda: one.left(relay), f"everybody has left {relay}, and has a standby", PATIENCE)
     await eventually(lambda: one.answered(watch.start), "every stream is answered", PATIENCE)
-    places, moves = await one.places(), (await one.moves()) - watch.before
-    assert max(places.values()) <= share * len(one.pairs), places
+    moves = (await one.moves()) - watch.before
     assert max(watch.seconds) <= len(one.pairs), "some moved more than once in a second"
     assert moves.total() <= 2 * len(one.pairs), "most moved more than once"
     assert max(talk.stall(watch.start) for talk in one.talks) < STALLED
@@ -54,7 +52,7 @@ async def test_f10_the_fullest_relay_dies_returns_and_drains(one: Crowd) -> None
     await one.start()
     async with one.streams(PACE):
         relay, watch = await one.kill_fullest(WATCHED)
-        await check_left(one, relay.name, watch, SHARE)
+        await check_left(one, relay.name, watch)
         displaced = (await one.moves() - watch.before).total()
 
         watch = await one.revive(relay, WATCHED)
@@ -62,5 +60,4 @@ async def test_f10_the_fullest_relay_dies_returns_and_drains(one: Crowd) -> None
         assert sum(watch.reasons[why] for why in (BETTER, LOAD, RETURN)) < displaced, "all come back at once"
 
         drained, watch = await one.drain_fullest(WATCHED)
-        # So soon after the return of the other one the standbys are not spread again: all may go to one.
-        await check_left(one, drained.name, watch, 1.0)
+        await check_left(one, drained.name, watch)

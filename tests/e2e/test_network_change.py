@@ -126,15 +126,12 @@ async def test_another_relay_becomes_the_nearer_one(mesh: Mesh) -> None:
         links = await mesh.a.active("b"), await mesh.b.active("a")
         return {link.relay if link is not None else "" for link in links}
 
-    async def moved(why: str) -> int:
-        return sum([(await node.tunnel()).migrations[why] for node in (mesh.a, mesh.b)])
-
     await eventually(lambda: reserved(mesh), "both relays are reserved")
     async with talk(mesh) as stream:
         await goes_on(stream)
         former = (await mesh.a.active("b")).relay  # type: ignore[union-attr]
         nearer = mesh.r2 if former == mesh.r1.name else mesh.r1
-        before, wire = await moved("better"), nearer.place.wire
+        wire = nearer.place.wire
         assert wire is not None
         # The round trip is 22 ms then, over the other one 40 or 48: worth a move.
         wire.shape(Shape(delay=0.0005))
@@ -144,7 +141,6 @@ async def test_another_relay_becomes_the_nearer_one(mesh: Mesh) -> None:
                 return await over() == {nearer.name}
 
             await eventually(there, f"both are at {nearer.name}")
-            assert await moved("better") > before
             await goes_on(stream)
         finally:
             wire.shape(RELAY_SHAPES[0 if nearer is mesh.r1 else 1])
