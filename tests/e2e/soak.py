@@ -5,7 +5,8 @@ byte came back once and in order and that no stream was reset. EVENT: kill (SIGK
 is cut off and nobody is told), outage (both relays killed for 10 s, then one back), upgrade (from a relay to the direct
 path that becomes possible; --simulated only), tunnel (SIGKILL of b's tunnel, which starts again). Prints the stalls that
 the request/response client saw; for `upgrade`, whose answers stand behind bulk in any case, the longest time in which
-nothing of the bulk stream came back, and the same with nothing changed; for `tunnel` the seconds from the restart until a new connection has made a round trip.
+nothing of the bulk stream came back, and the same with nothing changed; for `tunnel` the seconds from the restart until a
+new connection has made a round trip.
 """
 
 import argparse
