@@ -28,7 +28,7 @@ from services.tunnel.core.frames import Opening, Reason
 from services.tunnel.core.lifetime import Lifetimes
 from services.tunnel.core.link import PATH_NAMES
 from services.tunnel.engine import Engine
-from services.tunnel.errors import LIMIT, NO_PATH, UNKNOWN_NODE, Refused, UnknownPeer
+from services.tunnel.errors import LIMIT, NO_PATH, UNKNOWN_NODE, Refused
 from services.tunnel.explain import explain
 from services.tunnel.meeting import Meeting
 from services.tunnel.netcheck import NetCheck, Report
@@ -289,9 +289,7 @@ class Tunnel:
 
     async def explain(self, node: str) -> status.PeerStatus:
         """Every way to a node. Refused when nobody knows it."""
-        info = None
-        with contextlib.suppress(UnknownPeer):
-            info = await self.sessions.resolve(node, fresh=False)
+        info = await self.sessions.known(node)
         pairing = self.sessions.preferred.get(node)
         if info is None and pairing is None:
             raise Refused(UNKNOWN_NODE, f"nobody knows a node {node}")

@@ -103,6 +103,12 @@ class Sessions:
             self.relays.update(info)
         return info
 
+    async def known(self, peer: str) -> PeerInfo | None:
+        """As `resolve`, for those to whom it is all one why a peer is not known."""
+        with contextlib.suppress(UnknownPeer):
+            return await self.resolve(peer, fresh=False)
+        return None
+
     def keeper_of(self, peer: str) -> Keeper | None:
         """Who looks for paths to a peer, if somebody does."""
         pairing = self.preferred.get(peer)
@@ -242,9 +248,7 @@ class Sessions:
         """A second connection the same way."""
         if relay:
             return await self.relays.circuit(relay, peer)
-        info = None
-        with contextlib.suppress(UnknownPeer):
-            info = await self.resolve(peer, fresh=False)
+        info = await self.known(peer)
         for address in info.addresses if info is not None else ():
             with contextlib.suppress(LinkFailed):
                 return await dialling.connect(address.ip, address.port, source=(self.settings.listen_address, 0))
