@@ -203,13 +203,11 @@ def _offer(offer: tunnel_pb2.Offer) -> Offer:
 async def follow_services(run_dir: Path, catalog: Catalog, changed: Callable[[], None]) -> None:
     """Keeps `catalog` equal to what discovery knows, for ever; the last state stays while discovery is away.
     `changed` is called after the first snapshot, and after every change since."""
-    pb = discovery_pb2
     await _follow(
         run_dir,
         "services",
-        lambda stub, revision: stub.WatchServices(
-            pb.WatchServicesRequest(resume_revision=revision), wait_for_ready=True
-        ),
+        lambda stub: stub.WatchServices,
+        discovery_pb2.WatchServicesRequest,
         service,
         catalog,
         changed,
@@ -224,11 +222,11 @@ async def follow_nodes(run_dir: Path, nodes: set[str]) -> None:
         nodes.clear()
         nodes.update(known)
 
-    pb = discovery_pb2
     await _follow(
         run_dir,
         "nodes",
-        lambda stub, revision: stub.WatchPeers(pb.WatchPeersRequest(resume_revision=revision), wait_for_ready=True),
+        lambda stub: stub.WatchPeers,
+        discovery_pb2.WatchPeersRequest,
         lambda peer: peer.record.node_name,
         known,
         changed,
@@ -237,13 +235,11 @@ async def follow_nodes(run_dir: Path, nodes: set[str]) -> None:
 
 async def follow_gateways(run_dir: Path, objects: Snapshot[Object], changed: Callable[[], None]) -> None:
     """Keeps `objects` equal to what discovery knows of ingress gateways, in the same way."""
-    pb = discovery_pb2
     await _follow(
         run_dir,
         "gateways",
-        lambda stub, revision: stub.WatchGateways(
-            pb.WatchGatewaysRequest(resume_revision=revision), wait_for_ready=True
-        ),
+        lambda stub: stub.WatchGateways,
+        discovery_pb2.WatchGatewaysRequest,
         lambda one: Object(one.kind, one.namespace, one.name, one.body),
         objects,
         changed,
@@ -253,14 +249,18 @@ async def follow_gateways(run_dir: Path, objects: Snapshot[Object], changed: Cal
 async def _follow(
     run_dir: Path,
     name: str,
-    watch: Callable[[Any, int], Any],
+    call: Callable[[Any], Any],
+    request: Callable[..., Any],
     decode: Callable[[Any], T],
     known: Snapshot[T],
     changed: Callable[[], None],
 ) -> None:
-    """`watch`: opens the call, on a stub, from a revision. `decode`: of what is added."""
+    """`call`: of a stub, the watch, which takes a `request`. `decode`: of what is added."""
     channel = dial.local_channel(run_dir, "discovery")
-    stub = discovery_pb2_grpc.DiscoveryServiceStub(channel)
+    watch = call(discovery_pb2_grpc.DiscoveryServiceStub(channel))
+
+    def open_watch(revision: int) -> Any:
+        return watch(request(resume_revision=revision), wait_for_ready=True)
 
     def apply(response: Any) -> None:
         synced = known.synced
@@ -277,7 +277,7 @@ async def _follow(
             changed()
 
     try:
-        await dial.follow(lambda revision: watch(stub, revision), apply, name=name, on_relist=known.begin)
+        await dial.follow(open_watch, apply, name=name, on_relist=known.begin)
     finally:
         await channel.close(None)
 
