@@ -32,7 +32,11 @@ class RelayCollector(Collector):
         s = asyncio.run_coroutine_threadsafe(self._ask(), self._loop).result(TIMEOUT)
         yield GaugeMetricFamily("causeway_relay_active", "1 while the public port serves.", s.active)
         yield GaugeMetricFamily("causeway_relay_draining", "1 while nothing new is let in.", s.draining)
-        yield GaugeMetricFamily("causeway_relay_load_permille", "Share of the tightest limit in use.", s.load_permille)
+        yield GaugeMetricFamily(
+            "causeway_relay_load_permille",
+            "Share of the tightest limit in use; reservations count for up to 800.",
+            s.load_permille,
+        )
         yield GaugeMetricFamily("causeway_relay_reservations", "Peers that hold a reservation.", len(s.reservations))
         yield GaugeMetricFamily("causeway_relay_circuits", "Circuits open.", len(s.circuits))
         yield GaugeMetricFamily("causeway_relay_control_connections", "Control connections open.", s.connections)

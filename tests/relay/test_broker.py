@@ -29,6 +29,7 @@ from services.relay.core.messages import (
     Welcome,
     Withdraw,
 )
+from services.tunnel.core.choice import LOAD_LIMIT, Option, decide
 
 LIMITS = Limits(max_reservations=3, max_circuits=4, max_circuits_per_peer=2, max_connections_per_peer=2)
 
@@ -256,8 +257,22 @@ def test_load_is_that_of_the_tightest_limit() -> None:
     assert ask(broker, 1, Heartbeat()) == Heartbeat(0)
     ask(broker, 1, Reserve())
     assert ask(broker, 1, Heartbeat()) == Heartbeat(333)
-    broker.busy_share = 0.8
-    assert ask(broker, 1, Heartbeat()) == Heartbeat(800)
+    broker.busy_share = 0.9
+    assert ask(broker, 1, Heartbeat()) == Heartbeat(900)
+
+
+def test_reservations_alone_keep_new_pairs_away_and_send_nobody_away() -> None:
+    """The nearest relay is full of them: pairs that left would have freed none, and so would have left to the last."""
+    broker = make()
+    for conn, peer in enumerate("abc"):
+        greet(broker, conn, peer)
+        ask(broker, conn, Reserve())
+    assert ask(broker, 1, Heartbeat()) == Heartbeat(LOAD_LIMIT)
+    here, there = (Option("r", 0.010, load=LOAD_LIMIT), Option("r2", 0.040))
+    pair = frozenset(("a", "b"))
+    stays, goes = decide([here, there], "r", pair, luck=0.0), decide([here, there], "", pair)
+    assert stays is not None and stays.relay == "r"
+    assert goes is not None and goes.relay == "r2"
 
 
 class Schedule:

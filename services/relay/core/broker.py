@@ -36,6 +36,9 @@ from .reservations import Reservations
 RETRY_AFTER = 5.0
 """Seconds after which a refused request for want of room is worth repeating; sent with up to as much again at
 random, so that the refused do not come back together."""
+HELD_AT_MOST = 800
+"""Permille of load that reservations make by themselves: from there on new pairs stay away, and only above it old ones
+leave (LOAD_LIMIT of tunnel/core/choice), which makes room among circuits but frees no reservation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,13 +247,9 @@ class Broker:
     @property
     def load_permille(self) -> int:
         limits = self.limits
-        return load.permille(
-            (
-                (len(self.reservations), limits.max_reservations),
-                (len(self.circuits), limits.max_circuits),
-                (self.busy_share, 1.0),
-            )
-        )
+        held = load.permille([(len(self.reservations), limits.max_reservations)])
+        carried = load.permille([(len(self.circuits), limits.max_circuits), (self.busy_share, 1.0)])
+        return max(carried, min(held, HELD_AT_MOST))
 
     # --- answers -----------------------------------------------------------------------------------------------
 
