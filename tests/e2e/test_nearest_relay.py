@@ -142,7 +142,8 @@ async def test_pairs_meet_at_the_nearest_relay_and_load_moves_new_ones(country: 
     assert await country.at("s2", "s3") == "b"
     await asyncio.sleep(QUIET)
     new = {("s2", "s3"): "b"}
-    assert await country.where(places | new), "the new pair is elsewhere, and those that were there stay"
+    await eventually(lambda: country.where(places | new), f"the new pair is elsewhere: {places | new}", PATIENCE)
+    assert (await country.moves() - before)["load"] == 0, "those that were there stay"
 
     country.room(1000)
     await eventually(empty, "it has room again")
@@ -152,5 +153,7 @@ async def test_pairs_meet_at_the_nearest_relay_and_load_moves_new_ones(country: 
     assert await country.where(places | new)
     moved = await country.moves() - before
     print(f"moves since it was full: {dict(+moved)}")
-    # A machine that is too busy to answer in time makes paths fail over, and come back; nothing else moves anybody.
-    assert moved["load"] + moved["drain"] == 0 and 1 <= moved["better"] + moved["return"] <= 1 + moved["failover"]
+    # A machine that is too busy to answer in time makes paths fail over, or look longer than they are, and each pair come
+    # back; nothing else moves anybody.
+    assert moved["load"] + moved["drain"] == 0
+    assert 1 <= moved["better"] + moved["return"] <= 1 + 2 * len(places) + moved["failover"]
