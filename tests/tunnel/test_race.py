@@ -25,10 +25,10 @@ async def test_one_that_hangs_does_not_hold_up_one_that_is_back(
     """With no path at all, what failed is tried again although another attempt of the same round goes on for ever."""
     connect, silent = dialling.connect, 9
 
-    async def patiently(ip: str, port: int, *, source: tuple[str, int], timeout: float) -> socket.socket:
+    async def patiently(ip: str, port: int, **how: object) -> socket.socket:
         if port == silent:
             await asyncio.Event().wait()
-        return await connect(ip, port, source=source, timeout=timeout)
+        return await connect(ip, port, **how)
 
     monkeypatch.setattr(dialling, "connect", patiently)
     async with inside(short_path) as here:
@@ -96,10 +96,10 @@ async def test_a_session_that_the_peer_has_forgotten_is_made_anew_by_the_way_tha
     """A restarted peer answers at one of its addresses; the others swallow SYNs for as long as the test lasts."""
     connect = dialling.connect
 
-    async def patiently(ip: str, port: int, *, source: tuple[str, int], timeout: float = 5.0) -> socket.socket:
+    async def patiently(ip: str, port: int, **how: object) -> socket.socket:
         if ip.startswith("192.0.2."):
             await asyncio.Event().wait()
-        return await connect(ip, port, source=source, timeout=timeout)
+        return await connect(ip, port, **how)
 
     monkeypatch.setattr(dialling, "connect", patiently)
     async with inside(short_path) as here:
