@@ -82,8 +82,6 @@ class Sessions:
         self.door = Door(self._welcome)
         fresh = FreshPorts(settings, identity, relays, self.door.accept)
         self.punching = Punching(settings, relays.observed, fresh.open, joining.join, self.door.admit)
-        self.punch = self.punching.consider
-        """A path better than a relayed one is wanted for a session."""
         self.arrivals = arrivals.Arrivals()
         """Connections that relays make back to us, because `netcheck` asked them to."""
         self._closing = False
@@ -114,6 +112,12 @@ class Sessions:
         """Who looks for paths to a peer, if somebody does."""
         pairing = self.preferred.get(peer)
         return self.keepers.get(pairing if pairing is not None else peer)
+
+    def punch(self, pairing: Pairing) -> None:
+        """A path better than a relayed one is wanted for a session. Where there are two with a peer, since both dialled
+        at once, only the one that serves gets it: the other will end, and its attempt would be in the way."""
+        if self.preferred.get(pairing.peer) is pairing:
+            self.punching.consider(pairing)
 
     def use(self, pairing: Pairing | None) -> Use:
         """What this node's sessions make of the relays, for the choice of one for `pairing`."""

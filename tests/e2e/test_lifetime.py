@@ -65,7 +65,7 @@ def lines(mesh: Mesh, node: str, *texts: str) -> int:
 async def observed(node: Node) -> set[tuple[str, int]]:
     """Where relays see a node's listen port, as its record says."""
     addresses = getattr(await node.discovery(), "self").addresses  # noqa: B009  self is its name
-    return {(it.ip, it.port) for it in addresses if it.source == discovery_pb2.ADDRESS_SOURCE_OBSERVED}
+    return {(it.ip, it.tunnel_port) for it in addresses if it.source == discovery_pb2.ADDRESS_SOURCE_OBSERVED}
 
 
 async def _observe(mesh: Mesh, stream: Stream) -> None:

@@ -408,19 +408,23 @@ OWN = ("127.0.0.1", 9)
 class Peer(SimpleNamespace):
     """What punching needs of a session; its peer answers whatever the test says."""
 
-    def __init__(self, starter: bool) -> None:
+    def __init__(self, name: str, starter: bool) -> None:
         session = SimpleNamespace(active=SimpleNamespace(rtt=60.0), note=lambda _: None, links=[])
-        super().__init__(session=session, punch=Punch(starter=starter), mark=lambda: None, peer="p")
+        super().__init__(session=session, punch=Punch(starter=starter), mark=lambda: None, peer=name)
 
     __hash__ = object.__hash__
+
+
+def punching_of_a_node() -> Punching:
+    settings = SimpleNamespace(listen_port=20006, listen_address="127.0.0.1")
+    return Punching(settings, lambda: [OWN], None, None, None)
 
 
 async def test_attempts_to_punch_are_few_at_a_time() -> None:
     """FAILURES 23: a hundred peers offer to punch at once, and a hundred are ready at once."""
     for starter in (True, False):
-        settings = SimpleNamespace(listen_port=20006, listen_address="127.0.0.1")
-        punching = Punching(settings, lambda: [OWN], None, None, None)
-        peers = [Peer(starter) for _ in range(100)]
+        punching = punching_of_a_node()
+        peers = [Peer(f"p{number}", starter) for number in range(100)]
         for peer in peers:
             if starter:
                 punching.consider(peer)
@@ -430,3 +434,14 @@ async def test_attempts_to_punch_are_few_at_a_time() -> None:
             punching.hear(peer, Word(READY if starter else GO, 1, (OWN,)).encode())
         assert len(punching._running) == MAX_AT_ONCE
         await punching.close()
+
+
+async def test_two_sessions_with_a_peer_do_not_punch_both() -> None:
+    """FAILURES 20: both dialled at once, so there are two for a while, and each side begins one and starts the other's
+    punches."""
+    punching = punching_of_a_node()
+    ours, theirs = Peer("p", True), Peer("p", False)
+    punching.consider(ours)
+    punching.hear(theirs, Word(OFFER, 1, (OWN,)).encode())
+    assert list(punching._running) == [ours]
+    await punching.close()
