@@ -18,13 +18,16 @@ _FAR = {int(socket.AF_INET): "192.0.2.1", int(socket.AF_INET6): "2000::1"}
 """Addresses that no route but the default one leads to (RFC 5737; the first of IPv6's global unicast)."""
 
 
-async def connect(ip: str, port: int, *, source: tuple[str, int], timeout: float = CONNECT_TIMEOUT) -> socket.socket:
-    """A tuned, non-blocking connection. `source`: local IP and port ("" and 0: any). LinkFailed in one line."""
+async def connect(
+    ip: str, port: int, *, source: tuple[str, int], timeout: float = CONNECT_TIMEOUT, exact: bool = False
+) -> socket.socket:
+    """A tuned, non-blocking connection. `source`: local IP and port ("" and 0: any); unless `exact`, another port where
+    that one is not free. LinkFailed in one line."""
     family = socket.AF_INET6 if ":" in ip else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
     try:
         tune(sock)
-        _bind(sock, family, source)
+        _bind(sock, family, source, exact=exact)
         async with asyncio.timeout(timeout):
             await asyncio.get_running_loop().sock_connect(sock, (ip, port))
         if sock.getsockname() == sock.getpeername():
@@ -32,7 +35,8 @@ async def connect(ip: str, port: int, *, source: tuple[str, int], timeout: float
         return sock
     except (OSError, TimeoutError) as error:
         sock.close()
-        if source[1] and isinstance(error, OSError) and error.errno in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
+        taken = isinstance(error, OSError) and error.errno in (errno.EADDRNOTAVAIL, errno.EADDRINUSE)
+        if taken and source[1] and not exact:
             # The same four-tuple still lingers from the last connection: take any port.
             return await connect(ip, port, source=(source[0], 0), timeout=timeout)
         why = (
@@ -52,7 +56,7 @@ def _share_port(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
 
 
-def _bind(sock: socket.socket, family: int, source: tuple[str, int]) -> None:
+def _bind(sock: socket.socket, family: int, source: tuple[str, int], *, exact: bool) -> None:
     ip, port = source
     if ip and (":" in ip) != (family == socket.AF_INET6):
         return
@@ -64,7 +68,7 @@ def _bind(sock: socket.socket, family: int, source: tuple[str, int]) -> None:
             sock.bind((ip or _ANY[family], port))
             return
         except OSError as error:
-            if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+            if exact or error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
                 raise
     if ip:
         with contextlib.suppress(AttributeError, OSError):

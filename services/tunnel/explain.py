@@ -4,6 +4,7 @@ from services.tunnel.backoff import Backoff
 from services.tunnel.candidates import Candidate
 from services.tunnel.core.choice import Decision
 from services.tunnel.core.link import DIRECT, Link
+from services.tunnel.core.punch import SUCCESS
 from services.tunnel.keeper import Keeper
 from services.tunnel.pairing import Pairing
 from services.tunnel.status import CandidateStatus, PeerStatus, PunchStatus, by_preference, of_link, state_of
@@ -68,5 +69,5 @@ def _without_link(candidate: Candidate, keeper: Keeper | None, active: Link | No
 
 def _punch(pairing: Pairing, now: float) -> PunchStatus:
     punch = pairing.punch
-    waiting = punch.starter and not punch.busy(now) and punch.outcome != "punched"
+    waiting = punch.starter and not punch.busy(now) and punch.outcome != SUCCESS
     return PunchStatus(punch.starter, punch.attempts, punch.outcome, punch.due_in(now) if waiting else None)

@@ -8,22 +8,20 @@ its own; the first that succeeds closes it.
 import asyncio
 import contextlib
 import logging
-import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from services.tunnel import dialling, peers, stagger
+from services.tunnel import peers, stagger
 from services.tunnel.backoff import Backoff
 from services.tunnel.candidates import Candidate, find
-from services.tunnel.config import SESSION_IDLE, Settings
+from services.tunnel.config import SESSION_IDLE
 from services.tunnel.core import gaps as missing
 from services.tunnel.core.choice import Use
 from services.tunnel.core.gaps import ANY, BETTER, STANDBY
-from services.tunnel.core.link import DIRECT
-from services.tunnel.dialling import CONNECT_TIMEOUT
 from services.tunnel.errors import UNKNOWN_NODE, LinkFailed, Refused, RelayRefused, UnknownPeer
-from services.tunnel.relays import RelayPool
+from services.tunnel.linking import Linking, Node
+from services.tunnel.waiting import Waiting
 
 if TYPE_CHECKING:
     from services.tunnel.pairing import Pairing
@@ -36,29 +34,19 @@ BACKOFF_CALM = 60.0
 """… while there is a link and only a better one is looked for (Tailscale upgrades every 60 s)."""
 POLL = 5.0
 """Seconds between looks at what is missing, and at what discovery knows of the peer; changes are told at once."""
-MAX_DIALS = 32
-"""Addresses dialled at a time, for all peers together, while nobody waits for a path. Those that do not answer take 5 s
-each, and a router remembers the flow for 120 s (Linux): 800 flows at the most, where 5,000 fill it (FAILURES 23)."""
 MAX_BACKOFFS = 64
 STRANGER_AFTER = 3.0
 """Seconds for which nobody who is asked knows the peer until those who wait for it are refused: a node that has just
 started is known to others within two."""
 
 
-class Host(Protocol):
+class Host(Node, Protocol):
     """What the keeper needs of the tunnel."""
 
-    settings: Settings
-    relays: RelayPool
-    dials: asyncio.Semaphore
-    """Of MAX_DIALS."""
-
     async def resolve(self, peer: str, *, fresh: bool, traceparent: str = "") -> peers.PeerInfo | None: ...
+    async def known(self, peer: str, *, fresh: bool = False) -> peers.PeerInfo | None: ...
     def use(self, pairing: "Pairing | None") -> Use: ...
     def punch(self, pairing: "Pairing") -> None: ...
-    async def establish(
-        self, peer: str, sock: socket.socket, kind: int, relay: str, old: "Pairing | None"
-    ) -> "Pairing": ...
 
 
 class Keeper:
@@ -70,19 +58,16 @@ class Keeper:
         self.pairing = pairing
         self.failure = ""
         """Why the last round found no path."""
-        self.unknown = False
-        """Nobody knows the peer."""
         self.traceparent = ""
         """Of the stream that made us look for a path."""
         self._on_end = on_end
-        self._waiters: dict[asyncio.Future[Pairing], bool] = {}
-        """Those who wait for a session or a path, and whether they have patience with a node that nobody knows."""
+        self._waiting = Waiting()
         self._poked = asyncio.Event()
         self._backoffs: dict[str, Backoff] = {}
         self._fresh_next = False
         self._suggested: tuple[str, ...] = ()
         """Relays that the last one to refuse a circuit named in its place."""
-        self._joining = asyncio.Lock()
+        self._linking = Linking(host, peer, lambda: self.pairing, lambda it: it.fills in self._open_gaps())
         self._info: peers.PeerInfo | None = None
         self._known_at = float("-inf")
         """What discovery knows of the peer, and when it said so."""
@@ -100,14 +85,8 @@ class Keeper:
         when nobody knows the peer."""
         if self.pairing is not None and self.pairing.session.active is not None:
             return self.pairing
-        waiter: asyncio.Future[Pairing] = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = patient
         self.poke()
-        try:
-            async with asyncio.timeout(timeout):
-                return await waiter
-        finally:
-            self._waiters.pop(waiter, None)
+        return await self._waiting.wait(timeout, patient=patient)
 
     def poke(self, *, forget: bool = False) -> None:
         """Look again now. `forget`: what failed before may work now."""
@@ -118,7 +97,7 @@ class Keeper:
 
     def learn(self, info: peers.PeerInfo) -> None:
         """Discovery has news of the peer."""
-        self._info, self._known_at = info, time.monotonic()
+        self._info, self._known_at, self._stranger_since = info, time.monotonic(), None
         self.poke()
 
     def hurry(self) -> None:
@@ -144,28 +123,22 @@ class Keeper:
 
     def tell(self, pairing: "Pairing") -> None:
         """Those who wait get this session."""
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(pairing)
-        self._waiters.clear()
-
-    def _refuse(self, refusal: Refused) -> None:
-        """Those without patience wait in vain."""
-        for waiter in [waiter for waiter, patient in self._waiters.items() if not patient]:
-            del self._waiters[waiter]
-            if not waiter.done():
-                waiter.set_exception(refusal)
+        self._waiting.tell(pairing)
 
     def inherit(self, former: "Keeper") -> None:
         """Takes over who waited for a session that has ended."""
-        self._waiters |= former._waiters
-        former._waiters.clear()
+        self._waiting.inherit(former._waiting)
         self.poke()
 
     @property
     def awaited(self) -> bool:
         """Somebody waits for a session, or for a path."""
-        return bool(self._waiters)
+        return bool(self._waiting)
+
+    @property
+    def unknown(self) -> bool:
+        """Nobody who was asked knows the peer: not that nobody could be asked."""
+        return self._stranger_since is not None
 
     def backoff(self, candidate: Candidate) -> Backoff:
         """How a candidate fared so far."""
@@ -205,7 +178,7 @@ class Keeper:
     def _over(self) -> bool:
         pairing, now = self.pairing, time.monotonic()
         if pairing is None:
-            return not self._waiters
+            return not self._waiting
         if pairing.ended:
             return True
         session = pairing.session
@@ -263,7 +236,6 @@ class Keeper:
             # Beside the attempts: whatever cut us off from the peer may have cut off those whom discovery asks.
             self._renewing = asyncio.create_task(self._renew())
         self._fresh_next = False
-        self.unknown = info is None
         candidates = self._candidates(info, gaps)
         now = time.monotonic()
         due = [candidate for candidate in candidates if self._backoff(candidate).until <= now]
@@ -273,10 +245,10 @@ class Keeper:
         if ANY in gaps and ANY in self._due_gaps():
             self._fresh_next = True  # what we know may be stale
             if not candidates:
-                self.failure = "nobody knows it" if info is None else "no address and no relay of it is known"
+                self.failure = "nobody knows it" if self.unknown else "no address and no relay of it is known"
             since = self._stranger_since
             if self.pairing is None and since is not None and time.monotonic() - since >= STRANGER_AFTER:
-                self._refuse(Refused(UNKNOWN_NODE, f"nobody knows a node {self.peer}"))
+                self._waiting.refuse(Refused(UNKNOWN_NODE, f"nobody knows a node {self.peer}"))
         elif self._due_gaps() - gaps:
             return 0.0
         if not candidates:
@@ -300,11 +272,9 @@ class Keeper:
 
     async def _renew(self) -> None:
         """Others may know the peer better than we do. What is new reaches us like every change, and pokes us."""
-        with contextlib.suppress(UnknownPeer):
-            await self.host.resolve(self.peer, fresh=True)
+        await self.host.known(self.peer, fresh=True)
         for name in filter(self._is_stranger, self._suggested):
-            with contextlib.suppress(UnknownPeer):
-                await self.host.resolve(name, fresh=False)
+            await self.host.known(name)
 
     def _is_stranger(self, relay: str) -> bool:
         return self.host.relays.relay_info(relay) is None
@@ -377,36 +347,20 @@ class Keeper:
 
     async def _attempt(self, candidate: Candidate, delay: float, gaps: set[str]) -> None:
         await asyncio.sleep(delay)
-        backoff = self._backoff(candidate)
-        sock: socket.socket | None = None
+        backoff, urgent = self._backoff(candidate), ANY in gaps
         try:
-            if candidate.kind == DIRECT:
-                source = (self.host.settings.listen_address, 0)
-                async with contextlib.nullcontext() if ANY in gaps else self.host.dials:
-                    sock = await dialling.connect(candidate.ip, candidate.port, source=source, timeout=CONNECT_TIMEOUT)
-            else:
-                sock = await self.host.relays.circuit(candidate.relay, self.peer, self.traceparent)
-            async with self._joining:
-                # A connection that comes second is joined to the session that the first one made.
-                if ANY not in gaps and candidate.fills not in self._open_gaps():
-                    sock.close()
-                    return
-                pairing = await self.host.establish(self.peer, sock, candidate.kind, candidate.relay, self.pairing)
-                self._gap_since.pop(ANY, None)  # from now on it is the new link's to close
-                backoff.succeed(time.monotonic())
-                self.failure = ""
-                if self.pairing is None:
-                    self.adopt(pairing)  # else ours has ended, and the new session has a keeper of its own
+            pairing = await self._linking.link(candidate, self.traceparent, urgent=urgent)
         except Exception as error:
-            if sock is not None:
-                sock.close()
             if not isinstance(error, LinkFailed | OSError):
                 log.error("attempt failed", extra={"peer": self.peer, "error": repr(error)}, exc_info=error)
-            self._failed(candidate, backoff, error, urgent=ANY in gaps)
-        except BaseException:
-            if sock is not None:
-                sock.close()
-            raise
+            self._failed(candidate, backoff, error, urgent=urgent)
+            return
+        if pairing is not None:
+            self._gap_since.pop(ANY, None)  # from now on it is the new link's to close
+            backoff.succeed(time.monotonic())
+            self.failure = ""
+            if self.pairing is None:
+                self.adopt(pairing)  # else ours has ended, and the new session has a keeper of its own
 
     def _failed(self, candidate: Candidate, backoff: Backoff, error: Exception, *, urgent: bool) -> None:
         text = str(error) or repr(error)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from services.tunnel import dialling
 from services.tunnel.config import Settings
 from services.tunnel.core.link import PUNCHED, Link
-from services.tunnel.core.punch import AGAIN, OFFER, Action, Address, Connect, Word
+from services.tunnel.core.punch import AGAIN, OFFER, SUCCESS, Action, Address, Connect, Word
 from services.tunnel.errors import LinkFailed
 from services.tunnel.pairing import Pairing
 from services.tunnel.punchport import PunchPort, own_addresses
@@ -66,7 +66,7 @@ class Attempt:
 
 
 class Punching:
-    """All attempts of the node, one per session at most."""
+    """All attempts of the node, one per peer at most."""
 
     def __init__(
         self,
@@ -162,8 +162,10 @@ class Punching:
     # ---------------------------------------------------------------- one attempt
 
     def _begin(self, pairing: Pairing, offer: Word | None) -> None:
-        """Those count that wait for the peer's word: it may come to all at once."""
-        if pairing in self._running or len(self._running) >= MAX_AT_ONCE or not self._settings.listen_port:
+        """Those count that wait for the peer's word: it may come to all at once. Who is not answered asks again."""
+        if len(self._running) >= MAX_AT_ONCE or not self._settings.listen_port:
+            return
+        if any(other.peer == pairing.peer for other in self._running):
             return
         attempt = self._running[pairing] = Attempt(tuple(punched(pairing)), offer)
         if not pairing.punch.tried and (seen := self._observed()):
@@ -240,7 +242,7 @@ class Punching:
         try:
             async with asyncio.timeout(WINDOW):
                 await linked.wait()  # also when all have failed: the other side's SYN may still be accepted
-            return "punched"
+            return SUCCESS
         except TimeoutError:
             failures = [task.result() for task in tasks if task.done()]
             return "; ".join(filter(None, failures)) or f"no answer within {WINDOW:g} s"

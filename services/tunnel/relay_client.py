@@ -25,7 +25,7 @@ from services.tunnel.peers import (
     Load,
     RejectedBy,
 )
-from services.tunnel.relay_contact import greet, refusal_of
+from services.tunnel.relay_contact import dial, greet, refusal_of
 
 if TYPE_CHECKING:
     from services.tunnel.relays import RelayPool
@@ -46,8 +46,10 @@ ON_DEMAND_IDLE = 120.0
 class RelayClient:
     """This node's dealings with one relay."""
 
-    def __init__(self, pool: "RelayPool", name: str, *, hold: bool) -> None:
+    def __init__(self, pool: "RelayPool", name: str, *, hold: bool, exact: bool = False) -> None:
         self.name = name
+        self.exact = exact
+        """Comes from the listen port, or not at all; else from another one where that cannot be."""
         self.hold = hold
         """Keep a reservation; else it was opened on demand for a circuit."""
         self.state = "connecting"
@@ -58,7 +60,8 @@ class RelayClient:
         self.observed = ""
         """ "ip:port" as the relay sees this control connection."""
         self.from_listen_port = False
-        """The connection comes from the listen port, so `observed` is that port's mapping."""
+        self.mapped = ""
+        """ "ip:port" as the relay sees the listen port, or saw it a moment ago; empty where it does not."""
         self.rtt = RoundTrip()
         self.started = self.heard = self.asked = time.monotonic()
         """When the connection came to be, when the relay last said something, when it was last asked something."""
@@ -179,6 +182,7 @@ class RelayClient:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                 welcome = await greet(tls, self._pool.identity, self._pool.settings, self.name)
             self.observed = self._credible(welcome.observed)
+            self.mapped = self.observed if self.from_listen_port else ""
             self.state, self.draining = "connected", False
             self.heard = time.monotonic()
             self._tls = tls
@@ -208,23 +212,13 @@ class RelayClient:
         return observed if known and observed != self.address else ""
 
     async def _dial(self) -> socket.socket:
-        info = self._pool.relay_info(self.name)
-        addresses = info.relay_addresses if info is not None else ()
-        if not addresses:
-            raise LinkFailed("no address of this relay is known")
-        failure: LinkFailed | None = None
-        for ip, port in addresses:
-            try:
-                sock = await dialling.connect(ip, port, source=self._pool.control_source())
-                self.address = dialling.join(ip, port)
-                self.local, self.far = ends(sock)
-                self.started = time.monotonic()
-                self.from_listen_port = sock.getsockname()[1] == self._pool.settings.listen_port
-                return sock
-            except LinkFailed as error:
-                failure = error
-        assert failure is not None
-        raise failure
+        info, source = self._pool.relay_info(self.name), self._pool.control_source()
+        sock = await dial(info.relay_addresses if info is not None else (), source, exact=self.exact)
+        self.address = dialling.name_of(sock.getpeername())
+        self.local, self.far = ends(sock)
+        self.started = time.monotonic()
+        self.from_listen_port = sock.getsockname()[1] == source[1]
+        return sock
 
     async def _beat(self, tls: FramedTls) -> None:
         """Reserves, refreshes, and asks now and then whether the relay is alive."""
@@ -299,8 +293,9 @@ class RelayClient:
                 await tls.send(encode(number))
                 return await waiting
         except TimeoutError:
-            # Alive on paper only: a zombie connection must not pass for a reservation (iroh #4476).
-            tls.abort()
+            # Alive on paper only: a zombie connection must not pass for a reservation (iroh #4476). Nor may what is left
+            # of it keep the next one from the listen port: the kernel would hold it for 15 s (TCP_USER_TIMEOUT).
+            tls.abort(reset=True)
             raise LinkFailed(f"relay {self.name} did not answer within {HEARTBEAT_TIMEOUT:g} s") from None
         except TlsError as error:  # it was closed while this request waited for its turn
             raise LinkFailed(f"relay {self.name}: {error}") from None

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import itertools
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from services.runtime.identity import Identity, Rejection
 from services.runtime.tls import FramedTls, TlsError
@@ -21,6 +22,17 @@ ROUND_TRIPS = 3
 """Heartbeats whose quickest counts."""
 ANSWER_TIMEOUT = 3.0
 """Seconds for an answer; a dial back takes the relay up to 2.5 s."""
+
+
+async def dial(addresses: Iterable[Endpoint], source: Endpoint, *, exact: bool) -> socket.socket:
+    """A connection to the first of a relay's addresses that answers; see dialling.connect. LinkFailed."""
+    failure = LinkFailed("no address of this relay is known")
+    for ip, port in addresses:
+        try:
+            return await dialling.connect(ip, port, source=source, exact=exact)
+        except LinkFailed as error:
+            failure = error
+    raise failure
 
 
 async def greet(tls: FramedTls, identity: Identity, settings: Settings, relay: str) -> Welcomed:
@@ -67,11 +79,8 @@ class RelayContact:
     ) -> "RelayContact":
         """`port`: local port to come from, 0: any. One of FAILURES after at most `timeout` seconds."""
         async with asyncio.timeout(timeout):
-            sock = await dialling.connect(*address, source=(settings.listen_address, port), timeout=timeout)
+            sock = await dialling.connect(*address, source=(settings.listen_address, port), timeout=timeout, exact=True)
             local = natkind.parse(dialling.name_of(sock.getsockname()))
-            if port and local[1] != port:
-                sock.close()
-                raise LinkFailed(f"local port {port} is not free any more")
             tls = await FramedTls.start(sock, identity, server=False, timeout=timeout)
             try:
                 welcome = await greet(tls, identity, settings, relay)

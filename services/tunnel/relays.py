@@ -51,6 +51,19 @@ class RelayPool:
         """Those that hold a reservation."""
         self._leaving: set[asyncio.Task[None]] = set()
 
+    def strays(self, client: RelayClient) -> bool:
+        """Its relay could see the mapping of the listen port, and does not: the connection comes from another one, for
+        when it was made another still held that port."""
+        ip, port = self.control_source()
+        same_family = not ip or (":" in ip) == (":" in client.far)
+        return bool(port) and client.reserved and not client.from_listen_port and same_family
+
+    def unmap(self, client: RelayClient) -> None:
+        """Where its relay saw the listen port is not known any more."""
+        if client.mapped:
+            client.mapped = ""
+            self._on_change()
+
     def control_source(self) -> tuple[str, int]:
         """Control connections come from the listen port, so that relays see its mapping."""
         return self.settings.listen_address, self.settings.listen_port
@@ -281,6 +294,8 @@ class RelayPool:
             return False
         successor.used_at = client.used_at
         successor.hold = client.hold
+        if not successor.from_listen_port:  # as it cannot while the other one does; the next one will again
+            successor.mapped = client.mapped
         self.clients[client.name] = successor
         self.changed()
         return True
@@ -299,8 +314,7 @@ class RelayPool:
         """Addresses under which relays see this node's listen port, each once; none when it does not listen."""
         if not self.settings.listen_port:
             return []
-        mapped = [client for client in self.clients.values() if client.reserved and client.from_listen_port]
-        seen = {client.observed for client in mapped if client.observed}
+        seen = {client.mapped for client in self.clients.values() if client.reserved and client.mapped}
         return [dialling.split(address) for address in sorted(seen)]
 
     def addresses_in_use(self) -> list[tuple[str, tuple[str, int]]]:

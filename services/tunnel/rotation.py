@@ -3,7 +3,9 @@ core/lifetime.py; here are the connections: links, and the control connections o
 
 Make-before-break both: a link gets a new one over the same relay (or to the same address) beside it, which takes over
 when the peer has answered on it; then the old one is left in order, with GOAWAY. A relay gets a second control
-connection, which reserves; the relay tells the newest of callers, so nobody finds the node away.
+connection, which reserves; the relay tells the newest of callers, so nobody finds the node away. While the old one comes
+from the listen port the second cannot: it strays to another, at which a relay does not see what others shall dial. So a
+third one follows, and whatever else made a control connection stray is mended the same way.
 
 A direct link is replaced by the side that dialled it; a punched one by whoever sees it due: another hole is punched
 beside it, from other ports (punchport.py). Where that does not succeed in time, it is left for the standby.
@@ -18,6 +20,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from services.tunnel import dialling, joining, metrics
+from services.tunnel.backoff import Backoff
 from services.tunnel.config import HANDSHAKE_TIMEOUT
 from services.tunnel.core import paths
 from services.tunnel.core.lifetime import Lifetimes
@@ -38,6 +41,9 @@ LOOK = 0.02
 """Seconds between two looks at whether it is there."""
 WITHIN = 5.0
 """Seconds for the new connection to serve, and for the old one of a relay to finish what it is asked."""
+RETURN_AFTER, RETURN_MOST = 1.0, 60.0
+"""Seconds for which a control connection may stray, until the one before it has gone; and the longest pause between
+attempts to bring it back, for each relay. One that fails costs the network nothing: the port is not free."""
 
 
 class Rotation:
@@ -50,6 +56,8 @@ class Rotation:
         self._tasks: set[asyncio.Task[None]] = set()
         self._not_before: WeakKeyDictionary[Pairing | Punch | RelayClient, float] = WeakKeyDictionary()
         """A session's punched links have a pace of their own: the standby must not be cut while a hole is punched."""
+        self._returns: dict[str, Backoff] = {}
+        """Of relays whose control connections stray."""
 
     def tick(self, now: float) -> None:
         """Tells what lives, and replaces what is due: one link of a session at a time."""
@@ -63,8 +71,10 @@ class Rotation:
                     self._spawn(self._rotate_link(pairing, link))
         clients = list(self._relays.clients.values())
         for client in clients:
-            if self._due_client(client, clients, now) and self._may(client, now):
-                self._spawn(self._rotate_client(client))
+            due = self._due_client(client, clients, now)
+            if (due or self._may_return(client, now)) and self._may(client, now):
+                self._spawn(self._rotate_client(client, back=not due))
+        self._returns = {name: it for name, it in self._returns.items() if name in self._relays.clients}
 
     async def close(self) -> None:
         """Breaks off what is under way."""
@@ -93,6 +103,11 @@ class Rotation:
             return False
         expendable = any(other.reserved for other in clients if other is not client)
         return self._lifetimes.due(path, client.started, now, client.phase, expendable=expendable)
+
+    def _may_return(self, client: RelayClient, now: float) -> bool:
+        """To the listen port."""
+        waited = self._returns.get(client.name, Backoff()).until
+        return self._relays.strays(client) and now >= max(waited, client.started + RETURN_AFTER)
 
     def _accepted(self, sock: socket.socket) -> bool:
         """The other side dialled."""
@@ -190,13 +205,19 @@ class Rotation:
 
     # ---------------------------------------------------------------- relays
 
-    async def _rotate_client(self, client: RelayClient) -> None:
-        successor = RelayClient(self._relays, client.name, hold=client.hold)
-        retired = successor
+    async def _rotate_client(self, client: RelayClient, *, back: bool = False) -> None:
+        """`back`: to the listen port, or not at all."""
+        successor = RelayClient(self._relays, client.name, hold=client.hold, exact=back)
+        retired, pace = successor, self._returns.setdefault(client.name, Backoff())
         try:
             if not await _until(lambda: successor.serves):
                 log.info("relay control not rotated", extra={"relay": client.name, "error": successor.state})
+                if back:
+                    pace.fail(time.monotonic(), successor.state, RETURN_MOST)
+                    self._relays.unmap(client)
             elif self._relays.take_over(client, successor):
+                pace.succeed(time.monotonic())
+                successor.exact = False
                 retired = client
                 log.info("relay control rotated", extra={"relay": client.name, "address": client.local})
                 metrics.ROTATIONS.labels("control").inc()

@@ -24,8 +24,9 @@ from services.tunnel.door import Door
 from services.tunnel.engine import Engine
 from services.tunnel.errors import IDENTITY, LIMIT, NO_PATH, UNKNOWN_NODE, LinkFailed, Refused, UnknownPeer
 from services.tunnel.handshake import Greeting, NewSession, PeerRejected, RejectedByPeer, Unacceptable
-from services.tunnel.keeper import MAX_DIALS, Keeper
+from services.tunnel.keeper import Keeper
 from services.tunnel.keys import FIRST_LINK, SessionKeys
+from services.tunnel.linking import MAX_DIALS
 from services.tunnel.linkio import tune
 from services.tunnel.migrations import Migrations
 from services.tunnel.pairing import Pairing
@@ -81,8 +82,6 @@ class Sessions:
         self.door = Door(self._welcome)
         fresh = FreshPorts(settings, identity, relays, self.door.accept)
         self.punching = Punching(settings, relays.observed, fresh.open, joining.join, self.door.admit)
-        self.punch = self.punching.consider
-        """A path better than a relayed one is wanted for a session."""
         self.arrivals = arrivals.Arrivals()
         """Connections that relays make back to us, because `netcheck` asked them to."""
         self._closing = False
@@ -103,16 +102,22 @@ class Sessions:
             self.relays.update(info)
         return info
 
-    async def known(self, peer: str) -> PeerInfo | None:
+    async def known(self, peer: str, *, fresh: bool = False) -> PeerInfo | None:
         """As `resolve`, for those to whom it is all one why a peer is not known."""
         with contextlib.suppress(UnknownPeer):
-            return await self.resolve(peer, fresh=False)
+            return await self.resolve(peer, fresh=fresh)
         return None
 
     def keeper_of(self, peer: str) -> Keeper | None:
         """Who looks for paths to a peer, if somebody does."""
         pairing = self.preferred.get(peer)
         return self.keepers.get(pairing if pairing is not None else peer)
+
+    def punch(self, pairing: Pairing) -> None:
+        """A path better than a relayed one is wanted for a session. Where there are two with a peer, since both dialled
+        at once, only the one that serves gets it: the other will end, and its attempt would be in the way."""
+        if self.preferred.get(pairing.peer) is pairing:
+            self.punching.consider(pairing)
 
     def use(self, pairing: Pairing | None) -> Use:
         """What this node's sessions make of the relays, for the choice of one for `pairing`."""
@@ -218,18 +223,9 @@ class Sessions:
             raise Unacceptable("limit", f"{self.settings.node_name} has {len(others)} sessions, and {TOO_MANY}")
         return Greeting(self.settings.cluster, self.settings.node_name, self.instance, known=known)
 
-    async def establish(self, peer: str, sock: socket.socket, kind: int, relay: str, old: Pairing | None) -> Pairing:
-        """A dialled connection becomes a link of `old`, or of a new session when there is none (any more)."""
-        if old is not None and not old.ended:
-            try:
-                if await joining.join(old, sock, kind, relay) is not None:
-                    return old
-            except LinkFailed:
-                sock.close()
-                raise
-            # Not there: it may have restarted. Only an authenticated word counts, so shake hands anew.
-            sock.close()
-            sock = await self._again(peer, sock, kind, relay)
+    async def greet(self, peer: str, sock: socket.socket, kind: int, relay: str, old: Pairing | None) -> Pairing:
+        """A dialled connection becomes the first link of a new session. `old`: one that the peer said it does not know,
+        without proof."""
         remote = dialling.name_of(sock.getpeername())
         resume = old.keys.session_id.hex() if old is not None else ""
         hello = Greeting(self.settings.cluster, self.settings.node_name, self.instance, resume)
@@ -243,16 +239,6 @@ class Sessions:
         if old is not None and not new.greeting.known:
             old.end(f"{peer} does not know the session any more", say=False)
         return self._register(new, sock, kind, relay, remote)
-
-    async def _again(self, peer: str, sock: socket.socket, kind: int, relay: str) -> socket.socket:
-        """A second connection the same way."""
-        if relay:
-            return await self.relays.circuit(relay, peer)
-        info = await self.known(peer)
-        for address in info.addresses if info is not None else ():
-            with contextlib.suppress(LinkFailed):
-                return await dialling.connect(address.ip, address.port, source=(self.settings.listen_address, 0))
-        raise LinkFailed(f"{peer} does not answer any more")
 
     def _register(self, new: NewSession, sock: socket.socket, kind: int, relay: str, remote: str) -> Pairing:
         """A new session: supersedes those with an earlier run of the peer."""

@@ -11,6 +11,8 @@ import pytest
 from lab.folder import short_folder
 from lab.mesh import Mesh
 from lab.nat import Kind, Nat
+from lab.node import Node
+from protos import discovery_pb2
 from protos import tunnel_pb2 as pb
 from tests.e2e.conftest import print_logs, require_simulation
 from tests.e2e.traffic import PATIENCE, PORT, TARGET_PORT, Stream, echo_server, eventually, talk
@@ -60,6 +62,12 @@ def lines(mesh: Mesh, node: str, *texts: str) -> int:
     return sum(all(text in line for text in texts) for line in log)
 
 
+async def observed(node: Node) -> set[tuple[str, int]]:
+    """Where relays see a node's listen port, as its record says."""
+    addresses = getattr(await node.discovery(), "self").addresses  # noqa: B009  self is its name
+    return {(it.ip, it.tunnel_port) for it in addresses if it.source == discovery_pb2.ADDRESS_SOURCE_OBSERVED}
+
+
 async def _observe(mesh: Mesh, stream: Stream) -> None:
     def said(node: str, text: str) -> int:
         return lines(mesh, node, text)
@@ -68,6 +76,7 @@ async def _observe(mesh: Mesh, stream: Stream) -> None:
         words = ("link rotated peer=b relay=r1", "link rotated peer=b relay=r2")
         return all(said("a", text) for text in (*words, "relay control rotated relay=r1", "control rotated relay=r2"))
 
+    seen = await eventually(lambda: observed(mesh.a), "relays see the listen port")
     began = time.monotonic()
     await eventually(
         rotated, "the lifetime is known, and links and relays are rotated", timeout=5 * LIFETIME + PATIENCE
@@ -77,15 +86,20 @@ async def _observe(mesh: Mesh, stream: Stream) -> None:
     lost = [said(node, "link lost") for node in "ab"]
     failed, rotations, stream.stall = said("a", "relay control failed"), said("a", "rotated"), 0.0
     # Long enough for whatever is alive now to be rotated, or else to be cut and missed.
-    await asyncio.sleep(LIFETIME + NOTICED)
+    hidden, until = 0, time.monotonic() + LIFETIME + NOTICED
+    while time.monotonic() < until:
+        hidden += not await observed(mesh.a)
+        await asyncio.sleep(0.5)
     print(f"then, for {LIFETIME + NOTICED:.0f} s, longest stall {stream.stall:.3f} s")
     assert [said(node, "link lost") for node in "ab"] == lost, "no link was cut any more"
     assert said("a", "relay control failed") == failed
     assert said("a", "rotated") >= rotations + 4
+    assert not hidden, "where a is seen from outside is known all the time"
     # A cut costs 0.35 s where nothing else is to be done; this machine may have.
     assert stream.stall < 5.0
     await eventually(mesh.warm, "there are an active link and a standby")
     assert any("rotated" in link.why for link in await mesh.a.links("b"))
+    assert await observed(mesh.a) == seen, "and it is the listen port that is seen"
     assert not said("b", "rotated"), "b's own NAT cuts nothing, and b does not think so"
 
 

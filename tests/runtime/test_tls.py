@@ -305,6 +305,34 @@ async def test_abort_wakes_who_waits(nodes: Nodes) -> None:
             await soon(client.receive())
 
 
+@pytest.mark.parametrize("reset", [True, False])
+async def test_who_aborts_with_a_reset_may_connect_between_the_same_ports_at_once(nodes: Nodes, reset: bool) -> None:
+    """Where the other side answers nothing, the kernel holds on to a connection that was closed in order."""
+
+    def connect(source: tuple[str, int]) -> socket.socket:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            sock.bind(source)
+            sock.connect(server.getsockname())
+            return sock
+        except OSError:
+            sock.close()
+            raise
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sock = connect(("127.0.0.1", 0))
+        source = sock.getsockname()
+        with server.accept()[0]:
+            FramedTls(sock, nodes[0], server=False).abort(reset=reset)
+            if reset:
+                connect(source).close()
+            else:
+                with pytest.raises(OSError, match="Cannot assign requested address"):
+                    connect(source)
+
+
 async def test_abort_wakes_a_sender_whose_peer_does_not_read(nodes: Nodes) -> None:
     async with channels(nodes) as (client, _):
 

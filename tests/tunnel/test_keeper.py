@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from services.tunnel.core.gaps import ANY, BETTER, DOUBT_PATIENCE, STANDBY
-from services.tunnel.errors import LIMIT, UNKNOWN_NODE, Refused, UnknownPeer
+from services.tunnel.errors import LIMIT, NO_PATH, UNKNOWN_NODE, Refused, UnknownPeer
 from services.tunnel.keeper import STRANGER_AFTER
 from services.tunnel.peers import PeerInfo
 from tests.tunnel.inside import Inner, Inside, inside
@@ -117,15 +117,12 @@ async def test_who_waits_for_a_node_that_nobody_knows_is_refused(short_path: Pat
 
 
 async def test_who_waits_for_a_node_while_nobody_can_be_asked_has_his_time(short_path: Path) -> None:
+    """And is not told that nobody knows it: that nobody said."""
     async with inside(short_path) as here:
         a = await here.tunnel("a")
-        waiting = asyncio.create_task(a.tunnel.sessions.session_with("b", 10 * PATIENCE))
-        await until(lambda: a.tunnel.sessions.keeper_of("b") is not None, "it is looked for")
-        keeper = a.tunnel.sessions.keeper_of("b")
-        assert keeper is not None
-        await until(lambda: keeper.unknown, "discovery was asked")
-        assert keeper._stranger_since is None
-        waiting.cancel()
+        with pytest.raises(Refused, match="no address and no relay of it is known") as caught:
+            await a.tunnel.sessions.session_with("b", 1.0)
+        assert caught.value.reason.code == NO_PATH
 
 
 async def test_at_the_limit_of_sessions_the_answer_is_that_and_at_once(short_path: Path) -> None:

@@ -13,6 +13,7 @@ from services.tunnel.core.punch import (
     OFFER,
     PROVEN_AFTER,
     READY,
+    SUCCESS,
     Connect,
     Punch,
     Say,
@@ -109,6 +110,52 @@ def test_fewer_than_ten_attempts_in_the_first_ten_minutes_where_it_is_hopeless()
         now += 0.5
     assert 3 <= attempts < 10
     assert starter.due_in(now) < 3600, "and now and then later: the networks may have changed"
+
+
+def test_an_offer_that_nobody_answers_is_no_attempt() -> None:
+    """A peer that is busy with others answers a minute later, and is not made to wait for five."""
+    starter, answerer = pair()
+    offers = [now for now in range(60) if starter.begin(A, now)]
+    assert 3 <= len(offers) <= 6 and starter.attempts == 0
+    now = next(now for now in range(60, 200) if starter.due(now))
+    assert now < 130
+    assert talk(starter, answerer, now)[0] and starter.attempts == 1
+    starter.ended("no answer")
+    answerer.ended("no answer")
+    assert talk(starter, answerer, now + 3)[0], "after the pause of a first attempt"
+
+
+def test_offers_to_a_peer_that_never_answers_are_few() -> None:
+    """FAILURES 23: each but the first takes a port of its own, and a look at it by a relay."""
+    starter, _ = pair()
+    assert len([now for now in range(600) if starter.begin(A, now)]) < 10
+    assert [now for now in range(600, 1000) if starter.begin(A, now)], "now and then later"
+
+
+def test_however_often_the_network_changes_there_are_fewer_than_ten_attempts_in_ten_minutes() -> None:
+    """FAILURES 23: a route that comes and goes every few seconds."""
+    starter, answerer = pair()
+    made = []
+    for now in range(3600):
+        if now % 7 == 0:
+            starter.forget()
+        told, _ = talk(starter, answerer, now)
+        if told:
+            made.append(now)
+            starter.ended("no answer")
+            answerer.ended("no answer")
+    assert all(sum(start <= now < start + 600 for now in made) < 10 for start in range(3000))
+    assert made[-1] > 3000, "but they do not cease"
+
+
+def test_attempts_that_succeed_are_not_counted_as_vain() -> None:
+    """FAILURES 18: where links are cut every minute, one is punched every minute."""
+    starter, answerer = pair()
+    for now in range(0, 3600, 50):
+        starter.renew(now + 1)
+        assert talk(starter, answerer, now)[0]
+        starter.ended(SUCCESS)
+        answerer.ended(SUCCESS)
 
 
 def test_a_change_of_the_network_begins_anew() -> None:

@@ -11,8 +11,9 @@ import pytest
 from protos import relay_pb2
 from services.relay.core import broker
 from services.relay.core.limits import Limits
-from services.tunnel import dialling, relay_client, relays
+from services.tunnel import dialling, relay_client, relays, rotation
 from services.tunnel.core.punch import GO, OFFER, READY, Punch, Word
+from services.tunnel.errors import LinkFailed
 from services.tunnel.peers import Draining, PeerAddress, PeerInfo
 from services.tunnel.punching import MAX_AT_ONCE, Punching
 from tests.tunnel.inside import Inside, Puppet, honest, inside
@@ -299,14 +300,71 @@ async def test_the_address_of_another_port_is_not_told(here: Inside, monkeypatch
     """FAILURES 22: a control connection that could not be made from the listen port shows some other port's mapping."""
     connect = dialling.connect
 
-    async def elsewhere(ip: str, port: int, *, source: tuple[str, int], timeout: float = 5.0):
-        return await connect(ip, port, source=(source[0], 0), timeout=timeout)
+    async def elsewhere(ip: str, port: int, *, source: tuple[str, int], exact: bool = False):
+        if exact:
+            raise LinkFailed("that port is taken")
+        return await connect(ip, port, source=(source[0], 0))
 
     monkeypatch.setattr(dialling, "connect", elsewhere)
     await here.relay("r1")
     a = await here.tunnel("a", listens=True)
     await until(lambda: here.directory.records["a"].reservations == ("r1",), "it serves")
     assert a.view.observed == []
+    monkeypatch.undo()
+    await until(lambda: a.view.observed == [(a.address, 20006)], "it comes back to the listen port")
+
+
+@pytest.mark.slow
+async def test_a_control_connection_that_is_replaced_comes_back_to_the_listen_port(here: Inside) -> None:
+    """FAILURES 18, 22: while the old one holds the port the new one cannot come from it. What others know as this node's
+    address stays true, and stays known."""
+    await here.relay("r1")
+    a = await here.tunnel("a", listens=True)
+    pool, told = a.tunnel.relays, []
+    await until(lambda: a.view.observed, "the relay sees it")
+    report = a.view.report
+
+    async def noted(port, reservations, observed, mapped=None) -> bool:
+        told.append(observed)
+        return await report(port, reservations, observed, mapped)
+
+    a.view.report = noted
+    for _ in range(2):
+        old = pool.clients["r1"]
+        assert old.from_listen_port
+        await a.tunnel.rotation._rotate_client(old)
+        strays = pool.clients["r1"]
+        assert strays is not old and not strays.from_listen_port
+        await until(lambda: pool.clients["r1"].from_listen_port, "from the listen port again")
+    await asyncio.sleep(0.2)  # REPORT_DELAY, and some more
+    assert told and all(observed == [(a.address, 20006)] for observed in told)
+
+
+@pytest.mark.slow
+async def test_who_cannot_come_from_the_listen_port_tries_it_less_and_less(
+    here: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is not said to be where nobody sees it any more."""
+    monkeypatch.setattr(rotation, "WITHIN", 0.1)
+    monkeypatch.setattr(rotation, "AGAIN_AFTER", 0.0)
+    await here.relay("r1")
+    a = await here.tunnel("a", listens=True)
+    pool = a.tunnel.relays
+    await until(lambda: a.view.observed, "the relay sees it")
+    await a.tunnel.rotation._rotate_client(old := pool.clients["r1"])
+    strays, connect = pool.clients["r1"], dialling.connect
+    assert strays is not old
+
+    async def taken(ip: str, port: int, *, exact: bool = False, **how):
+        if exact:
+            raise LinkFailed("that port is taken")
+        return await connect(ip, port, **how)
+
+    monkeypatch.setattr(dialling, "connect", taken)
+    await until(lambda: a.view.observed == [], "what was seen is not told any more")
+    await until(lambda: a.tunnel.rotation._returns["r1"].failures >= 3, "it is tried again")
+    pace = a.tunnel.rotation._returns["r1"]
+    assert pace.until - time.monotonic() > 0.0 and pool.clients["r1"] is strays and strays.reserved
 
 
 # ---------------------------------------------------------------- a home router's table
@@ -318,15 +376,15 @@ async def test_dials_for_a_better_path_are_few_at_a_time(here: Inside, monkeypat
     router of this node sees a bounded number of flows."""
     connect, dialling_now, most = dialling.connect, 0, 0
 
-    async def counted(ip: str, port: int, *, source: tuple[str, int], timeout: float = 5.0):
+    async def counted(ip: str, port: int, **how):
         nonlocal dialling_now, most
         if not ip.startswith("192.0.2."):
-            return await connect(ip, port, source=source, timeout=timeout)
+            return await connect(ip, port, **how)
         dialling_now += 1
         most = max(most, dialling_now)
         try:
             await asyncio.sleep(1.0)
-            raise relay_client.LinkFailed("no answer")
+            raise LinkFailed("no answer")
         finally:
             dialling_now -= 1
 
@@ -350,19 +408,23 @@ OWN = ("127.0.0.1", 9)
 class Peer(SimpleNamespace):
     """What punching needs of a session; its peer answers whatever the test says."""
 
-    def __init__(self, starter: bool) -> None:
+    def __init__(self, name: str, starter: bool) -> None:
         session = SimpleNamespace(active=SimpleNamespace(rtt=60.0), note=lambda _: None, links=[])
-        super().__init__(session=session, punch=Punch(starter=starter), mark=lambda: None, peer="p")
+        super().__init__(session=session, punch=Punch(starter=starter), mark=lambda: None, peer=name)
 
     __hash__ = object.__hash__
+
+
+def punching_of_a_node() -> Punching:
+    settings = SimpleNamespace(listen_port=20006, listen_address="127.0.0.1")
+    return Punching(settings, lambda: [OWN], None, None, None)
 
 
 async def test_attempts_to_punch_are_few_at_a_time() -> None:
     """FAILURES 23: a hundred peers offer to punch at once, and a hundred are ready at once."""
     for starter in (True, False):
-        settings = SimpleNamespace(listen_port=20006, listen_address="127.0.0.1")
-        punching = Punching(settings, lambda: [OWN], None, None, None)
-        peers = [Peer(starter) for _ in range(100)]
+        punching = punching_of_a_node()
+        peers = [Peer(f"p{number}", starter) for number in range(100)]
         for peer in peers:
             if starter:
                 punching.consider(peer)
@@ -372,3 +434,14 @@ async def test_attempts_to_punch_are_few_at_a_time() -> None:
             punching.hear(peer, Word(READY if starter else GO, 1, (OWN,)).encode())
         assert len(punching._running) == MAX_AT_ONCE
         await punching.close()
+
+
+async def test_two_sessions_with_a_peer_do_not_punch_both() -> None:
+    """FAILURES 20: both dialled at once, so there are two for a while, and each side begins one and starts the other's
+    punches."""
+    punching = punching_of_a_node()
+    ours, theirs = Peer("p", True), Peer("p", False)
+    punching.consider(ours)
+    punching.hear(theirs, Word(OFFER, 1, (OWN,)).encode())
+    assert list(punching._running) == [ours]
+    await punching.close()

@@ -18,16 +18,27 @@ that with AGAIN(); what follows is the same conversation, over the link that is 
 
 import ipaddress
 import json
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 OFFER, READY, GO, AGAIN = "offer", "ready", "go", "again"
 
+SUCCESS = "punched"
+"""The outcome of an attempt that succeeded."""
+
 ANSWER_WITHIN = 3.0
 """Seconds the other side has for each word; a relayed round trip is far less."""
 PAUSES = (2.0, 10.0, 300.0, 600.0, 1200.0)
-"""Seconds between attempts; the last one repeats. 97.6 % of the punches that ever succeed do so at the first (arXiv
-2510.27500), so after three the NATs are taken for such that forbid it, and only looked at again now and then."""
+"""Seconds between attempts, from the peer's READY on; the last one repeats. 97.6 % of the punches that ever succeed do so
+at the first (arXiv 2510.27500), so after three the NATs are taken for such that forbid it, and only looked at again now
+and then."""
+UNANSWERED = (2.0, 10.0, 30.0, 60.0, 120.0)
+"""Seconds between offers that nobody answers; the last one repeats. Nothing was tried then, so nothing is known of the
+NATs: the peer may be busy with others, or be looking for a port."""
+IN_VAIN, IN_VAIN_WITHIN = 9, 600.0
+"""Attempts that may fail within so many seconds, whatever is forgotten meanwhile: where a route comes and goes, each
+change is a reason to begin anew, and would be one attempt more (FAILURES 23)."""
 PROVEN_AFTER = 10.0
 """A punched link that was heard for so long, seconds, clears the pauses when it is lost; one that was not would flap.
 From this age on `core/lifetime.py` learns of NATs that cut links: until it has, each is punched again at once."""
@@ -110,7 +121,7 @@ class Punch:
     def __init__(self, *, starter: bool) -> None:
         self.starter = starter
         self.attempts = 0
-        """Since the start, or since a punched link proved itself."""
+        """That both sides took part in, since the start, or since a punched link proved itself."""
         self.outcome = "not tried"
         """How the last attempt ended, for people."""
         self._number = 0
@@ -118,6 +129,10 @@ class Punch:
         self._expires = 0.0
         self._connecting = False
         self._next = 0.0
+        self._unanswered = 0
+        """Offers in a row."""
+        self._in_vain: deque[float] = deque(maxlen=IN_VAIN)
+        """When the last attempts began that did not succeed, or are under way."""
         self._peers: tuple[Address, ...] = ()
         self._renewed = 0
         """The link for whose replacement the pauses were cleared."""
@@ -129,7 +144,7 @@ class Punch:
 
     def due(self, now: float) -> bool:
         """This side starts, and it is time."""
-        return self.starter and not self.busy(now) and now >= self._next
+        return self.starter and not self.busy(now) and not self.due_in(now)
 
     def busy(self, now: float) -> bool:
         """An attempt is under way."""
@@ -141,11 +156,12 @@ class Punch:
 
     def due_in(self, now: float) -> float:
         """Seconds until the next attempt may begin."""
-        return max(self._next - now, 0.0)
+        rested = self._in_vain[0] + IN_VAIN_WITHIN if len(self._in_vain) == IN_VAIN else 0.0
+        return max(self._next - now, rested - now, 0.0)
 
     def forget(self) -> None:
         """The network changed, or an address became known: what failed before may work now."""
-        self.attempts = 0
+        self.attempts = self._unanswered = 0
         self._next = 0.0
 
     def renew(self, link: int) -> None:
@@ -167,8 +183,8 @@ class Punch:
         if self._expected:
             self.outcome = f"no answer within {ANSWER_WITHIN:g} s"
         self._number += 1
-        self.attempts += 1
-        self._next = now + PAUSES[min(self.attempts, len(PAUSES)) - 1]
+        self._unanswered += 1
+        self._next = now + UNANSWERED[min(self._unanswered, len(UNANSWERED)) - 1]
         self._expect(READY, now)
         return [Say(Word(OFFER, self._number, usable(own)))]
 
@@ -193,6 +209,10 @@ class Punch:
             if not word.addresses:
                 self.outcome = "the peer knows no address of its own"
                 return []
+            self._unanswered = 0
+            self.attempts += 1
+            self._next = now + PAUSES[min(self.attempts, len(PAUSES)) - 1]
+            self._in_vain.append(now)
             self._connecting = True
             return [Say(Word(GO, self._number)), Connect(word.addresses, rtt / 2)]
         self._connecting = True
@@ -202,6 +222,8 @@ class Punch:
         """The Connect is over; `outcome` is for people."""
         self._connecting = False
         self.outcome = outcome
+        if outcome == SUCCESS and self._in_vain:
+            self._in_vain.pop()
 
     def lost(self, lived: float) -> None:
         """A punched link is gone; so many seconds after it came up it was last heard."""
