@@ -51,6 +51,7 @@ class Listeners:
         self._refused: list[tuple[Spot, Wanted, str]] = []
         self.applied = False  # services are known
         self._routes: dict[RouteKey, Route] = {}
+        self._site = Site()
         self._services: dict[str, Service] = {}
         self._traffic: Mapping[str, Traffic] = {}
         self._asked: dict[tuple[str, Port, Traffic | None], Route] = {}  # of `route`, where nobody listens
@@ -61,9 +62,9 @@ class Listeners:
         self, services: Iterable[Service], traffic: Mapping[str, Traffic] | None = None, site: Site | None = None
     ) -> None:
         """These are all the services known now, and how their clients are spread, by the service's key."""
-        services, self.applied = list(services), True
+        services, self.applied, self._site = list(services), True, site or Site()
         self._interception.learn(services)
-        spots, self._refused = plan.wanted(services, traffic, site)
+        spots, self._refused = plan.wanted(services, traffic, self._site)
         steps = plan.diff(self._open, spots)
         for spot in steps.close:
             self._open.pop(spot).close()
@@ -74,7 +75,7 @@ class Listeners:
             if key not in routes:
                 routes[key] = self._route(key, want)
         self._routes = routes
-        self._services = {one.key: one for one in plan.served(services, (site or Site()).filter)}
+        self._services = {one.key: one for one in plan.served(services, self._site.filter)}
         self._traffic = traffic or {}
         for (name, port, default), route in list(self._asked.items()):
             service = self._services.get(name)
@@ -108,7 +109,12 @@ class Listeners:
 
     def _want(self, service: Service, port: Port, default: Traffic | None) -> Wanted:
         traffic = self._traffic if default is None else plan.traffic_of((service,), default)[0]
-        return Wanted(service.key, port, service.backends(port), traffic.get(service.key, ROUND_ROBIN))
+        own = traffic.get(service.key, ROUND_ROBIN).at(port.number)
+        return plan.want_of(service, port, own, self._site.node)
+
+    def left_out(self, service: Service) -> str:
+        """Why this proxy has nothing to do with `service`; "" when it has."""
+        return plan.left_out(service, self._site.filter)
 
     def count(self) -> int:
         """Addresses listened on now."""

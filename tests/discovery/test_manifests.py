@@ -41,7 +41,7 @@ metadata: {name: web-2, labels: {kubernetes.io/service-name: web}}
 addressType: IPv6
 ports: [{name: http, port: 8080}]
 endpoints:
-- {addresses: ["FD00::1"]}
+- {addresses: ["FD00::1"], nodeName: edge-c}
 """
 
 
@@ -76,7 +76,7 @@ def test_a_service_with_several_slices() -> None:
     assert web.endpoints == (
         Endpoint(("127.0.0.1",), (http, dns), "edge-a", True, "web-0"),
         Endpoint(("10.0.0.2",), (http, dns), "edge-b", False),
-        Endpoint(("fd00::1",), (http,)),
+        Endpoint(("fd00::1",), (http,), "edge-c"),
     )
     assert (web.labels, web.annotations) == ({"app": "web"}, {"note": "1"})
     assert (web.session_affinity, web.affinity_timeout) == ("ClientIP", AFFINITY_TIMEOUT)
@@ -159,6 +159,38 @@ def test_one_backend_in_two_slices_is_one_endpoint() -> None:
     endpoints = parse(documents).services["default/web"].endpoints
     assert [e.addresses for e in endpoints] == [("127.0.0.1",), ("10.0.0.2",)]
     assert endpoints[0].ready and [p.name for p in endpoints[0].ports] == ["http", "dns", "metrics"]
+
+
+def test_what_is_known_of_an_endpoint_that_goes_away() -> None:
+    for conditions, ready, leaving in (
+        ({}, True, False),
+        ({"ready": True, "serving": True, "terminating": False}, True, False),
+        ({"ready": False, "serving": True, "terminating": True}, False, True),
+        ({"ready": False, "terminating": True}, False, False),
+        ({"ready": False, "serving": True}, False, False),
+    ):
+        (_, one, _) = parse(changed("endpoints/1/conditions", conditions, 1)).services["default/web"].endpoints
+        assert (one.ready, one.leaving) == (ready, leaving), conditions
+
+
+def test_a_service_may_publish_addresses_that_are_not_ready() -> None:
+    documents = changed("spec/publishNotReadyAddresses", True)
+    assert [one.ready for one in parse(documents).services["default/web"].endpoints] == [True, True, True]
+
+
+def test_an_endpoint_knows_its_pod() -> None:
+    pod = {"kind": "Pod", "name": "web-abc", "namespace": "default"}
+    for target, name in ((pod, "web-abc"), ({"kind": "Other", "name": "x"}, ""), (None, "")):
+        documents = changed("endpoints/0/targetRef", target, 1) if target else list(yaml.safe_load_all(WEB))
+        assert parse(documents).services["default/web"].endpoints[0].pod == name
+
+
+def test_endpoints_without_a_node_are_said_once() -> None:
+    other = WEB.replace("name: web", "name: other").replace("127.1.0.1", "127.1.0.2")
+    (warning,) = load((WEB + "---" + other).replace(", nodeName: edge-a", "")).warnings
+    assert warning.startswith(
+        "Service default/web, default/other: some endpoints have no nodeName; each node dials them"
+    )
 
 
 def test_what_is_no_service_is_passed_over() -> None:

@@ -249,7 +249,7 @@ async def test_watchers_see_services_come_change_and_go(node_config: WriteConfig
             assert [(e.addresses[0], e.node_name, e.ready) for e in web.endpoints] == [
                 ("127.0.0.1", "edge-a", True),
                 ("10.0.0.2", "edge-b", False),
-                ("fd00::1", "", True),
+                ("fd00::1", "edge-c", True),
             ]
             assert web.affinity_timeout.seconds == 10_800 and dict(web.labels) == {"app": "web"}
 

@@ -55,10 +55,11 @@ def parse(documents: Iterable[object]) -> Parsed:
     parsed = Parsed()
     backends: dict[str, _Backends] = {}
     rules: dict[str, Rule] = {}
+    publishing: set[str] = set()
     for index, document in enumerate(documents, start=1):
         for where, item in _items(document, f"document {index}", parsed):
             try:
-                _take(where, item, parsed, backends, rules)
+                _take(where, item, parsed, backends, rules, publishing)
             except FieldError as error:
                 parsed.errors.append(f"{where}: {error}")
                 parsed.spoilt |= _spoilt(item.values)
@@ -71,8 +72,17 @@ def parse(documents: Iterable[object]) -> Parsed:
             continue
         # A cluster mirrors legacy Endpoints into slices; where both are, the slices are the newer truth.
         endpoints = _merge(found.slices if found.has_slices else found.legacy)
+        if key in publishing:
+            endpoints = tuple(replace(endpoint, ready=True) for endpoint in endpoints)
         parsed.services[key] = replace(service, endpoints=endpoints)
         parsed.warnings += _unserved(service, endpoints)
+    strays = [key for key, one in parsed.services.items() if not all(it.node_name for it in one.endpoints)]
+    if strays:
+        names = ", ".join(strays[:3]) + (", …" if len(strays) > 3 else "")
+        parsed.warnings.append(
+            f"Service {names}: some endpoints have no nodeName; each node dials them itself, as kube-proxy does, and"
+            " reaches them only where its network does"
+        )
     for key, rule in rules.items():
         service = parsed.services.get(key)
         if service is not None:
@@ -118,7 +128,15 @@ def _label(where: str, document: dict[Any, Any]) -> str:
     return f"{where} ({document.get('kind') or 'no kind'} {name or 'without a name'})"
 
 
-def _take(where: str, item: Fields, parsed: Parsed, backends: dict[str, _Backends], rules: dict[str, Rule]) -> None:
+def _take(
+    where: str,
+    item: Fields,
+    parsed: Parsed,
+    backends: dict[str, _Backends],
+    rules: dict[str, Rule],
+    publishing: set[str],
+) -> None:
+    """`publishing`: the services with publishNotReadyAddresses."""
     kind = item.text("kind", required=True)
     if kind not in _VERSIONS:
         meant = difflib.get_close_matches(kind, _KINDS, n=1, cutoff=0.8)
@@ -132,10 +150,13 @@ def _take(where: str, item: Fields, parsed: Parsed, backends: dict[str, _Backend
     namespace = metadata.text("namespace") or "default"
     name = metadata.name("name")
     if kind == "Service":
-        service = _service(namespace, name, metadata, item.section("spec", required=True), where, parsed)
+        spec = item.section("spec", required=True)
+        service = _service(namespace, name, metadata, spec, where, parsed)
         if service.key in parsed.services:
             raise FieldError(f"Service {service.key} is defined twice; the first is used")
         parsed.services[service.key] = service
+        if spec.flag("publishNotReadyAddresses", default=False):
+            publishing.add(service.key)
         return
     if kind == "DestinationRule":
         rule = destinationrule.read(where, namespace, item.section("spec", required=True))
@@ -240,12 +261,17 @@ def _slice(item: Fields, where: str, parsed: Parsed) -> Iterator[Endpoint]:
         return
     ports = tuple(_endpoint_ports(item.sections("ports"), where, parsed))
     for endpoint in item.sections("endpoints"):
+        conditions = endpoint.section("conditions")
+        ready = conditions.flag("ready", default=True)
+        serving = conditions.flag("serving", default=ready)
         yield Endpoint(
             addresses=tuple(endpoint.ips("addresses", required=True)),
             ports=ports,
             node_name=endpoint.text("nodeName"),
-            ready=endpoint.section("conditions").flag("ready", default=True),
+            ready=ready,
             hostname=endpoint.text("hostname"),
+            leaving=serving and conditions.flag("terminating", default=False),
+            pod=_pod(endpoint),
         )
 
 
@@ -260,7 +286,13 @@ def _endpoints(item: Fields, where: str, parsed: Parsed) -> Iterator[Endpoint]:
                     node_name=address.text("nodeName"),
                     ready=ready,
                     hostname=address.text("hostname"),
+                    pod=_pod(address),
                 )
+
+
+def _pod(endpoint: Fields) -> str:
+    target = endpoint.section("targetRef")
+    return target.text("name") if target.text("kind") == "Pod" else ""
 
 
 def _endpoint_ports(ports: list[Fields], where: str, parsed: Parsed) -> Iterator[EndpointPort]:
@@ -287,6 +319,8 @@ def _merge(endpoints: list[Endpoint]) -> tuple[Endpoint, ...]:
                 ports=tuple(dict.fromkeys((*known.ports, *endpoint.ports))),
                 ready=known.ready or endpoint.ready,
                 hostname=known.hostname or endpoint.hostname,
+                leaving=known.leaving or endpoint.leaving,
+                pod=known.pod or endpoint.pod,
             )
         merged[key] = endpoint
     return tuple(merged.values())
