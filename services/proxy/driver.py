@@ -45,7 +45,9 @@ class Proxy:
         self._counters = Counters()
         self._catalog = Catalog()
         self._policy = Policy(self.settings.node_name, self.settings.allowed_targets)
-        self._dialer = Dialer(avoid=lambda network, ip, port: self._interception.loops(network, ip, port))
+        self._dialer = Dialer(
+            avoid=lambda *spot: self._interception.loops(*spot) or self._listeners.loops(*spot),
+        )
         self._attach = AttachSocket(
             self.settings.run_dir / ATTACH,
             service.log,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from logging import Logger
 
 from services.proxy.core import plan
-from services.proxy.core.catalog import Network, Port, Service, Spot
+from services.proxy.core.catalog import Backend, Network, Port, Service, Spot
 from services.proxy.core.plan import RouteKey, Site, Wanted
 from services.proxy.core.traffic import ROUND_ROBIN, Traffic
 from services.proxy.counters import Counters
@@ -115,6 +115,12 @@ class Listeners:
     def left_out(self, service: Service) -> str:
         """Why this proxy has nothing to do with `service`; "" when it has."""
         return plan.left_out(service, self._site.filter)
+
+    def loops(self, network: Network, ip: str, port: int) -> bool:
+        """Whether a connection to ip:port would come back here, and be sent to ip:port again."""
+        backend = Backend(self._site.node, ip, port)
+        spots = (Spot(network, at, port) for at in (ip, "::" if ":" in ip else "0.0.0.0"))
+        return any(spot in self._open and backend in self._open[spot].route.balancer.backends for spot in spots)
 
     def count(self) -> int:
         """Addresses listened on now."""

@@ -332,6 +332,8 @@ def test_one_server_that_is_wrong_leaves_the_others_of_its_gateway() -> None:
     assert sorted(table.entries) == [80, 83]
     assert [backend(table, "/", port=port) for port in (80, 83)] == ["default/web:80"] * 2
     assert list(table.problems) == [f"Gateway default/edge, spec.servers[{index}]" for index in (1, 2, 3)]
+    table = compile_table([gateway(server(81, "GRPC")), routes(route("web"))])
+    assert "no server of its gateways" in table.problems["VirtualService default/r"]
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,32 @@ async def test_several_named_ports_each_go_to_their_own(node: Node, loopback_ip:
     assert await target(node, ip, 9090) == ("b", "10.0.0.1:9191")
 
 
+async def test_an_endpoint_that_is_its_service_again_is_not_dialled(node: Node, loopback_ip: LoopbackIp) -> None:
+    """Who names the service's own address as its endpoint would have each connection make the next one, without end."""
+    ip, port = loopback_ip(), free_port()
+    node.discovery.put(
+        service("web", ip, ("", ip, 80)), with_node_port(service("np", "", ("n", "127.0.0.1", port)), port)
+    )
+    await node.listening(f"{ip}:80", f"0.0.0.0:{port}", f"[::]:{port}")
+    for address, number in ((ip, 80), ("127.0.0.1", port)):
+        client = await connected(address, number)
+        with pytest.raises(ConnectionResetError):
+            async with asyncio.timeout(20):
+                await asyncio.get_running_loop().sock_recv(client, 1)
+        client.close()
+    assert node.status().accepted == 2
+
+
+async def test_what_a_rule_says_without_effect_is_told(node: Node, loopback_ip: LoopbackIp) -> None:
+    one = service("web", loopback_ip(), ("b", "10.0.0.1", 8080))
+    one.traffic_policy = '{"loadBalancer": {"simple": "RANDOM"}, "outlierDetection": {"interval": "1s"}}'
+    node.discovery.put(one)
+    told = "service default/web: its DestinationRule's trafficPolicy.outlierDetection has no effect"
+    await until(lambda: node.status().warnings == [told], "it is told")
+    node.discovery.remove("default/web")
+    await until(lambda: not node.status().warnings, "it is gone")
+
+
 async def test_prefer_close_prefers_a_direct_path_to_a_relayed_one(node: Node, loopback_ip: LoopbackIp) -> None:
     ip, node.tunnel.relayed = loopback_ip(), {"b"}
     one = service("web", ip, ("b", "10.0.0.1", 8080), ("c", "10.0.0.2", 8080))

@@ -125,7 +125,8 @@ def compile_table(found: Iterable[Object]) -> Table:
     table = Table()
     servers: list[Server] = []
     routes: list[VirtualService] = []
-    for one in sorted(found):
+    found = sorted(found)
+    for one in found:
         try:
             body = json.loads(one.body)
             if one.kind == "Gateway":
@@ -147,8 +148,9 @@ def compile_table(found: Iterable[Object]) -> Table:
             table.problems |= {f"{one.label}, {path}": why for path, why in problems.items()}
         except (ObjectError, ValueError, RecursionError) as error:
             table.problems[one.label] = " ".join(str(error).split()) or "it is nested too deep"
+    names = {f"{one.namespace}/{one.name}" for one in found if one.kind == "Gateway"}
     for service in routes:
-        _bind(table, service, servers)
+        _bind(table, service, servers, names)
     return table
 
 
@@ -179,8 +181,9 @@ def _open(table: Table, server: Server) -> None:
             found.sites.setdefault(host, Site()).to_https = True
 
 
-def _bind(table: Table, service: VirtualService, servers: list[Server]) -> None:
-    """Adds the routes of a virtual service to every server of its gateways that has a host in common with it."""
+def _bind(table: Table, service: VirtualService, servers: list[Server], names: set[str]) -> None:
+    """Adds the routes of a virtual service to every server of its gateways that has a host in common with it. `names`: of
+    all gateways, served or not."""
     label = f"VirtualService {service.key}"
     if not service.gateways:
         table.idle.setdefault(label, []).append("spec.gateways names no Gateway: it")
@@ -198,7 +201,7 @@ def _bind(table: Table, service: VirtualService, servers: list[Server]) -> None:
             bound = bound or bool(common)
             _add(entry, served, service, common, server.gateway)
     if not bound:
-        missing = [name for name in service.gateways if all(server.gateway != name for server in servers)]
+        missing = [name for name in service.gateways if name not in names]
         why = (
             f"there is no Gateway {missing[0]}" if missing else "no server of its gateways has a host of its spec.hosts"
         )
