@@ -706,11 +706,17 @@ class Endpoint(_message.Message):
     NODE_NAME_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
     HOSTNAME_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
+    POD_FIELD_NUMBER: _builtins.int
     node_name: _builtins.str
-    """Node on which it runs; empty: unknown, cannot be reached."""
+    """Node on which it runs; empty: nobody said, each node dials it itself."""
     ready: _builtins.bool
-    """conditions.ready (absent counts as true)."""
+    """conditions.ready (absent counts as true), or the service publishes addresses that are not (publishNotReadyAddresses)."""
     hostname: _builtins.str
+    leaving: _builtins.bool
+    """conditions.serving and conditions.terminating: it goes away, but answers still. Used where no endpoint is ready."""
+    pod: _builtins.str
+    """targetRef.name where that is a Pod; empty: nobody said."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """IP literals; the first is used."""
@@ -727,10 +733,12 @@ class Endpoint(_message.Message):
         node_name: _builtins.str = ...,
         ready: _builtins.bool = ...,
         hostname: _builtins.str = ...,
+        leaving: _builtins.bool = ...,
+        pod: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "hostname", b"hostname", "node_name", b"node_name", "ports", b"ports", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "hostname", b"hostname", "leaving", b"leaving", "node_name", b"node_name", "pod", b"pod", "ports", b"ports", "ready", b"ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -839,7 +847,7 @@ class GatewayObject(_message.Message):
     name: _builtins.str
     body: _builtins.str
     """JSON. Gateway and VirtualService: spec. Secret: the PEM texts under "tls.crt", "tls.key" and "ca.crt", as far as
-    it has them.
+    it has them (also those that it calls "cert", "key" and "cacert").
     """
     def __init__(
         self,

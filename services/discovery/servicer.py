@@ -382,6 +382,8 @@ def _service(service: Service) -> pb.Service:
             node_name=endpoint.node_name,
             ready=endpoint.ready,
             hostname=endpoint.hostname,
+            leaving=endpoint.leaving,
+            pod=endpoint.pod,
         )
         for backend in endpoint.ports:
             added.ports.add(name=backend.name, protocol=pb.Protocol.ValueType(backend.protocol), port=backend.port)

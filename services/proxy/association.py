@@ -25,7 +25,6 @@ from services.proxy.names import Names, NoRoute
 MAX_ASSOCIATIONS = 256  # each holds two descriptors
 MAX_FLOWS = 256  # targets of one association; then the one that was used longest ago makes room
 MAX_FLOWS_IN_ALL = 2048  # each holds a descriptor here and one where it is carried
-IDLE = 60.0  # s without a datagram until a flow ends; as long as the tunnel's flows
 BURST = 64  # datagrams a turn, so that one busy client leaves room for the others
 MAX_TOLD = 64  # refused targets of one association that are logged
 
@@ -40,6 +39,7 @@ class Associations:
         self.log = log
         self.loop = asyncio.get_running_loop()
         self.flows = 0  # of all associations
+        self.idle = 60.0  # s without a datagram until a flow ends, see `rest`
         self._open: set[Association] = set()
         self._sweep: asyncio.TimerHandle | None = None
 
@@ -56,8 +56,15 @@ class Associations:
         association = Association(self, control, client, wanted, self._open.discard)
         self._open.add(association)
         if self._sweep is None:
-            self._sweep = self.loop.call_later(IDLE / 4, self._expire)
+            self._sweep = self.loop.call_later(self.idle / 4, self._expire)
         return association.address
+
+    def rest(self, seconds: float) -> None:
+        """Time without a datagram until a flow ends, for those that are open as well."""
+        self.idle = seconds
+        if self._sweep is not None:
+            self._sweep.cancel()
+            self._expire()
 
     def close(self) -> None:
         """Ends all."""
@@ -70,7 +77,7 @@ class Associations:
         now = self.loop.time()
         for association in self._open:
             association.expire(now)
-        self._sweep = self.loop.call_later(IDLE / 4, self._expire) if self._open else None
+        self._sweep = self.loop.call_later(self.idle / 4, self._expire) if self._open else None
 
 
 class _Flow:
@@ -120,7 +127,7 @@ class Association:
 
     def expire(self, now: float) -> None:
         """Ends the flows that are idle."""
-        for flow in [flow for flow in self._flows.values() if now - flow.used_at >= IDLE]:
+        for flow in [flow for flow in self._flows.values() if now - flow.used_at >= self._owner.idle]:
             self._drop(flow)
 
     def close(self) -> None:

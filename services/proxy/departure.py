@@ -33,6 +33,7 @@ from services.runtime import descriptors, telemetry
 
 MAX_KEPT = 4096  # clients that no backend has accepted yet; each holds a descriptor. Further ones get one attempt.
 MAX_TRIES = 4  # backends that one client may try
+RELAYED = 30.0  # s for which a node is taken to be reached through a relay: a path is soon upgraded, if it can be
 TELL_EVERY, TELL_MOST = 60.0, 100  # s between two lines in the log on one service and reason; lines in that time
 
 _TCP_CLOSE = 7  # state of a connection that was reset (net/tcp_states.h)
@@ -108,6 +109,7 @@ class Departure:
         self._pumps: set[StreamPump | DatagramPump] = set()
         self._rng = random.Random()
         self._rtts: dict[str, float] = {}
+        self._relayed: dict[str, float] = {}  # nodes, and until when that is believed
         self._kept: dict[int, _Leaving] = {}
         self._routes: WeakValueDictionary[int, Route] = WeakValueDictionary()
         self._watched: dict[int, tuple[Route, Backend]] = {}
@@ -120,7 +122,7 @@ class Departure:
 
     def route(self, want: Wanted) -> Route:
         self._last += 1
-        balancer = Balancer(self._node, want.traffic, self._rtts, self._rng)
+        balancer = Balancer(self._node, want.traffic, self._rtts, self._rng, self._relayed)
         route = self._routes[self._last] = Route(want, balancer, self._last)
         return route
 
@@ -166,6 +168,10 @@ class Departure:
         self._worked(leaving)
         if outcome.rtt:
             self._rtts[backend.node] = outcome.rtt
+        if outcome.relayed:
+            self._relayed[backend.node] = time.monotonic() + RELAYED
+        else:
+            self._relayed.pop(backend.node, None)
         if route.balancer.counts:
             self._watched[number] = route, backend
 

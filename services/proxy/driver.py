@@ -6,7 +6,7 @@ import socket
 from services.proxy import peers, servicer
 from services.proxy.attach import AttachSocket
 from services.proxy.config import DnsSettings, GatewaySettings, Settings, SocksSettings, site_of, targets_of, traffic_of
-from services.proxy.core import plan
+from services.proxy.core import idle, plan
 from services.proxy.core.catalog import Catalog
 from services.proxy.core.policy import Policy
 from services.proxy.counters import Counters
@@ -45,7 +45,9 @@ class Proxy:
         self._counters = Counters()
         self._catalog = Catalog()
         self._policy = Policy(self.settings.node_name, self.settings.allowed_targets)
-        self._dialer = Dialer(avoid=lambda network, ip, port: self._interception.loops(network, ip, port))
+        self._dialer = Dialer(
+            avoid=lambda *spot: self._interception.loops(*spot) or self._listeners.loops(*spot),
+        )
         self._attach = AttachSocket(
             self.settings.run_dir / ATTACH,
             service.log,
@@ -53,11 +55,11 @@ class Proxy:
             lambda waiting: self._departure.tunnel_lost(waiting),
         )
         self._departure = Departure(self.settings.node_name, self._attach, self._dialer, self._counters, service.log)
-        self._departure.rest(self.settings.udp_idle)
         self._interception = Interception(self.settings, self._departure, self._counters, service.log)
         self._listeners = Listeners(self._departure, self._interception, self._counters, service.log)
         names = Names(self.settings.node_name, self._listeners, self._departure, self._policy)
         self._socks5 = Socks5(self.settings.run_dir, names, self._departure, self._counters, service.log)
+        self._rest(self.settings.udp_idle)
         self._gateway = Gateway(self.settings.gateway, self._departure, self._listeners, self._counters, service.log)
         self._inbound = Inbound(self._policy, self._attach, self._dialer, self._counters, service.log)
         self._dns = Dns(self.settings.dns, self._catalog, self._counters.dns, service.log)
@@ -66,6 +68,7 @@ class Proxy:
         self._default = self.settings.traffic
         self._site = self.settings.site
         self._problems: dict[str, str] = {}
+        self._idle: dict[str, list[str]] = {}
         self._metrics = service.config.metrics.base_port != 0
         self._service = service
         service.reload.on(
@@ -84,7 +87,7 @@ class Proxy:
             )
         service.reload.on(
             "modules.edgeProxy.udpIdleSeconds",
-            lambda config: self._departure.rest(config.modules.edge_proxy.udp_idle_seconds),
+            lambda config: self._rest(config.modules.edge_proxy.udp_idle_seconds),
         )
 
     async def run(self) -> None:
@@ -135,6 +138,10 @@ class Proxy:
         warnings += [
             f"service {key} is spread by {self._default.strategy}: {why}" for key, why in self._problems.items()
         ]
+        warnings += [
+            f"service {key}: its DestinationRule's {', '.join(fields)} has no effect"
+            for key, fields in self._idle.items()
+        ]
         warnings += self._gateway.warnings()
         warnings += self._listeners.warnings()
         if not self._catalog.synced:
@@ -169,12 +176,21 @@ class Proxy:
         if self._synced.is_set():
             self._spread()
 
+    def _rest(self, seconds: float) -> None:
+        """Without a datagram until a UDP flow ends."""
+        self._departure.rest(seconds)
+        self._socks5.rest(seconds)
+
     def _spread(self) -> None:
         self._policy.update(plan.served(self._catalog, self._site.filter))
         traffic, problems = plan.traffic_of(self._catalog, self._default)
         for key in problems.keys() - self._problems.keys():
             self._log.warning("load balancing not understood", extra={"target": key, "error": problems[key]})
         self._problems = problems
+        idle_fields = {one.key: found for one in self._catalog if (found := idle.fields(one.traffic_policy))}
+        for key in idle_fields.keys() - self._idle.keys():
+            self._log.warning("no effect", extra={"target": key, "fields": ", ".join(idle_fields[key])})
+        self._idle = idle_fields
         self._listeners.apply(self._catalog, traffic, self._site)
         self._socks5.update(self._catalog)
 

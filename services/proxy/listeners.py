@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from logging import Logger
 
 from services.proxy.core import plan
-from services.proxy.core.catalog import Network, Port, Service, Spot
+from services.proxy.core.catalog import Backend, Network, Port, Service, Spot
 from services.proxy.core.plan import RouteKey, Site, Wanted
 from services.proxy.core.traffic import ROUND_ROBIN, Traffic
 from services.proxy.counters import Counters
@@ -51,6 +51,7 @@ class Listeners:
         self._refused: list[tuple[Spot, Wanted, str]] = []
         self.applied = False  # services are known
         self._routes: dict[RouteKey, Route] = {}
+        self._site = Site()
         self._services: dict[str, Service] = {}
         self._traffic: Mapping[str, Traffic] = {}
         self._asked: dict[tuple[str, Port, Traffic | None], Route] = {}  # of `route`, where nobody listens
@@ -61,9 +62,9 @@ class Listeners:
         self, services: Iterable[Service], traffic: Mapping[str, Traffic] | None = None, site: Site | None = None
     ) -> None:
         """These are all the services known now, and how their clients are spread, by the service's key."""
-        services, self.applied = list(services), True
+        services, self.applied, self._site = list(services), True, site or Site()
         self._interception.learn(services)
-        spots, self._refused = plan.wanted(services, traffic, site)
+        spots, self._refused = plan.wanted(services, traffic, self._site)
         steps = plan.diff(self._open, spots)
         for spot in steps.close:
             self._open.pop(spot).close()
@@ -74,7 +75,7 @@ class Listeners:
             if key not in routes:
                 routes[key] = self._route(key, want)
         self._routes = routes
-        self._services = {one.key: one for one in plan.served(services, (site or Site()).filter)}
+        self._services = {one.key: one for one in plan.served(services, self._site.filter)}
         self._traffic = traffic or {}
         for (name, port, default), route in list(self._asked.items()):
             service = self._services.get(name)
@@ -108,7 +109,18 @@ class Listeners:
 
     def _want(self, service: Service, port: Port, default: Traffic | None) -> Wanted:
         traffic = self._traffic if default is None else plan.traffic_of((service,), default)[0]
-        return Wanted(service.key, port, service.backends(port), traffic.get(service.key, ROUND_ROBIN))
+        own = traffic.get(service.key, ROUND_ROBIN).at(port.number)
+        return plan.want_of(service, port, own, self._site.node)
+
+    def left_out(self, service: Service) -> str:
+        """Why this proxy has nothing to do with `service`; "" when it has."""
+        return plan.left_out(service, self._site.filter)
+
+    def loops(self, network: Network, ip: str, port: int) -> bool:
+        """Whether a connection to ip:port would come back here, and be sent to ip:port again."""
+        backend = Backend(self._site.node, ip, port)
+        spots = (Spot(network, at, port) for at in (ip, "::" if ":" in ip else "0.0.0.0"))
+        return any(spot in self._open and backend in self._open[spot].route.balancer.backends for spot in spots)
 
     def count(self) -> int:
         """Addresses listened on now."""

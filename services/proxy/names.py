@@ -57,6 +57,9 @@ class Names:
             raise NoRoute(errors.UNKNOWN, "expected a port from 1 to 65535")
         if isinstance(found, NodeTarget):
             return self._to_node(found, port, network)
+        why = self._listeners.left_out(self._services[found.key])
+        if why:
+            raise NoRoute(errors.NO_ENDPOINT, f"the service {found.key} is {why}")
         if isinstance(found, EndpointName):
             return self._to_endpoint(found, port, network)
         if self._services[found.key].external_name:
@@ -75,12 +78,12 @@ class Names:
         service = self._services.get(key)
         if service is None or not service.headless:
             return []
-        return [one for one in names.ready(service) if one.node and names.label(one) == label]
+        return [one for one in names.ready(service) if names.label(one) == label]
 
     def _to_endpoint(self, target: EndpointName, port: int, network: Network) -> Route:
         """`port` is the endpoint's: there is no address of the service's between it and the client."""
         backends = tuple(
-            Backend(endpoint.node, endpoint.addresses[0], port)
+            Backend(endpoint.node or self._node, endpoint.addresses[0], port)
             for endpoint in self._endpoints(*target)
             if any((own.network, own.number) == (network, port) for own in endpoint.ports)
         )
@@ -92,7 +95,7 @@ class Names:
         return self._departure.route(Wanted(target.key, Port("", network, port), backends, kind="endpoint"))
 
     def _to_node(self, target: NodeTarget, port: int, network: Network) -> Route:
-        address = join(target.host, port)
+        address, host = join(target.host, port), target.host
         if target.node == self._node:
             # The exit is this very node: its policy holds for its own clients, too.
             verdict = self._policy.judge(network, address, self._node)
@@ -100,5 +103,6 @@ class Names:
                 raise NoRoute(errors.DENIED, f"{target.host} is on this node: ask for an address instead of a name")
             if not verdict.allowed:
                 raise NoRoute(errors.DENIED, verdict.why)
-        backend = Backend(target.node, target.host, port)
+            host = verdict.host
+        backend = Backend(target.node, host, port)
         return self._departure.route(Wanted("", Port("", network, port), (backend,)))

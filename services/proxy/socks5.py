@@ -99,6 +99,10 @@ class Socks5:
         """These are all the services known now."""
         self._names.update(services)
 
+    def rest(self, seconds: float) -> None:
+        """Time without a datagram until a flow of an association ends, for those that are open as well."""
+        self._associations.rest(seconds)
+
     async def close(self) -> None:
         """Ends handshakes and associations; whoever is on the way, or connected, lives on in the tunnel."""
         self._stop()

@@ -244,6 +244,12 @@ def validate(raw: dict[str, Any], lines: dict[KeyPath, int], name: str, base: Pa
     warnings = [f"{name}:{schema.line_of(lines, tuple(k.split('.')))}: {k} has no effect here" for k in inert]
     if not config.modules.edge_tunnel.enable:
         warnings.append(f"{name}: modules.edgeTunnel.enable: false has no effect here: do not start the tunnel instead")
+    dns = config.modules.edge_dns
+    if dns.enable and dns.cache_dns.upstream_servers and not dns.cache_dns.enable:
+        warnings.append(
+            f"{name}:{schema.line_of(lines, ('modules', 'edgeDNS', 'cacheDNS', 'upstreamServers'))}: "
+            "modules.edgeDNS.cacheDNS.upstreamServers has no effect without cacheDNS.enable: true"
+        )
     config._warnings = tuple(warnings)
     return config
 

@@ -72,6 +72,17 @@ def test_a_wrong_object_is_left_out_and_the_others_stay(document: Any, says: str
     assert sorted(objects) == ["Gateway/default/after", "Gateway/default/double"]
 
 
+def test_keys_of_a_secret_as_istio_names_them() -> None:
+    generic = secret(data={"cert": encoded("C"), "key": encoded("K")}, stringData={"cacert": "A"})
+    both = secret(data={"cert": encoded("X"), "tls.crt": encoded("C"), "key": "", "tls.key": encoded("K")})
+    for document, pems in (
+        (generic, {"tls.crt": "C", "tls.key": "K", "ca.crt": "A"}),
+        (both, {"tls.crt": "C", "tls.key": "K"}),
+    ):
+        objects, warnings = parse([document])
+        assert not warnings and json.loads(objects["Secret/ns/s"].body) == pems
+
+
 def test_secrets_of_other_kinds_are_not_carried() -> None:
     token = secret(type="kubernetes.io/service-account-token", data={"ca.crt": encoded("C")})
     password = secret(type="Opaque", stringData={"password": "p"})

@@ -41,7 +41,7 @@ metadata: {name: web-2, labels: {kubernetes.io/service-name: web}}
 addressType: IPv6
 ports: [{name: http, port: 8080}]
 endpoints:
-- {addresses: ["FD00::1"]}
+- {addresses: ["FD00::1"], nodeName: edge-c}
 """
 
 
@@ -49,9 +49,9 @@ def load(text: str) -> Parsed:
     return parse(yaml.safe_load_all(text))
 
 
-def changed(path: str, value: Any, document: int = 0) -> list[Any]:
-    """WEB with one field set, or removed for None."""
-    documents = list(yaml.safe_load_all(WEB))
+def changed(path: str, value: Any, document: int = 0, text: str = WEB) -> list[Any]:
+    """The documents of `text` with one field set, or removed for None."""
+    documents = list(yaml.safe_load_all(text))
     *above, last = [int(part) if part.isdigit() else part for part in path.split("/")]
     target = documents[document]
     for part in above:
@@ -76,7 +76,7 @@ def test_a_service_with_several_slices() -> None:
     assert web.endpoints == (
         Endpoint(("127.0.0.1",), (http, dns), "edge-a", True, "web-0"),
         Endpoint(("10.0.0.2",), (http, dns), "edge-b", False),
-        Endpoint(("fd00::1",), (http,)),
+        Endpoint(("fd00::1",), (http,), "edge-c"),
     )
     assert (web.labels, web.annotations) == ({"app": "web"}, {"note": "1"})
     assert (web.session_affinity, web.affinity_timeout) == ("ClientIP", AFFINITY_TIMEOUT)
@@ -159,6 +159,38 @@ def test_one_backend_in_two_slices_is_one_endpoint() -> None:
     endpoints = parse(documents).services["default/web"].endpoints
     assert [e.addresses for e in endpoints] == [("127.0.0.1",), ("10.0.0.2",)]
     assert endpoints[0].ready and [p.name for p in endpoints[0].ports] == ["http", "dns", "metrics"]
+
+
+def test_what_is_known_of_an_endpoint_that_goes_away() -> None:
+    for conditions, ready, leaving in (
+        ({}, True, False),
+        ({"ready": True, "serving": True, "terminating": False}, True, False),
+        ({"ready": False, "serving": True, "terminating": True}, False, True),
+        ({"ready": False, "terminating": True}, False, False),
+        ({"ready": False, "serving": True}, False, False),
+    ):
+        (_, one, _) = parse(changed("endpoints/1/conditions", conditions, 1)).services["default/web"].endpoints
+        assert (one.ready, one.leaving) == (ready, leaving), conditions
+
+
+def test_a_service_may_publish_addresses_that_are_not_ready() -> None:
+    documents = changed("spec/publishNotReadyAddresses", True)
+    assert [one.ready for one in parse(documents).services["default/web"].endpoints] == [True, True, True]
+
+
+def test_an_endpoint_knows_its_pod() -> None:
+    pod = {"kind": "Pod", "name": "web-abc", "namespace": "default"}
+    for target, name in ((pod, "web-abc"), ({"kind": "Other", "name": "x"}, ""), (None, "")):
+        documents = changed("endpoints/0/targetRef", target, 1) if target else list(yaml.safe_load_all(WEB))
+        assert parse(documents).services["default/web"].endpoints[0].pod == name
+
+
+def test_endpoints_without_a_node_are_said_once() -> None:
+    other = WEB.replace("name: web", "name: other").replace("127.1.0.1", "127.1.0.2")
+    (warning,) = load((WEB + "---" + other).replace(", nodeName: edge-a", "")).warnings
+    assert warning.startswith(
+        "Service default/web, default/other: some endpoints have no nodeName; each node dials them"
+    )
 
 
 def test_what_is_no_service_is_passed_over() -> None:
@@ -267,7 +299,71 @@ def test_a_service_may_be_another_name_for_something_outside(name: str | None, e
 def test_a_service_defined_twice_is_an_error() -> None:
     documents = list(yaml.safe_load_all(WEB))
     (error,) = parse([*documents, documents[0]]).errors
-    assert error == "document 4 (Service web): Service default/web is defined twice"
+    assert error == "document 4 (Service web): Service default/web is defined twice; the first is used"
+
+
+RULE = """
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web}
+spec: {host: web, trafficPolicy: {loadBalancer: {simple: RANDOM}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("document", "path", "value"),
+    [
+        (0, "spec/clusterIP", "nowhere"),
+        (0, "metadata/annotations/note", 1),
+        (1, "metadata/labels", None),
+        (2, "endpoints/0/addresses/0", "host"),
+        (3, "spec/host", None),
+        (3, "spec/host", "web.default.example.com"),
+        (3, "spec/host", "*.default.svc.cluster.local"),
+        (3, "spec/trafficPolicy", "RANDOM"),
+        (3, "spec/workloadSelector", {"matchLabels": {"app": "shop"}}),
+    ],
+)
+def test_an_object_that_is_wrong_leaves_all_others_as_they_are(document: int, path: str, value: Any) -> None:
+    bystander = yaml.safe_load(WEB.partition("---")[0].replace("name: web,", "name: other,"))
+    good = [*yaml.safe_load_all(f"{WEB}---{RULE}"), bystander]
+    bad = changed(path, value, document, f"{WEB}---{RULE}")
+    without = parse([*good[:document], *good[document + 1 :]]).services
+    parsed = parse([*bad, bystander])
+    assert parsed.services == without and "default/other" in without
+    (error,) = parsed.errors
+    assert error.startswith(f"document {document + 1} (")
+    assert parsed.spoilt == ({"default/web"} if document == 0 else set())
+
+
+def test_a_slice_of_which_one_endpoint_is_wrong_is_left_out_whole() -> None:
+    parsed = parse(changed("endpoints/1/addresses/0", "host", 1))
+    assert [one.addresses for one in parsed.services["default/web"].endpoints] == [("fd00::1",)]
+
+
+def test_a_second_rule_for_a_service_is_not_used() -> None:
+    second = RULE.replace("RANDOM", "ROUND_ROBIN").replace("name: web}", "name: web2}")
+    parsed = load(f"{WEB}---{RULE}---{second}")
+    assert "RANDOM" in parsed.services["default/web"].traffic_policy
+    assert parsed.errors == [
+        "document 5 (DestinationRule web2): document 4 (DestinationRule web) is for default/web, too; the first is used"
+    ]
+
+
+def test_a_port_of_a_slice_need_not_have_a_number() -> None:
+    parsed = parse(changed("ports/0/port", None, 1))
+    assert parsed.errors == []
+    assert parsed.services["default/web"].endpoints[0].ports == (EndpointPort("dns", Protocol.UDP, 5353),)
+    assert parsed.warnings == ["document 2 (EndpointSlice web-1): ports[0] has no number and is not used"]
+
+
+def test_what_a_rule_cannot_have_here_is_said() -> None:
+    subsets = RULE.replace("host: web,", "host: web, exportTo: ['*'], subsets: [{name: v1, labels: {version: v1}}],")
+    parsed = load(f"{WEB}---{subsets}")
+    assert (parsed.errors, parsed.warnings) == (
+        [],
+        ["document 4 (DestinationRule web): spec.subsets has no effect"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -317,4 +413,3 @@ def test_a_destination_rule_belongs_to_the_service_that_is_its_host() -> None:
     stranger = parse([rule | {"spec": {"host": "other"}}, web])
     assert stranger.services["default/web"].traffic_policy == ""
     assert any("default/other" in warning for warning in stranger.warnings)
-    assert any("second DestinationRule" in error for error in parse([rule, rule, web]).errors)

@@ -91,6 +91,22 @@ def test_a_bad_file_changes_nothing_and_is_shown(source: ServiceFile, content: s
     assert cluster_ip(source) == "127.1.0.3" and not board.warnings
 
 
+def test_a_service_that_is_wrong_stays_as_it_was_and_keeps_out_no_other(source: ServiceFile) -> None:
+    other = manifest("127.1.0.8").replace("name: web", "name: other")
+    source.look()
+    source._path.write_text(manifest("nowhere") + "---" + other)
+    source.look()
+    store, board = source._directory.services, source._directory.board
+    assert {one.name: one.cluster_ips for one in store.values()} == {"web": ("127.1.0.1",), "other": ("127.1.0.8",)}
+    assert board.sources["servicesFile"] == "2 services; 1 objects are wrong and not used, see the warnings"
+    (warning,) = board.warnings
+    assert "not used: document 1 (Service web): spec.clusterIP: 'nowhere'" in warning
+    source._path.write_text(other)
+    source.look()
+    assert [one.name for one in store.values()] == ["other"]
+    assert board.sources["servicesFile"] == "1 services" and not board.warnings
+
+
 def test_a_file_that_is_too_large_is_refused(source: ServiceFile, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servicefile, "MAX_BYTES", 1 << 20)
     source._path.write_text(manifest("127.1.0.9") + "#" * (1 << 20))
@@ -233,7 +249,7 @@ async def test_watchers_see_services_come_change_and_go(node_config: WriteConfig
             assert [(e.addresses[0], e.node_name, e.ready) for e in web.endpoints] == [
                 ("127.0.0.1", "edge-a", True),
                 ("10.0.0.2", "edge-b", False),
-                ("fd00::1", "", True),
+                ("fd00::1", "edge-c", True),
             ]
             assert web.affinity_timeout.seconds == 10_800 and dict(web.labels) == {"app": "web"}
 

@@ -34,6 +34,7 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         self._answers: dict[bytes, asyncio.Future[tuple[tunnel_pb2.Attach, socket.socket | None]]] = {}
         self.opened: asyncio.Queue[tuple[tunnel_pb2.Attach, socket.socket, socket.socket]] = asyncio.Queue()
         self.refusal: tunnel_pb2.Refusal | None = None  # what every client gets instead of a stream
+        self.relayed: set[str] = set()  # nodes to which the path goes through a relay
         self.read_ahead = 0  # bytes to have read of a client that is refused
         self.listeners = 0  # calls of Listen since the start
         self._deaf = False
@@ -144,6 +145,8 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
     def _settle(self, connection: socket.socket, attach: tunnel_pb2.Attach, sock: socket.socket) -> None:
         """The exit's answer, which comes at once here."""
         opening, result = attach.open, tunnel_pb2.AttachResult(id=attach.id, refusal=self.refusal)
+        relayed = opening.node in self.relayed
+        result.path = tunnel_pb2.PATH_KIND_RELAYED if relayed else tunnel_pb2.PATH_KIND_DIRECT
         if self.refusal is None:
             self.opened.put_nowait((attach, sock, connection))
             if attach.id and not opening.give_back and not opening.welcome:  # those are answered by the test

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.proxy.core import idle, plan
 from services.proxy.core.balancer import Balancer
 from services.proxy.core.catalog import Backend, Endpoint, Port, Service
 from services.proxy.core.health import EJECT_AFTER, EJECT_FIRST, EJECT_LAST, RETRY_MOST, TRIAL, Health, RetryBudget
@@ -250,6 +251,25 @@ def test_local_only_goes_nowhere_else() -> None:
             {"traffic_policy": istio(consistentHash={"httpQueryParameterName": "q", "minimumRingSize": 10})},
             Traffic("query-parameter", name="q"),
         ),
+        ({"traffic_policy": istio(localityLbSetting={"enabled": True})}, ROUND_ROBIN),
+        (
+            {"annotations": {"load-balancing": "p2c"}, "traffic_policy": json.dumps({"connectionPool": {}})},
+            Traffic("p2c"),
+        ),
+        (
+            {
+                "traffic_policy": json.dumps(
+                    {
+                        "loadBalancer": {"simple": "RANDOM"},
+                        "portLevelSettings": [
+                            {"port": {"number": 80}, "loadBalancer": {"simple": "LEAST_REQUEST"}},
+                            {"port": {"number": 81}},
+                        ],
+                    }
+                )
+            },
+            Traffic("random", ports=((80, Traffic("least-connections")), (81, ROUND_ROBIN))),
+        ),
         (
             {"sticky": 30.0, "distribution": "PreferClose", "internal_policy": "Local"},
             Traffic(sticky=30.0, near=True, local=True),
@@ -285,6 +305,8 @@ def test_what_a_service_asks_for(fields: dict[str, object], expected: Traffic) -
         ({"traffic_policy": json.dumps({"loadBalancer": {"consistentHash": {"useSourceIp": 1}}})}, "useSourceIp: true"),
         ({"traffic_policy": json.dumps({"loadBalancer": ["x"]})}, "not an object"),
         ({"traffic_policy": istio()}, "neither simple nor consistentHash"),
+        ({"traffic_policy": json.dumps({"portLevelSettings": [{}]})}, "portLevelSettings has no port.number"),
+        ({"traffic_policy": json.dumps({"portLevelSettings": 5})}, "portLevelSettings has no port.number"),
         ({"traffic_policy": istio(consistentHash={})}, "none of httpHeaderName"),
         ({"traffic_policy": istio(consistentHash={"httpHeaderName": ""})}, "expected a name"),
         ({"traffic_policy": istio(consistentHash={"httpHeaderName": "a b"})}, "httpHeaderName is 'a b'"),
@@ -303,6 +325,62 @@ def test_f33_an_unknown_policy_is_an_error_on_that_service_and_no_crash(fields: 
     traffic, problems = traffic_of([bad, good], Traffic("p2c"))
     assert traffic == {"default/web": Traffic("p2c"), "default/other": Traffic("random")}
     assert list(problems) == ["default/web"]
+
+
+def test_the_near_ones_are_those_here_then_over_direct_paths_then_through_relays() -> None:
+    here, direct, far = (Backend(node, "10.0.0.1", 8080) for node in "abc")
+    relayed = {"c": 10.0}
+    made = Balancer("a", Traffic(near=True), {}, random.Random(5), relayed)
+    for members, now, expected in (
+        ((here, direct, far), 0.0, {here}),
+        ((direct, far), 0.0, {direct}),
+        ((far,), 0.0, {far}),
+        ((direct, far), 10.0, {direct, far}),  # perhaps it was upgraded meanwhile
+    ):
+        made.update(members, made.traffic)
+        assert set(spread(made, 20, now)) == expected
+    made.update((direct, far), made.traffic)
+    assert made.pick("x", 0.0, (direct,)) == far, "better than nobody"
+    made.update((direct, far), ROUND_ROBIN)
+    assert set(spread(made, 20)) == {direct, far}, "who did not ask for it"
+
+
+def test_one_port_of_a_service_may_be_spread_in_its_own_way() -> None:
+    policy = {
+        "loadBalancer": {"simple": "RANDOM"},
+        "portLevelSettings": [{"port": {"number": 80}, "loadBalancer": {"simple": "LEAST_REQUEST"}}],
+    }
+    other = Port("admin", "tcp", 81)
+    service = Service("default/web", ("127.1.0.1",), (HTTP, other), (), traffic_policy=json.dumps(policy))
+    spots, _ = plan.wanted([service], traffic_of([service], ROUND_ROBIN)[0])
+    assert {spot.port: want.traffic.strategy for spot, want in spots.items()} == {80: "least-connections", 81: "random"}
+
+
+def test_fields_of_a_rule_that_have_no_effect_are_known() -> None:
+    connection = {"tcp": {"connectTimeout": "1s", "maxConnections": 5}, "http": {"maxRetries": 1}}
+    policy = {
+        "loadBalancer": {
+            "localityLbSetting": {"enabled": True},
+            "consistentHash": {"httpCookie": {"name": "sid", "ttl": "0s"}},
+        },
+        "outlierDetection": {"consecutive5xxErrors": 3},
+        "connectionPool": connection,
+        "tls": None,
+        "portLevelSettings": [
+            {"port": {"number": number}, "loadBalancer": {"simple": "RANDOM"}, "outlierDetection": {}}
+            for number in (80, 81)
+        ],
+    }
+    assert idle.fields(json.dumps(policy)) == [
+        "trafficPolicy.loadBalancer.localityLbSetting",
+        "trafficPolicy.loadBalancer.consistentHash.httpCookie.ttl",
+        "trafficPolicy.outlierDetection",
+        "trafficPolicy.connectionPool.tcp.maxConnections",
+        "trafficPolicy.connectionPool.http",
+        "trafficPolicy.portLevelSettings.outlierDetection",
+    ]
+    assert idle.fields("") == idle.fields(istio(simple="RANDOM")) == []
+    assert idle.fields(json.dumps({"loadBalancer": ["x"], "portLevelSettings": 5})) == []
 
 
 # ── dead backends and retries ──

@@ -49,6 +49,23 @@ def test_ports_belong_together_by_name_and_protocol() -> None:
     assert own.backends(both[0]) == (Backend("b", "10.0.0.1", 53),)
 
 
+def test_an_endpoint_of_which_nobody_knows_the_node_is_dialled_by_who_asks() -> None:
+    own = service("default/web", ("127.1.0.1",), endpoint("10.0.0.1"), endpoint("10.0.0.3", node=""))
+    assert [one.node for one in own.backends(HTTP)] == ["b"]
+    assert [one.node for one in own.backends(HTTP, "n")] == ["b", "n"]
+    assert own.backends(HTTP, "n", local=True) == (), "it is not known to be here"
+
+
+def test_endpoints_that_go_away_serve_where_there_are_no_others() -> None:
+    """KEP-1669, as kube-proxy has it: also on one node, where only that node's count."""
+    leaving = Endpoint(("10.0.0.2",), (Port("http", "tcp", 8080),), "n", ready=False, leaving=True)
+    stopped = endpoint("10.0.0.3", ready=False)
+    own = service("default/web", ("127.1.0.1",), endpoint("10.0.0.1"), leaving, stopped)
+    assert [one.ip for one in own.backends(HTTP)] == ["10.0.0.1"]
+    assert [one.ip for one in own.backends(HTTP, "n", local=True)] == ["10.0.0.2"]
+    assert [one.ip for one in service("default/web", ("127.1.0.1",), leaving, stopped).backends(HTTP)] == ["10.0.0.2"]
+
+
 # ── catalog ──
 
 
@@ -97,6 +114,18 @@ def test_every_cluster_ip_and_port_is_wanted_once() -> None:
     assert spots[Spot("tcp", "::1", 80)].backends == (Backend("b", "10.0.0.1", 8080),)
     assert str(Spot("tcp", "::1", 80)) == "[::1]:80"
     assert not refused
+
+
+@pytest.mark.parametrize("cluster_ips", [("127.1.0.1", "fd00::1"), ("127.1.0.1",), ("fd00::1",)])
+def test_clients_of_one_family_get_the_addresses_of_that_family(cluster_ips: tuple[str, ...]) -> None:
+    both = [endpoint("10.0.0.1"), endpoint("fd00::a1"), endpoint("10.0.0.2"), endpoint("fd00::a2")]
+    spots, _ = plan.wanted([service("a/web", cluster_ips, *both)])
+    ips = {spot.ip: [one.ip for one in want.backends] for spot, want in spots.items()}
+    four, six = ["10.0.0.1", "10.0.0.2"], ["fd00::a1", "fd00::a2"]
+    assert ips == {ip: six if ":" in ip else four for ip in cluster_ips}
+    assert len({want.key for want in spots.values()}) == len(cluster_ips), "their backends are others"
+    spots, _ = plan.wanted([service("a/web", cluster_ips, endpoint("10.0.0.1"))])
+    assert all(len(want.backends) == 1 for want in spots.values()), "better than none"
 
 
 def test_two_services_on_one_spot_the_first_by_name_wins() -> None:
@@ -264,6 +293,24 @@ def test_all_else_is_denied_with_a_reason(network: Network, address: str) -> Non
     assert not verdict.allowed
     assert address in verdict.why and "'b'" in verdict.why and "allowedTargets" in verdict.why
     assert "\n" not in verdict.why
+
+
+def test_a_pod_may_be_asked_for_by_its_name_unless_several_have_it() -> None:
+    def pod(ip: str, name: str, node: str = "b") -> Endpoint:
+        return Endpoint((ip,), (Port("http", "tcp", 8080),), node, True, pod=name)
+
+    own = Policy("b")
+    own.update(
+        [
+            service("a/web", (), pod("10.0.0.1", "web-0"), pod("fd00::1", "web-0"), pod("10.0.0.2", "web-1", "c")),
+            service("a/same", (), pod("10.0.0.1", "web-0"), pod("10.0.0.3", "db-0")),
+            service("b/db", (), pod("10.0.0.4", "db-0")),
+        ]
+    )
+    verdict = own.judge("tcp", "web-0:8080", "a")
+    assert (verdict.allowed, verdict.host, verdict.port, verdict.resolve) == (True, "10.0.0.1", 8080, False)
+    for address in ("web-0:8081", "web-1:8080", "db-0:8080"):
+        assert not own.judge("tcp", address, "a").allowed, address
 
 
 @given(st.text(max_size=80))

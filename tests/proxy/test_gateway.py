@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import time
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -12,6 +13,8 @@ import h11
 import pytest
 import websockets
 
+from services.proxy.core.gateway.model import Destination
+from services.proxy.core.health import EJECT_AFTER
 from services.proxy.gateway import front, http1
 from tests.proxy.conftest import until
 from tests.proxy.ingress import Ingress, gateway, route, routes, server, to
@@ -219,6 +222,58 @@ async def test_requests_go_round_the_endpoints(ingress: Ingress) -> None:
     data = await ingress.raw(get() * 29 + get(b"/", b"Connection: close"))
     seen = Counter(json.loads(body)["backend"] for _, body in answers(data))
     assert seen == {"b0": 10, "b1": 10, "b2": 10}
+
+
+async def test_connections_to_endpoints_that_left_or_are_left_out_are_not_used_again(ingress: Ingress) -> None:
+    found = [await ingress.backend(f"b{number}") for number in range(3)]
+    endpoints = [(one.ip, one.port) for one in found]
+    ingress.serve("all", *endpoints)
+    await ingress.set(gateway(server(8080)), routes(route("all")))
+
+    async def ask() -> dict[str, int]:
+        before = [one.requests.total() for one in found]
+        await ingress.raw(get() * 11 + get(b"/", b"Connection: close"))
+        return {one.name: one.requests.total() - count for one, count in zip(found, before, strict=True)}
+
+    def serving() -> Any:
+        assert ingress.node.proxy is not None
+        route = ingress.node.proxy._gateway._resolve(Destination("default/all", 80))
+        assert route is not None
+        return route
+
+    assert await ask() == {"b0": 4, "b1": 4, "b2": 4}
+    ingress.serve("all", *endpoints[:2])
+    await until(lambda: len(serving()) == 2, "one has left")
+    assert await ask() == {"b0": 6, "b1": 6, "b2": 0}
+    out = serving().balancer.backends[0]
+    for _ in range(EJECT_AFTER):
+        serving().balancer.health.failed(out, time.monotonic() + 600)
+    assert await ask() == {"b0": 0, "b1": 12, "b2": 0}
+
+
+async def test_direct_responses_and_routes_that_cannot_be_served(ingress: Ingress) -> None:
+    def direct(path: str, status: int, text: str = "") -> dict[str, Any]:
+        body = {"body": {"string": text}} if text else {}
+        return {"match": [{"uri": {"exact": path}}], "directResponse": {"status": status, **body}}
+
+    subset = {"match": [{"uri": {"prefix": "/v2"}}], "route": [{"destination": {"host": "web", "subset": "v2"}}]}
+    await ingress.backend("web")
+    await ingress.set(
+        gateway(server(8080)),
+        routes(direct("/health", 200, "fine"), direct("/none", 204, "never said"), subset, route("web")),
+        problems=1,
+    )
+    post = b"POST /health HTTP/1.1\r\nHost: a.test\r\nContent-Length: 3\r\n\r\nabc"
+    paths = (b"/none", b"/v2/x")
+    data = await ingress.raw(get(b"/health") + b"".join(map(get, paths)) + get(b"/", b"Connection: close"))
+    *told, (status, _) = answers(data)
+    assert told == [(200, b"fine"), (204, b""), (503, b"this route is not served\n")]
+    assert status == 200
+    assert answers(await ingress.raw(post)) == [(200, b"fine")]
+    (warning,) = ingress.node.status().warnings
+    assert warning.startswith(
+        "VirtualService default/r, spec.http[2] is not served: spec.http[2].route[0].destination."
+    )
 
 
 async def test_changes_are_served_on_connections_that_stay(ingress: Ingress) -> None:
@@ -456,8 +511,8 @@ async def test_a_reader_that_does_not_read_holds_back_the_backend(web: Ingress) 
 async def test_a_wrong_object_is_a_warning_and_the_rest_is_served(web: Ingress) -> None:
     await web.set(gateway(server(80, "FTP"), name="bad"), routes({"route": [{}]}, name="worse"), problems=2)
     one, two = web.node.status().warnings
-    assert one.startswith("Gateway default/bad is not served: ") and "FTP" in one
-    assert two.startswith("VirtualService default/worse is not served: ")
+    assert one.startswith("Gateway default/bad, spec.servers[0] is not served: ") and "FTP" in one
+    assert two.startswith("VirtualService default/worse, spec.http[0] is not served: ")
     assert (await web.curl("http://a.test:8080/"))[0] == "200"
     rows = web.node.status().rows
     assert [(str(row.spot), row.label, row.endpoints, row.error) for row in rows] == [

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from services.proxy.core import clienthello
 from services.proxy.core.gateway import paths
 from services.proxy.core.gateway.hosts import Hosts, host_of, overlap
-from services.proxy.core.gateway.table import Forward, Moved, Object, Request, Table, choose, compile_table
+from services.proxy.core.gateway.table import Answered, Forward, Moved, Object, Request, Table, choose, compile_table
 
 
 def gateway(*servers: dict[str, Any], name: str = "edge") -> Object:
@@ -45,7 +45,7 @@ def prefix(text: str) -> dict[str, Any]:
 
 def ask(
     table: Table, target: str, authority: str = "a.example", port: int = 80, method: str = "GET", **headers: str
-) -> Forward | Moved | None:
+) -> Forward | Moved | Answered | None:
     served = table.entries[port].find("*" if table.entries[port].kind == "http" else host_of(authority))
     assert served is not None
     scheme = "https" if served.server.tls else "http"
@@ -272,7 +272,7 @@ def test_streams_by_port_and_by_server_name() -> None:
     def stream(port: int, sni: str = "") -> str:
         served = table.entries[port].find(sni)
         streams = served.streams.find(sni) if served is not None else None
-        return str(streams.spread.pick(0)) if streams is not None else ""
+        return str(streams.spread.pick(0)) if streams is not None and streams.spread is not None else ""
 
     assert (stream(5432), stream(444)) == ("default/db:5432", "default/any:1")
     assert [stream(443, name) for name in ("a.pass.test", "x.pass.test", "pass.test", "web.test")] == [
@@ -312,38 +312,167 @@ def test_streams_by_port_and_by_server_name() -> None:
         (routes(route("x"), name="w", hosts=()), "spec.hosts is missing"),
         (routes(route("x"), name="w", gateways=["none"]), "there is no Gateway default/none"),
         (routes(route("x"), name="w", frobnicate=1), "spec.frobnicate is not supported"),
-        (routes(route("x", {"sourceLabels": {"a": "b"}}), name="w"), "match[0].sourceLabels is not supported"),
-        (routes(route("x", {"uri": {"regex": "(a"}}), name="w"), "the pattern ends too soon"),
-        (routes(route("x", {"uri": {"regex": r"(a)\1"}}), name="w"), "not supported"),
-        (routes(route("x", {"uri": {}}), name="w"), "expected exact, prefix or regex"),
-        (routes(route("x", timeout="soon"), name="w"), "expected a duration"),
-        (routes({"match": [prefix("/")]}, name="w"), "neither route nor redirect"),
-        (routes(route("x", redirect={"uri": "/"}), name="w"), "both route and redirect"),
-        (routes({"redirect": {"redirectCode": 304}}, name="w"), "redirectCode is 304"),
-        (routes({"route": [to("a"), to("b")]}, name="w"), "no weight above 0"),
-        (routes({"route": [to("a", weight=-1)]}, name="w"), "expected a whole number"),
-        (routes(route("www.example.com"), name="w"), "expected a Service"),
-        (routes({"route": [{"destination": {"host": "a", "subset": "v1"}}]}, name="w"), "subset is not supported"),
-        (routes(route("x", rewrite={"uri": "/a b"}), name="w"), "rewrite.uri has spaces"),
-        (routes({"redirect": {"authority": "x\r\ny"}}, name="w"), "redirect.authority has spaces"),
-        (routes(tls=[{"route": [to("a")]}], name="w"), "match is missing"),
         (routes(*[route("x")] * 1025, name="w"), "expected at most 1024"),
     ],
 )
 def test_a_wrong_object_is_told_of_and_the_others_are_served(wrong: Object, says: str) -> None:
     tls = server(443, "HTTPS", "a.test", mode="SIMPLE", credentialName="c")
     table = compile_table([wrong, gateway(server(), tls), routes(route("web"))])
-    assert list(table.problems) == [f"{wrong.kind} default/w"]
-    assert says in table.problems[f"{wrong.kind} default/w"]
+    ((label, why),) = table.problems.items()
+    whole = wrong.kind == "VirtualService" or "spec.servers is" in says or not wrong.body.startswith('{"')
+    assert label == f"{wrong.kind} default/w" + ("" if whole else ", spec.servers[0]")
+    assert says in why
     assert backend(table, "/") == "default/web:80"
     assert backend(table, "/", "a.test", 443) == "default/web:80"
 
 
+def test_one_server_that_is_wrong_leaves_the_others_of_its_gateway() -> None:
+    servers = (server(80), server(81, "GRPC"), server(82, "HTTP2"), server(80, "TCP"), server(83))
+    table = compile_table([gateway(*servers), routes(route("web"))])
+    assert sorted(table.entries) == [80, 83]
+    assert [backend(table, "/", port=port) for port in (80, 83)] == ["default/web:80"] * 2
+    assert list(table.problems) == [f"Gateway default/edge, spec.servers[{index}]" for index in (1, 2, 3)]
+    table = compile_table([gateway(server(81, "GRPC")), routes(route("web"))])
+    assert "no server of its gateways" in table.problems["VirtualService default/r"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (route("x", prefix("/w"), timeout="soon"), "expected a duration"),
+        ({"match": [prefix("/w")]}, "none of route, redirect and directResponse"),
+        (route("x", prefix("/w"), redirect={"uri": "/"}), "or several; expected one"),
+        (route("x", prefix("/w"), directResponse={"body": {"string": "x"}}), "directResponse.status is missing"),
+        ({"match": [prefix("/w")], "directResponse": {"status": 200, "body": {"bytes": "%"}}}, "is not base64"),
+        ({"match": [prefix("/w")], "redirect": {"redirectCode": 304}}, "redirectCode is 304"),
+        ({"match": [prefix("/w")], "route": [to("a"), to("b")]}, "no weight above 0"),
+        ({"match": [prefix("/w")], "route": [to("a", weight=-1)]}, "expected a whole number"),
+        (route("www.example.com", prefix("/w")), "expected a Service"),
+        (
+            {"match": [prefix("/w")], "route": [{"destination": {"host": "a", "subset": "v1"}}]},
+            "subset is not supported",
+        ),
+        (route("x", prefix("/w"), rewrite={"uri": "/a b"}), "rewrite.uri has spaces"),
+        (
+            route("x", prefix("/w"), rewrite={"uriRegexRewrite": {"match": "a", "rewrite": "b"}}),
+            "uriRegexRewrite is not supported",
+        ),
+        ({"match": [prefix("/w")], "redirect": {"authority": "x\r\ny"}}, "redirect.authority has spaces"),
+        (route("x", {**prefix("/w"), "sourceLabels": {"a": "b"}}), "match[0].sourceLabels is not supported"),
+        (route("x", {**prefix("/w"), "headers": {"a": {"regex": "(a"}}}), "the pattern ends too soon"),
+        (route("x", {**prefix("/w"), "method": {"regex": r"(a)\1"}}), "not supported"),
+        (route("x", {**prefix("/w"), "method": {}}), "expected exact, prefix or regex"),
+        (route("x", {**prefix("/w"), "port": "80"}), "port is '80'"),
+    ],
+)
+def test_a_route_that_cannot_be_served_keeps_its_requests_and_leaves_the_others(
+    wrong: dict[str, Any], says: str
+) -> None:
+    objects = [gateway(server()), routes(route("before", prefix("/b")), wrong, route("web"))]
+    table = compile_table(objects)
+    ((label, why),) = table.problems.items()
+    assert label == "VirtualService default/r, spec.http[1]" and says in why
+    assert (backend(table, "/b"), backend(table, "/")) == ("default/before:80", "default/web:80")
+    answer = ask(table, "/w")
+    assert answer == Answered("default/r:1", 503, b"this route is not served\n")
+
+
+def test_a_condition_that_is_not_understood_keeps_requests_from_no_other_object() -> None:
+    bad = routes(route("x", {"uri": {"regex": "(a"}}), route("late"), name="a")
+    table = compile_table([gateway(server()), bad, routes(route("web", prefix("/web")), name="b")])
+    assert backend(table, "/web") == "default/web:80"
+    assert isinstance(ask(table, "/"), Answered), "perhaps it was meant for the first"
+
+
+def test_a_stream_that_cannot_be_served_keeps_its_clients_and_leaves_the_others() -> None:
+    passing = server(443, "TLS", mode="PASSTHROUGH")
+    table = compile_table(
+        [
+            gateway(server(1, "TCP"), server(2, "TCP"), passing),
+            routes(
+                tcp=[
+                    {"match": [{"port": 1, "destinationSubnets": ["10.0.0.0/8"]}], "route": [to("db")]},
+                    {"route": [to("any")]},
+                ],
+                tls=[
+                    {"match": [{"sniHosts": ["a.test"], "sourceLabels": {"a": "b"}}], "route": [to("a")]},
+                    {"match": [{"sniHosts": ["b.test"]}], "route": [to("b")]},
+                ],
+            ),
+            routes(tls=[{"route": [to("a")]}], name="w"),
+        ]
+    )
+    assert {label: why.partition(" ")[0] for label, why in table.problems.items()} == {
+        "VirtualService default/r, spec.tcp[0]": "spec.tcp[0].match[0].destinationSubnets",
+        "VirtualService default/r, spec.tls[0]": "spec.tls[0].match[0].sourceLabels",
+        "VirtualService default/w, spec.tls[0]": "spec.tls[0].match",
+    }
+
+    def stream(port: int, sni: str = "") -> str:
+        served = table.entries[port].find(sni)
+        streams = served.streams.find(sni) if served is not None else None
+        assert streams is not None
+        return str(streams.spread.pick(0)) if streams.spread is not None else ""
+
+    assert (stream(1), stream(2)) == ("", "default/any:80")
+    assert (stream(443, "a.test"), stream(443, "b.test")) == ("", "default/b:80")
+    assert [str(one) for one in table.entries[443].destinations()] == ["default/b:80"]
+
+
+def test_a_match_may_be_for_some_gateways_only() -> None:
+    http = [
+        route("inner", {**prefix("/x"), "gateways": ["inner"]}),
+        route("outer", {**prefix("/x"), "gateways": ["default/edge"]}),
+        route("mesh", {"gateways": ["mesh"]}),
+        route("both"),
+    ]
+    table = compile_table(
+        [
+            gateway(server(), server(90, "TCP")),
+            gateway(server(81), server(91, "TCP"), name="inner"),
+            routes(
+                *http,
+                gateways=["edge", "inner"],
+                tcp=[{"match": [{"gateways": ["inner"]}], "route": [to("db")]}, {"route": [to("any")]}],
+            ),
+        ]
+    )
+    assert not table.problems
+    assert [backend(table, "/x", port=port) for port in (80, 81)] == ["default/outer:80", "default/inner:80"]
+    assert backend(table, "/") == "default/both:80"
+    streams = [next(iter(table.entries[port].find("").streams)).label for port in (90, 91)]  # type: ignore[union-attr]
+    assert streams == ["default/r:tcp1", "default/r:tcp0"]
+
+
+def test_direct_responses() -> None:
+    table = compile_table(
+        [
+            gateway(server()),
+            routes(
+                {"match": [prefix("/a")], "directResponse": {"status": 418, "body": {"string": "teaé"}}},
+                {"match": [prefix("/b")], "directResponse": {"status": 200, "body": {"bytes": "AP8="}}},
+                {"match": [prefix("/c")], "directResponse": {"status": 204}},
+            ),
+        ]
+    )
+    assert not table.problems
+    answers = [ask(table, path) for path in ("/a", "/b", "/c")]
+    assert [(one.status, one.body) for one in answers if isinstance(one, Answered)] == [
+        (418, "teaé".encode()),
+        (200, b"\x00\xff"),
+        (204, b""),
+    ]
+
+
 def test_what_has_no_effect_is_told() -> None:
     table = compile_table(
-        [gateway(server()), routes(route("x", retries={"attempts": 2})), routes(name="m", gateways=[])]
+        [
+            gateway(server()),
+            routes(route("x", retries={"attempts": 2}), {"route": [to("x", headers={"request": {}})]}),
+            routes(name="m", gateways=[]),
+        ]
     )
-    assert table.idle["VirtualService default/r"] == ["spec.http[0].retries"]
+    assert table.idle["VirtualService default/r"] == ["spec.http[0].retries", "spec.http[1].route[0].headers"]
     assert "VirtualService default/m" in table.idle and not table.problems
 
 

@@ -269,6 +269,28 @@ def test_what_is_no_certificate_is_told(ca: Authority, tmp_path: Path) -> None:
     assert made.get(tls) is None
 
 
+def test_the_authority_of_clients_may_be_a_secret_or_a_folder_of_its_own(ca: Authority, tmp_path: Path) -> None:
+    """As Istio has it: `<credential>-cacert` beside the credential, whose own is of no use then."""
+    made, other = Certificates(tmp_path, []), Authority()
+    tls = Tls("MUTUAL", "default/x")
+    pems = {**ca.issue("a"), "ca.crt": other.pem}
+    bare = {name: pems[name] for name in ("tls.crt", "tls.key")}
+    for secrets in (
+        {"default/x": bare, "default/x-cacert": {"ca.crt": ca.pem}},
+        {"default/x": pems, "default/x-cacert": {"ca.crt": ca.pem, "tls.key": "not this one"}},
+    ):
+        made.refresh([tls], secrets)
+        context = made.get(tls)
+        assert not made.problems and context is not None
+        assert context.get_ca_certs(binary_form=True) == [ssl.PEM_cert_to_DER_cert(ca.pem)]
+    put(tmp_path / "default" / "x", pems)
+    made.refresh([tls], {})
+    put(tmp_path / "default" / "x-cacert", {"ca.crt": ca.pem})
+    assert made.refresh([tls], {}) == [tls]
+    context = made.get(tls)
+    assert context is not None and context.get_ca_certs(binary_form=True) == [ssl.PEM_cert_to_DER_cert(ca.pem)]
+
+
 def test_addresses_as_edgemesh_chooses_them() -> None:
     assert "127.0.0.1" in addresses.chosen("*", "*", "*") and "127.0.0.1" in addresses.chosen("", "", "")
     assert addresses.chosen("lo", "127.0.0.1,127.7.7.7", "") == ["127.0.0.1", "127.7.7.7"]

@@ -69,9 +69,27 @@ def test_another_name_for_something_outside(names: Names) -> None:
     assert wanted([outside]) == ({}, [])
 
 
+def test_pods_that_are_endpoints_by_their_address_and_the_version_of_the_specification(names: Names) -> None:
+    for name, kind, found in (
+        ("127-8-0-1.prod.pod.cluster.local", "A", ["127.8.0.1"]),
+        ("127-8-0-3.prod.pod.cluster.local", "A", ["127.8.0.3"]),  # ready or not
+        ("fd00--3.prod.pod.cluster.local", "AAAA", ["fd00::3"]),
+        ("10-0-0-1.default.pod.cluster.local", "ANY", ["10.0.0.1"]),
+        ("dns-version.cluster.local", "TXT", ['"1.1.0"']),
+    ):
+        assert data(names.answer(name, kind)) == found, name
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "is_"),
     [
+        ("127-8-0-1.prod.pod.cluster.local", "AAAA", "nodata"),
+        ("127-8-0-9.prod.pod.cluster.local", "A", "nxdomain"),
+        ("127-8-0-1.nowhere.pod.cluster.local", "A", "nxdomain"),
+        ("prod.pod.cluster.local", "A", "nodata"),
+        ("nowhere.pod.cluster.local", "A", "nxdomain"),
+        ("pod.cluster.local", "A", "nodata"),
+        ("dns-version.cluster.local", "A", "nodata"),
         ("web.default.svc.cluster.local", "MX", "nodata"),
         ("only.prod.svc.cluster.local", "A", "nodata"),  # nodePorts have no address
         ("db.prod.svc.cluster.local", "SRV", "nodata"),

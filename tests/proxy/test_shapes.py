@@ -161,6 +161,53 @@ async def test_several_named_ports_each_go_to_their_own(node: Node, loopback_ip:
     assert await target(node, ip, 9090) == ("b", "10.0.0.1:9191")
 
 
+async def test_an_endpoint_that_is_its_service_again_is_not_dialled(node: Node, loopback_ip: LoopbackIp) -> None:
+    """Who names the service's own address as its endpoint would have each connection make the next one, without end."""
+    ip, port = loopback_ip(), free_port()
+    node.discovery.put(
+        service("web", ip, ("", ip, 80)), with_node_port(service("np", "", ("n", "127.0.0.1", port)), port)
+    )
+    await node.listening(f"{ip}:80", f"0.0.0.0:{port}", f"[::]:{port}")
+    for address, number in ((ip, 80), ("127.0.0.1", port)):
+        client = await connected(address, number)
+        with pytest.raises(ConnectionResetError):
+            async with asyncio.timeout(20):
+                await asyncio.get_running_loop().sock_recv(client, 1)
+        client.close()
+    assert node.status().accepted == 2
+
+
+async def test_what_a_rule_says_without_effect_is_told(node: Node, loopback_ip: LoopbackIp) -> None:
+    one = service("web", loopback_ip(), ("b", "10.0.0.1", 8080))
+    one.traffic_policy = '{"loadBalancer": {"simple": "RANDOM"}, "outlierDetection": {"interval": "1s"}}'
+    node.discovery.put(one)
+    told = "service default/web: its DestinationRule's trafficPolicy.outlierDetection has no effect"
+    await until(lambda: node.status().warnings == [told], "it is told")
+    node.discovery.remove("default/web")
+    await until(lambda: not node.status().warnings, "it is gone")
+
+
+async def test_prefer_close_prefers_a_direct_path_to_a_relayed_one(node: Node, loopback_ip: LoopbackIp) -> None:
+    ip, node.tunnel.relayed = loopback_ip(), {"b"}
+    one = service("web", ip, ("b", "10.0.0.1", 8080), ("c", "10.0.0.2", 8080))
+    one.traffic_distribution = "PreferClose"
+    node.discovery.put(one)
+    await node.listening(f"{ip}:80")
+    seen = [(await target(node, ip, 80))[0] for _ in range(20)]
+    assert seen.count("b") <= 5, "it turns out with the first client that goes there"
+    assert set(seen[-10:]) == {"c"}
+
+
+async def test_clients_of_each_family_get_addresses_of_that_family(node: Node, loopback_ip: LoopbackIp) -> None:
+    ip, port = loopback_ip(), free_port()
+    one = service("web", ip, ("b", "10.0.0.1", 8080), ("b", "fd00::1", 8080), port=port)
+    one.cluster_ips.append("::1")
+    node.discovery.put(one)
+    await node.listening(f"{ip}:{port}", f"[::1]:{port}")
+    assert [await target(node, ip, port) for _ in range(3)] == [("b", "10.0.0.1:8080")] * 3
+    assert [await target(node, "::1", port) for _ in range(3)] == [("b", "[fd00::1]:8080")] * 3
+
+
 async def test_the_filter_says_why_and_changes_while_the_proxy_runs(node: Node, loopback_ip: LoopbackIp) -> None:
     plain, labelled = loopback_ip(), loopback_ip()
     theirs = service("theirs", labelled, ("n", labelled, 8080))

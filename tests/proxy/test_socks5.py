@@ -13,6 +13,7 @@ import yaml
 
 from protos import discovery_pb2, tunnel_pb2
 from services.proxy import association, socks5
+from services.proxy.core.plan import FILTER_LABEL
 from tests.proxy.conftest import Node, make, until
 from tests.proxy.neighbours import UDP, service
 from tests.proxy.test_tcp import connect, receive, receive_exactly
@@ -142,7 +143,7 @@ async def test_other_names(start: Start, ip: str, host: str, target: tuple[str, 
         service("pods", "", ("b", "10.1.1.2", 80), ("b", "fd00::2", 80), ("b", "10.1.1.3", 81)),
     )
     assert node.proxy is not None
-    await until(lambda: len(node.proxy._catalog) == 3 and node.proxy._socks5._names._services, "services are known")
+    await until(lambda: len(node.proxy._socks5._names._services) == 3, "services are known")
     client = await ask(ip, host, 80)
     asked = await node.tunnel.asked()
     assert (asked.open.node, asked.open.target.address) == target
@@ -194,6 +195,56 @@ async def test_refusals_of_this_node(start: Start, ip: str) -> None:
     assert await ended(client)
     client.close()
     assert node.tunnel.opened.empty()
+
+
+async def test_a_service_that_is_left_out_is_refused_for_that_reason(
+    start: Start, ip: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = await start()
+    caplog.set_level(logging.INFO)
+    for name, address in (("web", "127.254.0.7"), ("pods", "")):
+        one = service(name, address, ("b", "10.1.1.2", 81))
+        one.labels[FILTER_LABEL] = "other"
+        node.discovery.put(one)
+    assert node.proxy is not None
+    await until(lambda: len(node.proxy._socks5._names._services) == 2, "services are known")
+    assert await refused(ip, "web", 80) == 4
+    assert await refused(ip, "10-1-1-2.pods.default", 81) == 4
+    records = [record for record in caplog.records if record.message == "refused a SOCKS client"]
+    assert len(records) == 2
+    assert all("is left out: it has the label" in record.error for record in records)  # type: ignore[attr-defined]
+
+
+async def test_a_pod_of_this_node_by_its_name(start: Start, ip: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        port = server.getsockname()[1]
+        node = await start()
+        one = service("web", "", ("n", "127.0.0.1", port))
+        one.endpoints[0].pod = "web-0"
+        node.discovery.put(one)
+        assert node.proxy is not None
+        await until(lambda: node.proxy._socks5._names._services, "services are known")
+        client = await ask(ip, "web-0.n", port)
+        served, _ = await asyncio.get_running_loop().sock_accept(server)
+        assert await receive_exactly(client, 10) == OK
+        client.close()
+        served.close()
+
+
+async def test_an_endpoint_of_which_nobody_knows_the_node_is_dialled_from_here(start: Start, ip: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        port = server.getsockname()[1]
+        node = await start()
+        node.discovery.put(service("web", "127.254.0.7", ("", "127.0.0.1", port)))
+        assert node.proxy is not None
+        await until(lambda: node.proxy._socks5._names._services, "services are known")
+        client = await ask(ip, "web", 80)
+        served, _ = await asyncio.get_running_loop().sock_accept(server)
+        assert await receive_exactly(client, 10) == OK
+        client.close()
+        served.close()
 
 
 async def test_this_node_as_a_target_that_is_allowed(start: Start, ip: str) -> None:
@@ -496,8 +547,21 @@ async def test_idle_flows_end(client: Any) -> None:
     (one,) = node.proxy._socks5._associations._open
     one.expire(asyncio.get_running_loop().time())
     assert flows(node) == 1
-    one.expire(asyncio.get_running_loop().time() + association.IDLE)
+    one.expire(asyncio.get_running_loop().time() + 60)
     assert flows(node) == 0
+    far.close()
+
+
+async def test_the_configured_time_ends_flows_of_associations_too(client: Any) -> None:
+    node = client.node
+    client.send("b", 53, b"one")
+    _, far = await node.tunnel.next()
+    path = node.service.config.source
+    document = yaml.safe_load(path.read_text())
+    document["modules"]["edgeProxy"]["udpIdleSeconds"] = 1
+    path.write_text(yaml.safe_dump(document))
+    node.service.reload.look()
+    await until(lambda: flows(node) == 0, "the flow has ended")
     far.close()
 
 

@@ -442,3 +442,10 @@ def test_what_is_wrong_with_allowed_targets(write: Write, entry: str, key: str, 
 def test_equal_files_give_equal_configurations(write: Write) -> None:
     assert config.load(write("nodeName: a\n")) == config.load(write("nodeName: a\n"))
     assert config.load(write("nodeName: a\n")) != config.load(write("nodeName: b\n"))
+
+
+def test_upstream_servers_that_nobody_asks_are_said(write: Write) -> None:
+    text = "modules:\n  edgeDNS:\n    enable: true\n    cacheDNS:\n      upstreamServers: [9.9.9.9]\n      enable: {}\n"
+    (told,) = config.load(write(text.format("false"))).warnings
+    assert ":5: modules.edgeDNS.cacheDNS.upstreamServers has no effect without cacheDNS.enable: true" in told
+    assert not config.load(write(text.format("true"))).warnings

@@ -16,8 +16,16 @@ from .fields import FieldError, Fields
 
 # Characters of one body; etcd takes 1.5 MiB.
 MAX_BODY = 1 << 20
-# Keys of a Secret that are carried; what else it holds stays where it is (Kubernetes documentation, "TLS Secrets").
-PEM_KEYS = ("tls.crt", "tls.key", "ca.crt")
+# Keys of a Secret that are carried, with what its reader calls them; what else it holds stays where it is. Those of
+# Kubernetes ("TLS Secrets"), and those of Istio ("Secure Gateways", key formats).
+PEM_KEYS = {
+    "tls.crt": "tls.crt",
+    "tls.key": "tls.key",
+    "ca.crt": "ca.crt",
+    "cert": "tls.crt",
+    "key": "tls.key",
+    "cacert": "ca.crt",
+}
 
 _VERSIONS = tuple(f"networking.istio.io/{version}" for version in ("v1", "v1beta1", "v1alpha3"))
 _KINDS = {"Gateway": _VERSIONS, "VirtualService": _VERSIONS, "Secret": ("v1",)}
@@ -98,11 +106,15 @@ def _pems(item: Fields) -> dict[str, str] | None:
     if (item.text("type") or "Opaque") not in _SECRET_TYPES:
         return None
     plain, encoded = item.texts("stringData"), item.texts("data")
-    pems = {key: plain[key] for key in PEM_KEYS if key in plain}
-    for key in PEM_KEYS:
-        if key in encoded and key not in pems:
+    pems: dict[str, str] = {}
+    for key, name in PEM_KEYS.items():
+        if name in pems:
+            continue
+        if key in plain:
+            pems[name] = plain[key]
+        elif key in encoded:
             try:
-                pems[key] = base64.b64decode("".join(encoded[key].split()), validate=True).decode("ascii")
+                pems[name] = base64.b64decode("".join(encoded[key].split()), validate=True).decode("ascii")
             except (binascii.Error, ValueError):
                 raise FieldError(f"data[{key}] is not base64 of a PEM file") from None
     return pems or None

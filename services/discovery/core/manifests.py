@@ -1,17 +1,18 @@
 """Service, EndpointSlice, Endpoints and DestinationRule documents → services.
 
-The documents are what a YAML or JSON parser yields. All errors are found in one pass; with any, the caller
-keeps what it had. Warnings do not refuse anything: they name what will not work as the author may expect.
+The documents are what a YAML or JSON parser yields. An object that is wrong is left out, as a cluster would refuse it,
+and never keeps out the others. Warnings do not refuse anything: they name what will not work as the author may expect.
 """
 
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from . import destinationrule
+from .destinationrule import Rule
 from .fields import FieldError, Fields
 from .service import Endpoint, EndpointPort, Protocol, Service, ServicePort
 
@@ -32,11 +33,13 @@ _LISTS = {"List": "", "ServiceList": "Service", "EndpointSliceList": "EndpointSl
 
 @dataclass(slots=True)
 class Parsed:
-    """Services by "namespace/name", and what was wrong, one line each with the document's number (from 1)."""
+    """Services by "namespace/name", and what was wrong, one line each with the document's number (from 1). `errors`: of
+    each object that is left out. `spoilt`: the services among them: who knows an earlier state of them may keep it."""
 
     services: dict[str, Service] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    spoilt: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -51,29 +54,51 @@ def parse(documents: Iterable[object]) -> Parsed:
     """All services of some documents; empty documents and other kinds (Deployment, …) are passed over."""
     parsed = Parsed()
     backends: dict[str, _Backends] = {}
-    rules: dict[str, str] = {}
+    rules: dict[str, Rule] = {}
+    publishing: set[str] = set()
     for index, document in enumerate(documents, start=1):
         for where, item in _items(document, f"document {index}", parsed):
             try:
-                _take(where, item, parsed, backends, rules)
+                _take(where, item, parsed, backends, rules, publishing)
             except FieldError as error:
                 parsed.errors.append(f"{where}: {error}")
+                parsed.spoilt |= _spoilt(item.values)
     for key, found in backends.items():
         service = parsed.services.get(key)
+        if service is None and key in parsed.spoilt:
+            continue
         if service is None:
             parsed.warnings.append(f"{found.where}: there is no Service {key} in this file; its endpoints are not used")
             continue
         # A cluster mirrors legacy Endpoints into slices; where both are, the slices are the newer truth.
         endpoints = _merge(found.slices if found.has_slices else found.legacy)
+        if key in publishing:
+            endpoints = tuple(replace(endpoint, ready=True) for endpoint in endpoints)
         parsed.services[key] = replace(service, endpoints=endpoints)
         parsed.warnings += _unserved(service, endpoints)
-    for key, policy in rules.items():
+    strays = [key for key, one in parsed.services.items() if not all(it.node_name for it in one.endpoints)]
+    if strays:
+        names = ", ".join(strays[:3]) + (", …" if len(strays) > 3 else "")
+        parsed.warnings.append(
+            f"Service {names}: some endpoints have no nodeName; each node dials them itself, as kube-proxy does, and"
+            " reaches them only where its network does"
+        )
+    for key, rule in rules.items():
         service = parsed.services.get(key)
-        if service is None:
-            parsed.warnings.append(f"DestinationRule for {key}: there is no such Service in this file")
-        else:
-            parsed.services[key] = replace(service, traffic_policy=policy)
+        if service is not None:
+            parsed.services[key] = replace(service, traffic_policy=rule.policy)
+            parsed.warnings += [f"{rule.where}: {idle} has no effect" for idle in rule.idle]
+        elif key not in parsed.spoilt:
+            parsed.warnings.append(f"{rule.where}: there is no Service {key} in this file")
     return parsed
+
+
+def _spoilt(document: dict[Any, Any]) -> set[str]:
+    """The key of a Service that is wrong, as far as it can be read."""
+    metadata = document.get("metadata")
+    if document.get("kind") != "Service" or not isinstance(metadata, dict):
+        return set()
+    return {f"{metadata.get('namespace') or 'default'}/{metadata.get('name')}"}
 
 
 def _items(document: object, where: str, parsed: Parsed) -> Iterator[tuple[str, Fields]]:
@@ -103,7 +128,15 @@ def _label(where: str, document: dict[Any, Any]) -> str:
     return f"{where} ({document.get('kind') or 'no kind'} {name or 'without a name'})"
 
 
-def _take(where: str, item: Fields, parsed: Parsed, backends: dict[str, _Backends], rules: dict[str, str]) -> None:
+def _take(
+    where: str,
+    item: Fields,
+    parsed: Parsed,
+    backends: dict[str, _Backends],
+    rules: dict[str, Rule],
+    publishing: set[str],
+) -> None:
+    """`publishing`: the services with publishNotReadyAddresses."""
     kind = item.text("kind", required=True)
     if kind not in _VERSIONS:
         meant = difflib.get_close_matches(kind, _KINDS, n=1, cutoff=0.8)
@@ -117,17 +150,19 @@ def _take(where: str, item: Fields, parsed: Parsed, backends: dict[str, _Backend
     namespace = metadata.text("namespace") or "default"
     name = metadata.name("name")
     if kind == "Service":
-        service = _service(namespace, name, metadata, item.section("spec", required=True), where, parsed)
+        spec = item.section("spec", required=True)
+        service = _service(namespace, name, metadata, spec, where, parsed)
         if service.key in parsed.services:
-            raise FieldError(f"Service {service.key} is defined twice")
+            raise FieldError(f"Service {service.key} is defined twice; the first is used")
         parsed.services[service.key] = service
+        if spec.flag("publishNotReadyAddresses", default=False):
+            publishing.add(service.key)
         return
     if kind == "DestinationRule":
-        spec = item.section("spec", required=True)
-        key = _host(spec.text("host", required=True), namespace)
-        if key in rules:
-            raise FieldError(f"a second DestinationRule for {key}")
-        rules[key] = json.dumps(spec.section("trafficPolicy").values, default=str)
+        rule = destinationrule.read(where, namespace, item.section("spec", required=True))
+        if rule.service in rules:
+            raise FieldError(f"{rules[rule.service].where} is for {rule.service}, too; the first is used")
+        rules[rule.service] = rule
         return
     if kind == "EndpointSlice":
         owner = metadata.texts("labels").get(SERVICE_LABEL, "")
@@ -135,18 +170,13 @@ def _take(where: str, item: Fields, parsed: Parsed, backends: dict[str, _Backend
             raise FieldError(f"metadata.labels has no {SERVICE_LABEL}: name the Service that these endpoints belong to")
     else:
         owner = name
+    endpoints = list((_slice if kind == "EndpointSlice" else _endpoints)(item, where, parsed))
     found = backends.setdefault(f"{namespace}/{owner}", _Backends(where=where))
     if kind == "EndpointSlice":
         found.has_slices = True
-        found.slices += _slice(item, where, parsed)
+        found.slices += endpoints
     else:
-        found.legacy += _endpoints(item, where, parsed)
-
-
-def _host(host: str, namespace: str) -> str:
-    """ "namespace/name" of a DestinationRule's host: short, or "name.namespace[.svc[.cluster.local]]"."""
-    name, _, rest = host.partition(".")
-    return f"{rest.partition('.')[0] or namespace}/{name}"
+        found.legacy += endpoints
 
 
 def _service(namespace: str, name: str, metadata: Fields, spec: Fields, where: str, parsed: Parsed) -> Service:
@@ -231,12 +261,17 @@ def _slice(item: Fields, where: str, parsed: Parsed) -> Iterator[Endpoint]:
         return
     ports = tuple(_endpoint_ports(item.sections("ports"), where, parsed))
     for endpoint in item.sections("endpoints"):
+        conditions = endpoint.section("conditions")
+        ready = conditions.flag("ready", default=True)
+        serving = conditions.flag("serving", default=ready)
         yield Endpoint(
             addresses=tuple(endpoint.ips("addresses", required=True)),
             ports=ports,
             node_name=endpoint.text("nodeName"),
-            ready=endpoint.section("conditions").flag("ready", default=True),
+            ready=ready,
             hostname=endpoint.text("hostname"),
+            leaving=serving and conditions.flag("terminating", default=False),
+            pod=_pod(endpoint),
         )
 
 
@@ -251,14 +286,24 @@ def _endpoints(item: Fields, where: str, parsed: Parsed) -> Iterator[Endpoint]:
                     node_name=address.text("nodeName"),
                     ready=ready,
                     hostname=address.text("hostname"),
+                    pod=_pod(address),
                 )
+
+
+def _pod(endpoint: Fields) -> str:
+    target = endpoint.section("targetRef")
+    return target.text("name") if target.text("kind") == "Pod" else ""
 
 
 def _endpoint_ports(ports: list[Fields], where: str, parsed: Parsed) -> Iterator[EndpointPort]:
     for port in ports:
         protocol = _protocol(port, where, parsed)
-        number = port.number("port", 1, 65_535, required=True)
-        if protocol is not None:
+        number = port.number("port", 1, 65_535)
+        if (
+            not number
+        ):  # "ports are not restricted" (EndpointPort reference): there is no one to go to; nor has kube-proxy
+            parsed.warnings.append(f"{where}: {port.path} has no number and is not used")
+        elif protocol is not None:
             yield EndpointPort(port.text("name"), protocol, number)
 
 
@@ -274,6 +319,8 @@ def _merge(endpoints: list[Endpoint]) -> tuple[Endpoint, ...]:
                 ports=tuple(dict.fromkeys((*known.ports, *endpoint.ports))),
                 ready=known.ready or endpoint.ready,
                 hostname=known.hostname or endpoint.hostname,
+                leaving=known.leaving or endpoint.leaving,
+                pod=known.pod or endpoint.pod,
             )
         merged[key] = endpoint
     return tuple(merged.values())

@@ -36,13 +36,16 @@ class EndpointPort:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One backend. `node_name` empty: nobody said where it runs."""
+    """One backend. `node_name` empty: nobody said where it runs. `leaving`: it goes away, but answers still. `pod`: its
+    name, "" when nobody said."""
 
     addresses: tuple[str, ...]
     ports: tuple[EndpointPort, ...]
     node_name: str = ""
     ready: bool = True
     hostname: str = ""
+    leaving: bool = False
+    pod: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,10 @@ The file is looked at every two seconds (one `stat`, which follows symlinks, so 
 ConfigMap volumes that swap a link are both seen). inotify would need the folder, its links and their targets to
 be watched, by a thread of its own and 1 MiB of library.
 
-What it held when it was last read without an error is kept in the state folder, so that a node which restarts while
+An object that is wrong is left out, and never keeps out the others; a service of which an earlier state is known stays as
+it was. A file of which nothing can be used is refused as a whole.
+
+What it held when it was last read is kept in the state folder, so that a node which restarts while
 the file is gone, unreadable or wrong has its services all the same.
 """
 
@@ -37,7 +40,7 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class ServiceFile:
-    """Keeps the services as the file says. A file with errors changes nothing, and the errors stand in status; at the
+    """Keeps the services as the file says. A file of no use changes nothing, and the errors stand in status; at the
     start, what the file held when it was last read stands in for it."""
 
     def __init__(self, directory: Directory, path: Path) -> None:
@@ -45,9 +48,11 @@ class ServiceFile:
         self._path = path
         self._stamp: object = ()
         self._copy = Copy(directory.settings.state_dir)
-        # Content of the file while it is good.
+        # Content of the file while it is of use.
         self._good: bytes | None = None
         self._complaint = ""
+        # Objects of the file that are left out.
+        self._unused = 0
         # While services of a former run stand in for those of the file.
         self._standin: LastGood | None = None
 
@@ -79,27 +84,31 @@ class ServiceFile:
         return changed
 
     def _apply(self, parsed: Parsed, objects: dict[str, GatewayObject], data: bytes) -> None:
-        if parsed.errors:
+        if _useless(parsed, objects):
             self._refuse(parsed.errors)
             return
-        board = self._directory.board
-        changed = self._directory.services.replace(parsed.services)
+        board, store = self._directory.board, self._directory.services
+        stay = {key: known for key in parsed.spoilt if (known := store.get(key)) is not None}
+        changed = store.replace(stay | parsed.services)
         self._directory.gateways.replace(objects)
-        self._good, self._complaint, self._standin = data, "", None
+        self._good, self._complaint, self._standin, self._unused = data, "", None, len(parsed.errors)
         board.clear("services")
         self._tell()
         self._directory.log.info(
-            "services read", extra={"file": str(self._path), "count": len(parsed.services), "changed": changed}
+            "services read", extra={"file": str(self._path), "count": len(store), "changed": changed}
         )
-        if parsed.warnings:
-            board.warn("services", f"{self._path}: {'; '.join(parsed.warnings[:5])}")
-            for warning in parsed.warnings:
-                self._directory.log.warning(warning, extra={"file": str(self._path)})
+        for error in parsed.errors[:20]:
+            self._directory.log.error("an object is not used", extra={"file": str(self._path), "error": error})
+        for warning in parsed.warnings:
+            self._directory.log.warning(warning, extra={"file": str(self._path)})
+        complaints = [*(f"not used: {error}" for error in parsed.errors), *parsed.warnings]
+        if complaints:
+            board.warn("services", f"{self._path}: {_some(complaints)}")
 
     def _refuse(self, errors: list[str]) -> None:
         first = self._good is None and not self._complaint
         self._good = None
-        self._complaint = "; ".join(errors[:5]) + (f"; and {len(errors) - 5} more" if len(errors) > 5 else "")
+        self._complaint = _some(errors)
         for error in errors[:20]:
             self._directory.log.error("services not read", extra={"file": str(self._path), "error": error})
         if first:
@@ -111,6 +120,8 @@ class ServiceFile:
         count = len(self._directory.services)
         objects = len(self._directory.gateways)
         text = f"{count} services{f', {objects} objects of gateways' if objects else ''}"
+        if self._unused:
+            text += f"; {self._unused} objects are wrong and not used, see the warnings"
         if self._complaint:
             text = f"error: {self._complaint}"
             if self._standin is None and count:
@@ -132,7 +143,7 @@ class ServiceFile:
             if age > MAX_AGE:
                 return f"; what it held {spell(age)} ago is too old to be used"
             parsed, objects = _parse(kept.data)
-            if parsed.errors:
+            if _useless(parsed, objects):
                 raise BadSnapshot(parsed.errors[0])
         except (OSError, BadSnapshot, *_UNREADABLE) as error:
             return f"; its copy in {self._copy.path} is not used: {_one_line(error)}"
@@ -154,6 +165,15 @@ class ServiceFile:
                 self._directory.log.warning(text)
             return
         board.clear("services copy")
+
+
+def _useless(parsed: Parsed, objects: dict[str, GatewayObject]) -> bool:
+    """All that there is in the file is wrong: it is another file, or half of one."""
+    return bool(parsed.errors) and not parsed.services and not objects
+
+
+def _some(lines: list[str]) -> str:
+    return "; ".join(lines[:5]) + (f"; and {len(lines) - 5} more" if len(lines) > 5 else "")
 
 
 # What parsing raises for bytes that are no manifests.

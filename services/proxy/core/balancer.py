@@ -25,12 +25,21 @@ class Strategy(Protocol):
 
 
 class Balancer:
-    """Spreads the clients of one service port. `rtts`: seconds to a node, kept by the owner."""
+    """Spreads the clients of one service port. `rtts`: seconds to a node, and `relayed`: nodes that were reached through a
+    relay, with the time until which that is believed; both kept by the owner."""
 
-    def __init__(self, node: str, traffic: Traffic, rtts: Mapping[str, float], rng: random.Random) -> None:
+    def __init__(
+        self,
+        node: str,
+        traffic: Traffic,
+        rtts: Mapping[str, float],
+        rng: random.Random,
+        relayed: Mapping[str, float] | None = None,
+    ) -> None:
         self._node = node
         self._rtts = rtts
         self._rng = rng
+        self._relayed = relayed if relayed is not None else {}
         self.traffic = traffic
         self.backends: tuple[Backend, ...] = ()
         self._eligible: tuple[Backend, ...] = ()
@@ -71,8 +80,8 @@ class Balancer:
             candidates = [backend for backend in candidates if backend not in out] or candidates
         if not candidates:
             return None
-        if self.traffic.near and self._here:
-            candidates = [backend for backend in candidates if backend.node == self._node] or candidates
+        if self.traffic.near:
+            candidates = self._nearest(candidates, now)
         backend = self._own(client, candidates, now) if self.traffic.sticky else None
         if backend is None:
             backend = self._strategy.choose(candidates, key or client) if len(candidates) > 1 else candidates[0]
@@ -81,6 +90,14 @@ class Balancer:
         if self.health:
             self.health.picked(backend, now)
         return backend
+
+    def _nearest(self, candidates: Backends, now: float) -> Backends:
+        """Those on this node, else those on nodes over a direct path (or one not known yet: it shows), else all."""
+        if self._here and (found := [backend for backend in candidates if backend.node == self._node]):
+            return found
+        if not self._relayed:
+            return candidates
+        return [one for one in candidates if self._relayed.get(one.node, now) <= now] or candidates
 
     def _made(self) -> Strategy:
         match self.traffic.strategy:

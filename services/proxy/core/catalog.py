@@ -48,13 +48,16 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A backend address with its ports; `node` is "" when nobody knows where it runs."""
+    """A backend address with its ports; `node` is "" when nobody knows where it runs. `leaving`: it goes away, but answers
+    still."""
 
     addresses: tuple[str, ...]
     ports: tuple[Port, ...]
     node: str
     ready: bool
     hostname: str = ""  # its own name below a headless service's
+    leaving: bool = False
+    pod: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +84,20 @@ class Service:
         own = self.cluster_ips or self.external_ips or any(port.node_port for port in self.ports)
         return not own and not self.external_name
 
-    def backends(self, port: Port) -> tuple[Backend, ...]:
-        """Endpoints that can serve `port` now: ready, and on a known node. In the order of the endpoints."""
-        return tuple(
-            Backend(endpoint.node, endpoint.addresses[0], own.number)
+    def backends(self, port: Port, here: str = "", *, local: bool = False) -> tuple[Backend, ...]:
+        """Endpoints that can serve `port` now: the ready ones, where there is none those that go away but answer still (as
+        kube-proxy has it, KEP-1669). In the order of the endpoints. `here`: the node that asks; it dials those itself of
+        which nobody knows the node. `local`: only those on it."""
+        found = [
+            (endpoint, Backend(endpoint.node or here, endpoint.addresses[0], own.number))
             for endpoint in self.endpoints
-            if endpoint.ready and endpoint.node and endpoint.addresses
+            if (endpoint.ready or endpoint.leaving) and (endpoint.node or here) and endpoint.addresses
+            if not local or endpoint.node == here
             for own in endpoint.ports
             if own.name == port.name and own.network == port.network
-        )
+        ]
+        ready = tuple(backend for endpoint, backend in found if endpoint.ready)
+        return ready or tuple(backend for _, backend in found)
 
 
 class Catalog(Snapshot[Service]):
@@ -110,6 +118,19 @@ def local_addresses(services: Iterable[Service], node: str) -> dict[tuple[Networ
         for address in endpoint.addresses
         for port in endpoint.ports
     }
+
+
+def local_pods(services: Iterable[Service], node: str) -> dict[str, str]:
+    """Names of the pods on `node` by their address, the first of each. A name that pods of several namespaces have means
+    none of them."""
+    owners: dict[str, set[str]] = {}
+    ips: dict[str, str] = {}
+    for service in services:
+        for endpoint in service.endpoints:
+            if endpoint.node == node and endpoint.pod and endpoint.addresses:
+                owners.setdefault(endpoint.pod, set()).add(service.key.partition("/")[0])
+                ips.setdefault(endpoint.addresses[0], endpoint.pod)
+    return {ip: pod for ip, pod in ips.items() if len(owners[pod]) == 1}
 
 
 def join(ip: str, port: int) -> str:

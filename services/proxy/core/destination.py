@@ -2,6 +2,7 @@
 
     edge-b                              the node edge-b itself: 127.0.0.1 there
     10.0.0.5.edge-b, db.edge-b          an address, or a name, as the node edge-b sees it
+    web-0.edge-b                        a pod there that is an endpoint of a service, by its name
     web, web.shop, web.shop.svc.cluster.local       a service
     db-0.db.shop, db-0.db.shop.svc.cluster.local    an endpoint of a headless service
     10.96.0.7                           a service by its clusterIP

@@ -17,7 +17,10 @@ NAMESPACE = "default"  # of a name that says none
 # Of one name: what fits in 64 KiB, the most that TCP carries, also for SRV with long names.
 MAX_RECORDS = 500
 
-Kind = Literal["A", "AAAA", "CNAME", "SRV", "PTR", "SOA", "NS"]
+# Of the specification; where clients find it (2.2, record for schema version).
+VERSION = "1.1.0"
+
+Kind = Literal["A", "AAAA", "CNAME", "SRV", "PTR", "SOA", "NS", "TXT"]
 
 # Pointers of addresses that every host has would be wrong on all hosts but one.
 _EVERYBODYS = ("127.0.0.1", "::1")
@@ -52,15 +55,18 @@ class Names:
         self._namespaces: set[str] = set()
         self._hosts: dict[str, dict[str, dict[str, None]]] = {}  # of headless ones: key, label → addresses, in order
         self._pointers: dict[str, dict[str, None]] = {}  # names by address, in order
+        self._pods: dict[str, dict[str, str]] = {}  # by namespace, label → address
         self._version = 0
 
     def update(self, services: Iterable[Service]) -> None:
         self._version += 1
-        self._services, self._hosts, self._pointers = {}, {}, {}
+        self._services, self._hosts, self._pointers, self._pods = {}, {}, {}, {}
         for service in sorted(services, key=lambda service: service.key):
             namespace, _, name = service.key.partition("/")
             self._services[namespace, name] = service
             own = f"{name}.{namespace}.svc.{self.domain}"
+            pods = self._pods.setdefault(namespace, {})
+            pods |= {_dashed(ip): ip for endpoint in service.endpoints for ip in endpoint.addresses[:1]}
             pointers = [(ip, own) for ip in service.cluster_ips]
             if service.headless:
                 hosts = self._hosts[service.key] = {}
@@ -113,10 +119,17 @@ class Names:
     def _below(self, labels: list[str], kind: str) -> "list[tuple[Kind, str]] | None":
         """At a name relative to the domain. None: there is no such name."""
         match labels:
-            case ["svc"]:
+            case ["dns-version"]:
+                return [("TXT", f'"{VERSION}"')] if kind in ("TXT", "ANY") else []
+            case ["svc" | "pod"]:
                 return []
-            case [namespace, "svc"]:
+            case [namespace, "svc" | "pod"]:
                 return [] if namespace in self._namespaces else None
+            case [pod, namespace, "pod"]:
+                # Only of pods that are known: any address at all would be a name below the cluster's domain for whoever
+                # wants one (CoreDNS, "pods verified").
+                ip = self._pods.get(namespace, {}).get(pod)
+                return _of_kind([ip], kind) if ip is not None else None
             case [*inner, name, namespace, "svc"]:
                 service = self._services.get((namespace, name))
                 if service is None:
@@ -164,7 +177,11 @@ class Names:
 
 def label(endpoint: Endpoint) -> str:
     """The name of an endpoint below that of its headless service."""
-    return endpoint.hostname or endpoint.addresses[0].replace(".", "-").replace(":", "-")
+    return endpoint.hostname or _dashed(endpoint.addresses[0])
+
+
+def _dashed(ip: str) -> str:
+    return ip.replace(".", "-").replace(":", "-")
 
 
 def ready(service: Service) -> list[Endpoint]:

@@ -40,6 +40,7 @@ class RouteKey(NamedTuple):
     service: str
     port: Port
     local: bool  # only to backends on this node
+    family: int  # of IP, whose backends are preferred; 0: neither
     only: Backend | None  # the one endpoint of a headless service that is meant
 
 
@@ -52,6 +53,7 @@ class Wanted:
     backends: tuple[Backend, ...]
     traffic: Traffic = ROUND_ROBIN
     kind: Kind = "clusterIP"  # what its address is to the service
+    family: int = 0  # of IP (4 or 6), whose backends are preferred; 0: neither
 
     @property
     def label(self) -> str:
@@ -61,7 +63,7 @@ class Wanted:
     @property
     def key(self) -> RouteKey:
         only = self.backends[0] if self.kind == "endpoint" else None
-        return RouteKey(self.service, self.port, self.traffic.local, only)
+        return RouteKey(self.service, self.port, self.traffic.local, self.family, only)
 
 
 @dataclass(slots=True)
@@ -133,7 +135,6 @@ def _claims(service: Service, traffic: Traffic, site: Site) -> Iterator[tuple[Sp
         if service.headless:
             yield from _endpoints(service, port, site.node)
             continue
-        backends = service.backends(port)
         shapes: tuple[tuple[Kind, tuple[str, ...], int], ...] = (
             ("clusterIP", service.cluster_ips, port.number),
             ("externalIP", service.external_ips, port.number),
@@ -142,15 +143,38 @@ def _claims(service: Service, traffic: Traffic, site: Site) -> Iterator[tuple[Sp
         for kind, ips, number in shapes:
             # The way in decides which of the service's two policies counts.
             policy = service.internal_policy if kind == "clusterIP" else service.external_policy
-            own = replace(traffic, local=policy == "Local")
-            want = Wanted(service.key, port, backends, own, kind)
+            own = replace(traffic.at(port.number), local=policy == "Local")
             for ip in ips:
-                yield Spot(port.network, ip, number), want
+                yield Spot(port.network, ip, number), want_of(service, port, own, site.node, ip, kind)
+
+
+def want_of(
+    service: Service, port: Port, traffic: Traffic, node: str, ip: str = "", kind: Kind = "clusterIP"
+) -> Wanted:
+    """What is served at `ip`; "": for those who name the service. Of a backend with addresses of both families that of
+    the address the client used is meant, as in a cluster; the others serve where there are no such."""
+    backends = service.backends(port, node, local=traffic.local)
+    family = _family(service, ip)
+    alike = tuple(backend for backend in backends if _version(backend.ip) == family)
+    return Wanted(service.key, port, alike or backends, traffic, kind, family)
+
+
+def _family(service: Service, ip: str) -> int:
+    """That of the clusterIPs, if it is one; else that of `ip`."""
+    families = {_version(one) for one in service.cluster_ips}
+    if len(families) == 1:
+        return families.pop()
+    at = ip or next(iter(service.cluster_ips), "")
+    return _version(at) if at else 0
+
+
+def _version(ip: str) -> int:
+    return 6 if ":" in ip else 4
 
 
 def _endpoints(service: Service, port: Port, node: str) -> Iterator[tuple[Spot, Wanted]]:
     """Those on other nodes: an endpoint on this one is where it says itself."""
-    for backend in service.backends(port):
+    for backend in service.backends(port, node):
         if backend.node != node:
             want = Wanted(service.key, port, (backend,), kind="endpoint")
             yield Spot(port.network, backend.ip, backend.port), want

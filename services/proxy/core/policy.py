@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from services.proxy.core.catalog import Network, Service, join, local_addresses
+from services.proxy.core.catalog import Network, Service, join, local_addresses, local_pods
 
 _Net = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -109,10 +109,14 @@ class Policy:
 
     def update(self, services: Iterable[Service]) -> None:
         """These are all the services known now."""
-        self._own = {
-            (network, join(ip, port)): Verdict(True, "endpoint on this node", ip, port, service=service)
-            for (network, ip, port), service in local_addresses(services, self._node).items()
-        }
+        services = list(services)
+        pods = local_pods(services, self._node)
+        self._own = {}
+        for (network, ip, port), service in local_addresses(services, self._node).items():
+            verdict = Verdict(True, "endpoint on this node", ip, port, service=service)
+            self._own[network, join(ip, port)] = verdict
+            if ip in pods:
+                self._own.setdefault((network, join(pods[ip], port)), verdict)
 
     def judge(self, network: Network, address: str, peer: str) -> Verdict:
         """May `address` ("ip:port" or "name:port") be dialled for the node `peer`? Never raises: the address comes from

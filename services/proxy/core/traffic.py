@@ -11,6 +11,7 @@ Service's own fields say (`sessionAffinity`, `trafficDistribution`, `internalTra
 import difflib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -72,8 +73,8 @@ _RING = Ring()
 @dataclass(frozen=True, slots=True)
 class Traffic:
     """See the module. `sticky`: seconds after a client's last connection that it comes back to the same backend; 0:
-    does not. `near`: backends on this node first. `local`: no others. `name`: of the header, cookie or query parameter
-    that is hashed."""
+    does not. `near`: backends on this node first, then over direct paths. `local`: no others. `name`: of the header, cookie or query parameter
+    that is hashed. `ports`: those of the service that are spread otherwise, see `at`."""
 
     strategy: Strategy = "round-robin"
     sticky: float = 0.0
@@ -81,6 +82,11 @@ class Traffic:
     local: bool = False
     ring: Ring = _RING
     name: str = ""
+    ports: "tuple[tuple[int, Traffic], ...]" = ()
+
+    def at(self, port: int) -> "Traffic":
+        """Of one port of the service."""
+        return dict(self.ports).get(port, self)
 
     def __str__(self) -> str:
         return f"{self.strategy} {self.name}" if self.name else self.strategy
@@ -112,18 +118,24 @@ ROUND_ROBIN = Traffic()
 
 def parse(service: Service, default: Traffic) -> Traffic:
     """What `service` asks for. Raises TrafficError with one line for its author."""
+    policy = json.loads(service.traffic_policy or "{}")
+    # "Traffic settings specified at the destination-level will not be inherited when overridden by port-level settings"
+    # (DestinationRule reference).
+    ports = tuple((number, _asked(service, default, settings)) for number, settings in _port_levels(policy))
+    return replace(_asked(service, default, policy), ports=ports)
+
+
+def _asked(service: Service, default: Traffic, policy: Any) -> Traffic:
+    """`policy`: of the DestinationRule, as it is or of one port."""
     traffic = replace(
         default,
         sticky=service.sticky,
         near=service.distribution in ("PreferClose", "PreferSameNode", "PreferSameZone"),
         local=service.internal_policy == "Local",
     )
-    if service.traffic_policy:
-        chosen = _istio(service.traffic_policy)
-    elif BALANCING in service.annotations:
+    chosen = _istio(policy)
+    if chosen is None and BALANCING in service.annotations:
         chosen = _annotated(service.annotations[BALANCING])
-    else:
-        chosen = None
     if chosen is not None:
         strategy, name = chosen
         # One address may stand for many users: who asks for a header does not mean the address.
@@ -177,9 +189,19 @@ def strategy_of(name: str, expected: tuple[str, ...] = _NAMES) -> Plain:
     return found
 
 
-def _istio(policy: str) -> tuple[Strategy, str] | None:
-    """The strategy of `spec.trafficPolicy` as JSON, and what it hashes; None: it does not speak of load balancing."""
-    balancer = json.loads(policy).get("loadBalancer")
+def _port_levels(policy: Any) -> Iterator[tuple[int, Any]]:
+    """Port numbers and settings of `spec.trafficPolicy.portLevelSettings`."""
+    levels = policy.get("portLevelSettings") or []
+    try:
+        for level in levels:
+            yield int(level["port"]["number"]), level
+    except (TypeError, KeyError, ValueError):
+        raise TrafficError("DestinationRule: trafficPolicy.portLevelSettings has no port.number") from None
+
+
+def _istio(policy: Any) -> tuple[Strategy, str] | None:
+    """The strategy of `spec.trafficPolicy`, and what it hashes; None: it does not say."""
+    balancer = policy.get("loadBalancer")
     if balancer is None:
         return None
     if not isinstance(balancer, dict):
@@ -188,6 +210,8 @@ def _istio(policy: str) -> tuple[Strategy, str] | None:
     if simple is not None:
         return strategy_of(str(simple)), ""
     hashed = balancer.get("consistentHash")
+    if hashed is None and "localityLbSetting" in balancer:
+        return None
     if not isinstance(hashed, dict):
         raise TrafficError("DestinationRule: trafficPolicy.loadBalancer has neither simple nor consistentHash")
     cookie = hashed.get("httpCookie")

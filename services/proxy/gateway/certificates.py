@@ -24,6 +24,8 @@ _VERSIONS = {
 }
 _MODES = {"SIMPLE": ssl.CERT_NONE, "MUTUAL": ssl.CERT_REQUIRED, "OPTIONAL_MUTUAL": ssl.CERT_OPTIONAL}
 _NAMES = ("tls.crt", "tls.key", "ca.crt")
+# Where the CA of clients may be by itself: in a credential of that name (Istio, "Configure a mutual TLS ingress gateway").
+_CA_SUFFIX = "-cacert"
 
 Pems = Mapping[str, str]
 
@@ -57,6 +59,9 @@ class Certificates:
         news = []
         for tls in keep:
             secret = secrets.get(tls.credential)
+            authority = secrets.get(tls.credential + _CA_SUFFIX) if secret is not None else None
+            if secret is not None and authority is not None:
+                secret = {**secret, **{name: pem for name, pem in authority.items() if name == _NAMES[2]}}
             paths = self._paths(tls)
             source = (secret, tuple(map(files.stamp, paths)))
             if self._sources.get(tls) == source:
@@ -81,7 +86,8 @@ class Certificates:
         folder = self.secrets_dir / namespace / name
         if not folder.is_dir():
             folder = self.secrets_dir / name
-        return [folder / file for file in _NAMES]
+        apart = folder.with_name(name + _CA_SUFFIX) / _NAMES[2]
+        return [*(folder / file for file in _NAMES[:2]), apart if apart.is_file() else folder / _NAMES[2]]
 
     def _context(self, tls: Tls, pems: Pems) -> ssl.SSLContext:
         where = f"credential {tls.credential}" if tls.credential else tls.certificate_file

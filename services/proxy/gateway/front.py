@@ -135,7 +135,7 @@ class Front:
 
     def _route(self, served: Served | None, sni: str) -> Route | None:
         streams = served.streams.find(sni) if served is not None else None
-        if streams is None:
+        if streams is None or streams.spread is None:
             return None
         return self._shared.resolve(streams.spread.pick(self._shared.rng.random()))
 

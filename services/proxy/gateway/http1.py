@@ -17,7 +17,7 @@ from services.proxy.core.gateway.headers import Head, Header, HeaderError, for_b
 from services.proxy.core.gateway.hosts import host_of
 from services.proxy.core.gateway.model import Destination
 from services.proxy.core.gateway.paths import Target, TargetError
-from services.proxy.core.gateway.table import Forward, Moved, Request, Served, choose
+from services.proxy.core.gateway.table import Answered, Forward, Moved, Request, Served, choose
 from services.proxy.counters import Counters
 from services.proxy.departure import Route
 from services.proxy.gateway.streams import Stream, splice
@@ -29,6 +29,8 @@ BODY_IDLE = 60.0  # s without a byte of a request's body
 STALL = 120.0  # s in which a client takes nothing of an answer
 ANSWER_IDLE = 300.0  # s without a byte of an answer; Envoy's stream_idle_timeout
 
+# RFC 9110, 6.4.1: answers that have no body, whatever is said of it.
+_BODILESS = frozenset({204, 304})
 # RFC 9110, 9.2.2: may be sent twice.
 _REPEATABLE = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE"})
 # CONNECT would make a gateway dial what the client names; TRACE shows a client's secrets to its scripts.
@@ -141,6 +143,8 @@ class Http1:
         if isinstance(answer, Moved):
             where = (b"location", answer.location.encode("latin-1"))
             await self._say(answer.label, answer.code, f"it is at {answer.location}", where, head_only=head_only)
+        elif isinstance(answer, Answered):
+            await self._reply(answer.label, answer.status, answer.body, head_only=head_only)
         elif answer is not None:
             await self._forward(request, head, answer, authority)
         elif visit.sni and host_of(authority) != visit.sni:
@@ -153,7 +157,17 @@ class Http1:
     ) -> None:
         """An answer of our own, of one line."""
         body = f"{text}\n".encode("latin-1", "replace")
-        fields = [*headers, (b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
+        await self._reply(label, status, body, *headers, head_only=head_only, close=close)
+
+    async def _reply(
+        self, label: str, status: int, body: bytes, *headers: Header, head_only: bool = False, close: bool = False
+    ) -> None:
+        """An answer that no backend is asked for."""
+        fields = list(headers)
+        if status in _BODILESS:
+            body = b""
+        else:
+            fields += [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
         if self._http.their_state is h11.SEND_BODY:
             try:
                 self._http.next_event()  # the end, where there is no body
@@ -164,7 +178,7 @@ class Http1:
             fields.append((b"connection", b"close"))  # what the client has yet to send, nobody reads
         self._count(label, status)
         await self._send(h11.Response(status_code=status, headers=fields))
-        if not head_only:
+        if body and not head_only:
             await self._send(h11.Data(data=body))
         await self._send(h11.EndOfMessage())
 

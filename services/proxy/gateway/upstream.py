@@ -3,12 +3,15 @@ client's does (`Departure.send`). Those that may be used again rest here for a w
 
 import asyncio
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import h11
 
+from services.proxy.core.balancer import Balancer
+from services.proxy.core.catalog import Backend
 from services.proxy.departure import Route
 from services.proxy.gateway.streams import Stream
 
@@ -27,10 +30,12 @@ Key = tuple[str, str]
 
 @dataclass(slots=True, eq=False)
 class Upstream:
-    """One connection. `used`: it has carried a request before."""
+    """One connection. `used`: it has carried a request before. `among`: the backends of which it has one; which, only the
+    departure knows."""
 
     stream: Stream
     key: Key
+    among: tuple[Backend, ...] = ()
     http: h11.Connection = field(default_factory=lambda: h11.Connection(h11.CLIENT, MAX_HEAD))
     once: bool = False  # its backend was chosen for the request that it carries
     used: bool = False
@@ -66,19 +71,23 @@ class Pool:
         will do. Raises OSError when there are no sockets left.
 
         A used one is taken only once there are as many as backends, and the one that has rested longest first: so
-        the requests go round, as the connections did.
+        the requests go round, as the connections did. Those that may be at a backend that has left, or is left out for
+        now, are dropped.
         """
-        key = self._key(route, client)
+        key, usable = self._key(route, client), _usable(route.balancer)
+        for one in list(self._resting.get(key, ())):
+            if one.among is not usable and not set(one.among) <= set(usable):
+                self._leave(one)
+                one.stream.abort()
         resting = self._resting.get(key)
         if again and resting and len(resting) >= (1 if key[1] else min(len(route), MAX_RESTING)):
-            upstream = resting.popleft()
-            if not resting:
-                del self._resting[key]
+            upstream = resting[0]
+            self._leave(upstream)
             await self._wake(upstream)
             return upstream
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._send(far, client, route)
-        return Upstream(await Stream.adopt(near), key, once=bool(route.balancer.traffic.asks))
+        return Upstream(await Stream.adopt(near), key, usable, once=bool(route.balancer.traffic.asks))
 
     async def give(self, upstream: Upstream) -> None:
         """A request is over: the connection rests, or is closed when it cannot be used again."""
@@ -127,17 +136,27 @@ class Pool:
                 await upstream.stream.idle()
         except (OSError, TimeoutError):
             pass
-        resting = self._resting.get(upstream.key)
-        if resting and upstream in resting:
-            resting.remove(upstream)
-            self._count -= 1
-            if not resting:
-                del self._resting[upstream.key]
+        if upstream in self._resting.get(upstream.key, ()):
+            self._leave(upstream)
         upstream.stream.abort()
 
-    async def _wake(self, upstream: Upstream) -> None:
+    def _leave(self, upstream: Upstream) -> None:
+        """It rests no longer."""
+        resting = self._resting[upstream.key]
+        resting.remove(upstream)
         self._count -= 1
+        if not resting:
+            del self._resting[upstream.key]
+
+    @staticmethod
+    async def _wake(upstream: Upstream) -> None:
         if upstream.watch is not None:
             upstream.watch.cancel()
             await asyncio.gather(upstream.watch, return_exceptions=True)
             upstream.watch = None
+
+
+def _usable(balancer: Balancer) -> tuple[Backend, ...]:
+    """Those that a new connection may be made to now, as the balancer chooses."""
+    out = balancer.health.ejected(time.monotonic()) if balancer.health else ()
+    return (tuple(backend for backend in balancer.backends if backend not in out) if out else ()) or balancer.backends

@@ -1,6 +1,6 @@
 """Gateways and virtual services as they are served: what was read, checked and compiled."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from services.proxy.core.regex import Regex
@@ -106,6 +106,7 @@ class Match:
     without: tuple[tuple[str, Text], ...] = ()  # none of these may hold
     query: tuple[tuple[str, Text], ...] = ()
     port: int = 0  # of the gateway
+    gateways: tuple[str, ...] = ()  # "namespace/name", or "mesh", which no gateway is
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,26 +121,55 @@ class Redirect:
 
 
 @dataclass(frozen=True, slots=True)
+class Direct:
+    """An answer that needs no backend."""
+
+    status: int
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class HttpRoute:
-    """One of spec.http. One of `matches` must hold. `timeout` in seconds, 0: none."""
+    """One of spec.http. One of `matches` must hold. `timeout` in seconds, 0: none. Without `spread`, `redirect` and `direct`
+    it cannot be served: its requests are nobody else's either. `vague`: some may be those of later routes, which of the
+    same virtual service do not get them."""
 
     label: str  # "namespace/name:route", for metrics
     matches: tuple[Match, ...]
-    spread: Spread | None = None  # None: `redirect` is set
+    spread: Spread | None = None
     redirect: Redirect | None = None
+    direct: Direct | None = None
     rewrite_uri: str = ""
     rewrite_authority: str = ""
     timeout: float = 0.0
+    vague: bool = False
+
+    def at(self, gateway: str) -> "HttpRoute | None":
+        """As it is at that gateway; None: it is not there."""
+        matches = tuple(match for match in self.matches if not match.gateways or gateway in match.gateways)
+        return replace(self, matches=matches) if matches else None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamMatch:
+    """All must hold; what is empty always does. `sni`: host patterns, one of which must hold; empty for spec.tcp."""
+
+    port: int = 0  # of the gateway
+    sni: tuple[str, ...] = ()
+    gateways: tuple[str, ...] = ()
+
+    def holds(self, port: int, gateway: str) -> bool:
+        return self.port in (0, port) and (not self.gateways or gateway in self.gateways)
 
 
 @dataclass(frozen=True, slots=True)
 class StreamRoute:
-    """One of spec.tcp or spec.tls. `ports` of the gateway, empty: all. `sni`: host patterns; empty for spec.tcp."""
+    """One of spec.tcp or spec.tls. One of `matches` must hold. Without `spread` it cannot be served: its clients are nobody
+    else's either."""
 
     label: str
-    ports: tuple[int, ...]
-    sni: tuple[str, ...]
-    spread: Spread
+    matches: tuple[StreamMatch, ...]
+    spread: Spread | None = None
 
 
 @dataclass(frozen=True, slots=True)

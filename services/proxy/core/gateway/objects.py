@@ -1,14 +1,22 @@
 """Bodies of Gateway and VirtualService objects (networking.istio.io/v1) → what is served.
 
 Shapes: istio.io/latest/docs/reference/config/networking/gateway and …/virtual-service.
+
+What cannot be served is left out by the server and by the route, not by the object. A route that is left out keeps its
+requests: it stands where it stood, with as many of its conditions as are understood, and refuses what may be its. If the
+next route got them, a canary would take everybody, or a backend what its author keeps from it.
 """
 
+import base64
 import re
-from typing import Any, get_args
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar, get_args
 
 from services.proxy.core.gateway.hosts import HostError, pattern
 from services.proxy.core.gateway.model import (
     Destination,
+    Direct,
     HttpRoute,
     Match,
     Mode,
@@ -16,6 +24,7 @@ from services.proxy.core.gateway.model import (
     Redirect,
     Server,
     Spread,
+    StreamMatch,
     StreamRoute,
     Text,
     Tls,
@@ -23,6 +32,8 @@ from services.proxy.core.gateway.model import (
 )
 from services.proxy.core.gateway.spec import ObjectError, Spec
 from services.proxy.core.regex import Regex, RegexError
+
+T = TypeVar("T")
 
 MAX_LIST = 1024  # servers of a Gateway, routes of a VirtualService, matches of a route
 
@@ -33,15 +44,24 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _IDLE = ("retries", "corsPolicy", "mirror", "mirrors", "mirrorPercentage", "mirrorPercent", "headers", "fault")
 
 
-def gateway(namespace: str, name: str, body: Any) -> tuple[list[Server], list[str]]:
-    """The servers of a Gateway, and what has no effect. Raises ObjectError."""
+Problems = dict[str, str]  # what cannot be served, by the path of the server or route
+
+
+def gateway(namespace: str, name: str, body: Any) -> tuple[dict[str, Server], Problems]:
+    """The servers of a Gateway by their paths. Raises ObjectError."""
     spec = Spec(body, "spec")
     spec.ignore("selector")  # every gateway of the mesh serves every Gateway, as EdgeMesh's do
-    servers = [_server(f"{namespace}/{name}", server) for server in _bounded(spec.specs("servers"), "spec.servers")]
+    servers: dict[str, Server] = {}
+    problems: Problems = {}
+    for server in _bounded(spec.specs("servers"), "spec.servers"):
+        try:
+            servers[server.path] = _server(f"{namespace}/{name}", server)
+        except ObjectError as error:
+            problems[server.path] = str(error)
     spec.end()
-    if not servers:
+    if not servers and not problems:
         raise ObjectError("spec.servers is missing")
-    return servers, []
+    return servers, problems
 
 
 def _server(gateway: str, spec: Spec) -> Server:
@@ -98,69 +118,117 @@ def _tls(spec: Spec, namespace: str) -> Tls:
     return Tls(mode, credential, *files, *("" if one == "TLS_AUTO" else one for one in versions))  # type: ignore[arg-type]
 
 
-def virtual_service(namespace: str, name: str, body: Any) -> tuple[VirtualService, list[str]]:
-    """A VirtualService, and what has no effect. Raises ObjectError."""
+def virtual_service(namespace: str, name: str, body: Any) -> tuple[VirtualService, list[str], Problems]:
+    """A VirtualService, and the fields without effect. Raises ObjectError."""
     spec = Spec(body, "spec")
     key = f"{namespace}/{name}"
     spec.ignore("exportTo")
     hosts = tuple(_host(host, "spec.hosts") for host in spec.texts("hosts"))
     if not hosts:
         raise ObjectError("spec.hosts is missing")
-    gateways = tuple(it if "/" in it else f"{namespace}/{it}" for it in spec.texts("gateways") if it != "mesh")
+    gateways = tuple(one for one in _gateways(spec, namespace) if one != "mesh")
     idle: list[str] = []
+    problems: Problems = {}
     http = [
-        _http_route(one, namespace, f"{key}:{index}", idle)
+        _http_route(one, namespace, f"{key}:{index}", idle, problems)
         for index, one in enumerate(_bounded(spec.specs("http"), "spec.http"))
     ]
     streams = {
         kind: tuple(
-            _stream_route(one, namespace, f"{key}:{kind}{index}", kind)
+            _stream_route(one, namespace, f"{key}:{kind}{index}", kind, idle, problems)
             for index, one in enumerate(_bounded(spec.specs(kind), f"spec.{kind}"))
         )
         for kind in ("tls", "tcp")
     }
     spec.end()
-    return VirtualService(key, hosts, gateways, tuple(http), streams["tls"], streams["tcp"]), idle
+    return VirtualService(key, hosts, gateways, tuple(http), streams["tls"], streams["tcp"]), idle, problems
 
 
-def _http_route(spec: Spec, namespace: str, label: str, idle: list[str]) -> HttpRoute:
+def _gateways(spec: Spec, namespace: str) -> tuple[str, ...]:
+    """ "namespace/name" of each, or "mesh"."""
+    return tuple(one if "/" in one or one == "mesh" else f"{namespace}/{one}" for one in spec.texts("gateways"))
+
+
+class _Faults:
+    """Conditions that are not understood, while the rest of them is read."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def read(self, condition: Callable[[], T]) -> T | None:
+        try:
+            return condition()
+        except ObjectError as error:
+            self.found.append(str(error))
+            return None
+
+    def check(self) -> None:
+        if self.found:
+            raise ObjectError(self.found[0])
+
+
+def _http_route(spec: Spec, namespace: str, label: str, idle: list[str], problems: Problems) -> HttpRoute:
     name = spec.text("name")
     if name:
         label = f"{label.rpartition(':')[0]}:{name[:63]}"
-    matches = tuple(_match(one) for one in _bounded(spec.specs("match"), f"{spec.path}.match")) or (Match(),)
+    faults = _Faults()
+    several = faults.read(lambda: _bounded(spec.specs("match"), f"{spec.path}.match")) or []
+    matches = tuple(_match(one, namespace, faults) for one in several) or (Match(),)
+    try:
+        faults.check()
+        return _http_served(spec, namespace, label, matches, idle)
+    except ObjectError as error:
+        problems[spec.path] = str(error)
+        return HttpRoute(label, matches, vague=bool(faults.found))
+
+
+def _http_served(spec: Spec, namespace: str, label: str, matches: tuple[Match, ...], idle: list[str]) -> HttpRoute:
     redirect = _redirect(spec.spec("redirect")) if "redirect" in spec else None
+    direct = _direct(spec.spec("directResponse")) if "directResponse" in spec else None
     rewrite = spec.spec("rewrite")
     uri, authority = _sendable(rewrite, "uri"), _sendable(rewrite, "authority")
     rewrite.end()
     timeout = _seconds(spec.text("timeout"), f"{spec.path}.timeout")
     routes = spec.specs("route")
-    if (redirect is None) == (not routes):
-        raise ObjectError(
-            f"{spec.path} has {'both route and' if routes else 'neither route nor'} redirect, expected one"
-        )
-    spread = _spread(routes, namespace, spec.path) if routes else None
-    idle += spec.ignore(*_IDLE)
+    if bool(routes) + (redirect is not None) + (direct is not None) != 1:
+        raise ObjectError(f"{spec.path} has none of route, redirect and directResponse, or several; expected one")
+    spread = _spread(routes, namespace, spec.path, idle) if routes else None
+    ignored = spec.ignore(*_IDLE)
     spec.end()
-    return HttpRoute(label, matches, spread, redirect, uri, authority, timeout)
+    idle += ignored
+    return HttpRoute(label, matches, spread, redirect, direct, uri, authority, timeout)
 
 
-def _match(spec: Spec) -> Match:
+def _match(spec: Spec, namespace: str, faults: _Faults) -> Match:
+    """Where there are `faults` it holds for more than its author meant."""
     spec.ignore("name", "statPrefix")
-    fold = spec.flag("ignoreUriCase")
+    fold = faults.read(lambda: spec.flag("ignoreUriCase")) or False
     single = {
-        key: _text(spec.spec(key), fold=fold and key == "uri") if key in spec else None
+        key: faults.read(partial(_condition, spec, key, fold=fold and key == "uri"))
         for key in ("uri", "method", "authority", "scheme")
     }
-    several = {key: _texts(spec.spec(key), key) for key in ("headers", "withoutHeaders", "queryParams")}
-    port = spec.number("port", 1, 65535)
-    spec.end()
+    several = {
+        key: faults.read(partial(_texts, spec, key)) or () for key in ("headers", "withoutHeaders", "queryParams")
+    }
+    port = faults.read(lambda: spec.number("port", 1, 65535)) or 0
+    gateways = faults.read(lambda: _gateways(spec, namespace)) or ()
+    faults.read(spec.end)
     return Match(
-        **single, headers=several["headers"], without=several["withoutHeaders"], query=several["queryParams"], port=port
+        **single,
+        headers=several["headers"],
+        without=several["withoutHeaders"],
+        query=several["queryParams"],
+        port=port,
+        gateways=gateways,
     )
 
 
+def _condition(spec: Spec, key: str, *, fold: bool) -> Text | None:
+    return _text(spec.spec(key), fold=fold) if key in spec else None
+
+
 def _texts(spec: Spec, kind: str) -> tuple[tuple[str, Text], ...]:
-    lower = kind != "queryParams"
+    lower, spec = kind != "queryParams", spec.spec(kind)
     return tuple((key.lower() if lower else key, _text(spec.spec(key), present=True)) for key in spec.names())
 
 
@@ -193,6 +261,20 @@ def _redirect(spec: Spec) -> Redirect:
     return found
 
 
+def _direct(spec: Spec) -> Direct:
+    status = spec.number("status", 200, 599)
+    if not status:
+        raise ObjectError(f"{spec.path}.status is missing")
+    body = spec.spec("body")
+    text, encoded = body.text("string"), body.text("bytes")
+    body.end()
+    spec.end()
+    try:
+        return Direct(status, text.encode() if text else base64.b64decode(encoded, validate=True))
+    except ValueError:
+        raise ObjectError(f"{body.path}.bytes is not base64") from None
+
+
 def _sendable(spec: Spec, key: str) -> str:
     """A text that may stand in the head of a message."""
     text = spec.text(key)
@@ -201,29 +283,41 @@ def _sendable(spec: Spec, key: str) -> str:
     return text
 
 
-def _stream_route(spec: Spec, namespace: str, label: str, kind: str) -> StreamRoute:
-    ports: list[int] = []
-    sni: list[str] = []
-    everywhere = "match" not in spec
-    for match in _bounded(spec.specs("match"), f"{spec.path}.match"):
-        port = match.number("port", 1, 65535)
-        names = [_host(host, f"{match.path}.sniHosts") for host in match.texts("sniHosts")]
-        match.end()
-        if kind == "tls" and not names:
-            raise ObjectError(f"{match.path}.sniHosts is missing")
-        if kind == "tcp" and names:
-            raise ObjectError(f"{match.path}.sniHosts is for spec.tls")
-        everywhere = everywhere or not port
-        ports.append(port)
-        sni += names
+def _stream_route(
+    spec: Spec, namespace: str, label: str, kind: str, idle: list[str], problems: Problems
+) -> StreamRoute:
+    faults = _Faults()
+    several = faults.read(lambda: _bounded(spec.specs("match"), f"{spec.path}.match")) or []
+    matches = tuple(_stream_match(one, namespace, kind, faults) for one in several)
+    if not matches:
+        matches = (StreamMatch(sni=("*",) if kind == "tls" else ()),)
+        if kind == "tls":
+            faults.found.append(f"{spec.path}.match is missing")
+    try:
+        faults.check()
+        spread = _spread(spec.specs("route"), namespace, spec.path, idle)
+        spec.end()
+        return StreamRoute(label, matches, spread)
+    except ObjectError as error:
+        problems[spec.path] = str(error)
+        return StreamRoute(label, matches)
+
+
+def _stream_match(spec: Spec, namespace: str, kind: str, faults: _Faults) -> StreamMatch:
+    """Where there are `faults` it holds for more than its author meant."""
+    port = faults.read(lambda: spec.number("port", 1, 65535)) or 0
+    sni = faults.read(lambda: tuple(_host(host, f"{spec.path}.sniHosts") for host in spec.texts("sniHosts"))) or ()
+    gateways = faults.read(lambda: _gateways(spec, namespace)) or ()
+    faults.read(spec.end)
     if kind == "tls" and not sni:
-        raise ObjectError(f"{spec.path}.match is missing")
-    spread = _spread(spec.specs("route"), namespace, spec.path)
-    spec.end()
-    return StreamRoute(label, () if everywhere else tuple(ports), tuple(sni), spread)
+        faults.found.append(f"{spec.path}.sniHosts is missing")
+        sni = ("*",)
+    if kind == "tcp" and sni:
+        faults.found.append(f"{spec.path}.sniHosts is for spec.tls")
+    return StreamMatch(port, sni, gateways)
 
 
-def _spread(routes: list[Spec], namespace: str, path: str) -> Spread:
+def _spread(routes: list[Spec], namespace: str, path: str, idle: list[str]) -> Spread:
     if not routes:
         raise ObjectError(f"{path}.route is missing")
     destinations, weights = [], []
@@ -233,8 +327,13 @@ def _spread(routes: list[Spec], namespace: str, path: str) -> Spread:
         host, port = target.text("host", required=True), target.spec("port")
         number = port.number("number", 1, 65535)
         port.end()
+        if "subset" in target:
+            raise ObjectError(
+                f"{target.path}.subset is not supported: by which labels endpoints differ is in no EndpointSlice; give each"
+                " version a Service of its own"
+            )
         target.end()
-        route.ignore("headers")
+        idle += route.ignore("headers")
         route.end()
         destinations.append(Destination(_service(host, namespace, target.path), number))
     if len(routes) == 1:

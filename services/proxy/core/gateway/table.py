@@ -63,7 +63,7 @@ class Streams:
     """Where connections go that nobody looks into."""
 
     label: str
-    spread: Spread
+    spread: Spread | None  # None: they are refused
 
 
 @dataclass(slots=True)
@@ -103,7 +103,7 @@ class Entry:
 
     def destinations(self) -> set[Destination]:
         """All that clients of this port may be sent to."""
-        spreads = [one.spread for served in self.served for one in served.streams]
+        spreads = [one.spread for served in self.served for one in served.streams if one.spread is not None]
         routes = [route for served in self.served for site in served.sites for route in site.routes]
         spreads += [route.spread for route in routes if route.spread is not None]
         return {destination for spread in spreads for destination in spread.destinations}
@@ -111,7 +111,8 @@ class Entry:
 
 @dataclass(slots=True)
 class Table:
-    """`problems` by the object's label; those who cannot be served are not, the others are."""
+    """`problems` by the label of the object, with the path of the server or route where it is about one; those who cannot be
+    served are not, the others are."""
 
     entries: dict[int, Entry] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
@@ -124,28 +125,32 @@ def compile_table(found: Iterable[Object]) -> Table:
     table = Table()
     servers: list[Server] = []
     routes: list[VirtualService] = []
-    for one in sorted(found):
+    found = sorted(found)
+    for one in found:
         try:
             body = json.loads(one.body)
             if one.kind == "Gateway":
-                parsed, idle = objects.gateway(one.namespace, one.name, body)
-                for server in parsed:
-                    _check(table, server)
-                for server in parsed:
-                    _open(table, server)
-                servers += parsed
+                parsed, problems = objects.gateway(one.namespace, one.name, body)
+                for path, server in parsed.items():
+                    try:
+                        _check(table, server)
+                        _open(table, server)
+                        servers.append(server)
+                    except ObjectError as error:
+                        problems[path] = str(error)
             elif one.kind == "VirtualService":
-                service, idle = objects.virtual_service(one.namespace, one.name, body)
+                service, idle, problems = objects.virtual_service(one.namespace, one.name, body)
                 routes.append(service)
+                if idle:
+                    table.idle[one.label] = idle
             else:
                 continue
+            table.problems |= {f"{one.label}, {path}": why for path, why in problems.items()}
         except (ObjectError, ValueError, RecursionError) as error:
             table.problems[one.label] = " ".join(str(error).split()) or "it is nested too deep"
-            continue
-        if idle:
-            table.idle[one.label] = idle
+    names = {f"{one.namespace}/{one.name}" for one in found if one.kind == "Gateway"}
     for service in routes:
-        _bind(table, service, servers)
+        _bind(table, service, servers, names)
     return table
 
 
@@ -176,8 +181,9 @@ def _open(table: Table, server: Server) -> None:
             found.sites.setdefault(host, Site()).to_https = True
 
 
-def _bind(table: Table, service: VirtualService, servers: list[Server]) -> None:
-    """Adds the routes of a virtual service to every server of its gateways that has a host in common with it."""
+def _bind(table: Table, service: VirtualService, servers: list[Server], names: set[str]) -> None:
+    """Adds the routes of a virtual service to every server of its gateways that has a host in common with it. `names`: of
+    all gateways, served or not."""
     label = f"VirtualService {service.key}"
     if not service.gateways:
         table.idle.setdefault(label, []).append("spec.gateways names no Gateway: it")
@@ -193,9 +199,9 @@ def _bind(table: Table, service: VirtualService, servers: list[Server]) -> None:
                 continue
             common = [both for own in service.hosts if (both := overlap(own, host)) is not None]
             bound = bound or bool(common)
-            _add(entry, served, service, common)
+            _add(entry, served, service, common, server.gateway)
     if not bound:
-        missing = [name for name in service.gateways if all(server.gateway != name for server in servers)]
+        missing = [name for name in service.gateways if name not in names]
         why = (
             f"there is no Gateway {missing[0]}" if missing else "no server of its gateways has a host of its spec.hosts"
         )
@@ -205,23 +211,22 @@ def _bind(table: Table, service: VirtualService, servers: list[Server]) -> None:
             table.destinations.setdefault(destination, label)
 
 
-def _add(entry: Entry, served: Served, service: VirtualService, hosts: list[str]) -> None:
+def _add(entry: Entry, served: Served, service: VirtualService, hosts: list[str], gateway: str) -> None:
     for host in hosts:
         if served.speaks_http and service.http:
             site = served.sites.setdefault(host, Site())
-            site.routes += [route for route in service.http if route not in site.routes]
-        elif served.passes:
-            for route in service.tls:
-                _stream(served, route, entry.port, [both for sni in route.sni if (both := overlap(sni, host))])
+            here = [route for one in service.http if (route := one.at(gateway)) is not None]
+            site.routes += [route for route in here if route not in site.routes]
         elif not served.speaks_http:
-            for route in service.tcp:
-                _stream(served, route, entry.port, ["*"])
+            for stream in service.tls if served.passes else service.tcp:
+                for match in stream.matches:
+                    if match.holds(entry.port, gateway):
+                        _stream(served, stream, [both for sni in match.sni if (both := overlap(sni, host))])
 
 
-def _stream(served: Served, route: StreamRoute, port: int, hosts: list[str]) -> None:
-    if not route.ports or port in route.ports:
-        for host in hosts:
-            served.streams.setdefault(host, Streams(route.label, route.spread))
+def _stream(served: Served, route: StreamRoute, hosts: list[str]) -> None:
+    for host in hosts if served.passes else ["*"]:
+        served.streams.setdefault(host, Streams(route.label, route.spread))
 
 
 def _spreads(service: VirtualService) -> Iterator[Spread]:
@@ -229,7 +234,8 @@ def _spreads(service: VirtualService) -> Iterator[Spread]:
         if http.spread is not None:
             yield http.spread
     for stream in (*service.tls, *service.tcp):
-        yield stream.spread
+        if stream.spread is not None:
+            yield stream.spread
 
 
 # ── requests ──
@@ -267,7 +273,16 @@ class Moved:
     location: str
 
 
-def choose(served: Served, request: Request, chance: float) -> Forward | Moved | None:
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """Answer so."""
+
+    label: str
+    status: int
+    body: bytes
+
+
+def choose(served: Served, request: Request, chance: float) -> Forward | Moved | Answered | None:
     """Where a request goes; None: no route has it. `chance` in [0, 1), evenly drawn, decides between weights."""
     site = served.sites.find(host_of(request.authority))
     if site is None:
@@ -275,17 +290,32 @@ def choose(served: Served, request: Request, chance: float) -> Forward | Moved |
     if site.to_https:
         to = Redirect(301, "https")
         return Moved(served.server.label, 301, paths.location(to, request.target, request.scheme, request.authority))
+    vague: dict[str, str] = {}  # labels of routes that may be meant, by their virtual service
     for route in site.routes:
+        owner = route.label.partition(":")[0]
+        if owner in vague:
+            continue
         match = next((match for match in route.matches if _matches(match, request)), None)
         if match is None:
             continue
         if route.redirect is not None:
             where = paths.location(route.redirect, request.target, request.scheme, request.authority)
             return Moved(route.label, route.redirect.code, where)
-        assert route.spread is not None
+        if route.direct is not None:
+            return Answered(route.label, route.direct.status, route.direct.body)
+        if route.vague:
+            vague[owner] = route.label
+            continue
+        if route.spread is None:
+            return _unserved(route.label)
         target = paths.rewrite(route, match, request.target)
         return Forward(route.label, route.spread.pick(chance), target, route.rewrite_authority, route.timeout)
-    return None
+    return _unserved(next(iter(vague.values()))) if vague else None
+
+
+def _unserved(label: str) -> Answered:
+    """Why, only status says: clients are strangers."""
+    return Answered(label, 503, b"this route is not served\n")
 
 
 def _matches(match: Match, request: Request) -> bool:
