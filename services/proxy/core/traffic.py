@@ -6,6 +6,8 @@ Service's own fields say (`sessionAffinity`, `trafficDistribution`, `internalTra
 
     causeway/load-balancing: header x-user          or cookie NAME, query-parameter NAME, or one of the plain names
     causeway/consistent-hash: load=1.1              and partitionCount, replicationFactor; the others as configured
+
+A DestinationRule's `connectionPool.tcp.connectTimeout` bounds an attempt to connect, see core/patience.py.
 """
 
 import difflib
@@ -15,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from services.proxy.core.catalog import Service
+from services.proxy.core.patience import CONNECT
 from services.proxy.core.request import Request
 
 PREFIX = "causeway/"  # of the annotations that are ours
@@ -47,6 +50,11 @@ _ASKING: tuple[Asking, ...] = ("header", "cookie", "query-parameter")
 _BOUNDS = {"partitionCount": (1, 65_536), "replicationFactor": (1, 1000), "load": (1.0, 100.0)}
 
 _HASH = "DestinationRule: consistentHash"
+_CONNECT = "DestinationRule: connectionPool.tcp.connectTimeout"
+
+# Istio's durations, such as 1m30s or 250ms; at least 1 ms (destination_rule.proto).
+_DURATION = re.compile(r"(?=\d)(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
+_LONGEST = 3600.0  # s; a longer one is a slip
 
 # Names of headers, and of what else may be hashed: a token (RFC 9110, 5.6.2).
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}")
@@ -73,7 +81,7 @@ _RING = Ring()
 class Traffic:
     """See the module. `sticky`: seconds after a client's last connection that it comes back to the same backend; 0:
     does not. `near`: backends on this node first. `local`: no others. `name`: of the header, cookie or query parameter
-    that is hashed."""
+    that is hashed. `connect`: seconds for an attempt to connect to a backend."""
 
     strategy: Strategy = "round-robin"
     sticky: float = 0.0
@@ -81,6 +89,7 @@ class Traffic:
     local: bool = False
     ring: Ring = _RING
     name: str = ""
+    connect: float = CONNECT
 
     def __str__(self) -> str:
         return f"{self.strategy} {self.name}" if self.name else self.strategy
@@ -119,6 +128,7 @@ def parse(service: Service, default: Traffic) -> Traffic:
         local=service.internal_policy == "Local",
     )
     if service.traffic_policy:
+        traffic = replace(traffic, connect=_connect(service.traffic_policy, traffic.connect))
         chosen = _istio(service.traffic_policy)
     elif BALANCING in service.annotations:
         chosen = _annotated(service.annotations[BALANCING])
@@ -201,6 +211,21 @@ def _istio(policy: str) -> tuple[Strategy, str] | None:
     if hashed.get("useSourceIp") is True:
         return "source-ip", ""
     raise TrafficError(f"{_HASH} has none of httpHeaderName, httpCookie, httpQueryParameterName, useSourceIp: true")
+
+
+def _connect(policy: str, default: float) -> float:
+    """The time to connect of `spec.trafficPolicy` as JSON, seconds."""
+    found: Any = json.loads(policy)
+    for key in ("connectionPool", "tcp", "connectTimeout"):
+        found = found.get(key) if isinstance(found, dict) else None
+    if found is None:
+        return default
+    match = _DURATION.fullmatch(str(found))
+    parts = [float(part or 0) for part in match.groups()] if match else [0.0] * 4
+    seconds = parts[0] * 3600 + parts[1] * 60 + parts[2] + parts[3] / 1000
+    if not 0.001 <= seconds <= _LONGEST:
+        raise TrafficError(f"{_CONNECT} is {str(found)[:100]!r}, expected 1ms to 1h, such as 1.5s or 250ms")
+    return seconds
 
 
 def _named(name: Any, key: str) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import h11
 
-from services.proxy.departure import Route
 from services.proxy.gateway.streams import Stream
+from services.proxy.route import Route
 
 MAX_HEAD = 64 * 1024  # bytes of a head
 MAX_RESTING = 32  # connections of one service port
