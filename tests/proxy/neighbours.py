@@ -34,6 +34,7 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         self._answers: dict[bytes, asyncio.Future[tuple[tunnel_pb2.Attach, socket.socket | None]]] = {}
         self.opened: asyncio.Queue[tuple[tunnel_pb2.Attach, socket.socket, socket.socket]] = asyncio.Queue()
         self.refusal: tunnel_pb2.Refusal | None = None  # what every client gets instead of a stream
+        self.mute = False  # tests answer themselves those who are kept
         self.read_ahead = 0  # bytes to have read of a client that is refused
         self.listeners = 0  # calls of Listen since the start
         self._deaf = False
@@ -146,7 +147,7 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         opening, result = attach.open, tunnel_pb2.AttachResult(id=attach.id, refusal=self.refusal)
         if self.refusal is None:
             self.opened.put_nowait((attach, sock, connection))
-            if attach.id and not opening.give_back and not opening.welcome:  # those are answered by the test
+            if attach.id and not (opening.give_back or opening.welcome or self.mute):  # those are answered by the test
                 connection.send(result.SerializeToString())
             return
         result.head = opening.head + (_read(sock, self.read_ahead) if self.read_ahead else b"")
@@ -185,6 +186,12 @@ class Asked:
         self.sock.send(self.open.welcome)
         self._answer(tunnel_pb2.AttachResult(id=self.attach.id))
         return self.sock
+
+    def end(self) -> None:
+        """The stream, which was accepted, is over."""
+        self.sock.close()
+        if self.open.watch:
+            self._answer(tunnel_pb2.AttachResult(id=self.attach.id, ended=True))
 
     def refuse(self, reason: Any, message: str = "", head: bytes = b"") -> None:
         self.sock.close()
