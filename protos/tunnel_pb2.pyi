@@ -391,7 +391,7 @@ class Outbound(_message.Message):
     tunnel closes its descriptor without a reset, and AttachResult has what was read from it (TCP, with an id).
     """
     watch: _builtins.bool
-    """A second AttachResult says when an accepted stream has ended (with an id)."""
+    """A second AttachResult says when an accepted stream has ended (with an id); the first also that one was given up before."""
     welcome: _builtins.bytes
     """What the tunnel writes to the client when the exit has accepted, before any byte of the backend, such as the reply
     of a SOCKS proxy (TCP). Nothing of it is written on a refusal: with `keep` the caller then says what it likes.
@@ -409,7 +409,9 @@ class Outbound(_message.Message):
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """How long to wait for a path before giving up; default 15 s."""
+        """How long to wait for a path before giving up; default 15 s. A path whose link got no answer for a while by then is none;
+        a stream on one that answers waits for the exit's word.
+        """
 
     def __init__(
         self,
@@ -535,7 +537,9 @@ class AttachResult(_message.Message):
     48 KiB.
     """
     ended: _builtins.bool
-    """The accepted stream has ended (`watch`)."""
+    """The accepted stream has ended (`watch`). With a refusal: nobody listens at the backend's port, which of UDP is known
+    only after it was accepted.
+    """
     @_builtins.property
     def refusal(self) -> Global___Refusal:
         """Absent: accepted."""

@@ -8,7 +8,7 @@ it has one the tunnel gives back whom it refuses (`Outbound.give_back`), which c
 import random
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from logging import DEBUG, WARNING, Logger
@@ -18,63 +18,25 @@ from services.proxy import errors
 from services.proxy.attach import AttachSocket, reset
 from services.proxy.core.balancer import Balancer
 from services.proxy.core.catalog import Backend, join
-from services.proxy.core.health import RetryBudget
+from services.proxy.core.patience import CONNECT, patience
 from services.proxy.core.plan import Wanted
-from services.proxy.core.request import Request, speaks
+from services.proxy.core.request import Request
 from services.proxy.core.seldom import Seldom
 from services.proxy.counters import Counters
 from services.proxy.dialer import Dialer
 from services.proxy.head import Heads
 from services.proxy.manners import Manners
-from services.proxy.peers import Opening, Outcome
+from services.proxy.outcomes import Outcomes
+from services.proxy.peers import Outcome
 from services.proxy.pump import DatagramPump, StreamPump
 from services.proxy.refusals import Refusals
+from services.proxy.route import Route, Use
 from services.runtime import descriptors, telemetry
 
 MAX_KEPT = 4096  # clients that no backend has accepted yet; each holds a descriptor. Further ones get one attempt.
-MAX_TRIES = 4  # backends that one client may try
-RELAYED = 30.0  # s for which a node is taken to be reached through a relay: a path is soon upgraded, if it can be
 TELL_EVERY, TELL_MOST = 60.0, 100  # s between two lines in the log on one service and reason; lines in that time
 
 _TCP_CLOSE = 7  # state of a connection that was reset (net/tcp_states.h)
-
-
-class Route:
-    """One port of a service: its balancer, and for each backend the header for the tunnel made ready."""
-
-    def __init__(self, want: Wanted, balancer: Balancer, number: int) -> None:
-        """`number`: under which the tunnel gives clients back."""
-        self.number = number
-        self.service = want.service
-        self.label = want.label
-        self.network = want.port.network
-        self.http = speaks(want.port.name, want.port.app)
-        self.balancer = balancer
-        self.budget = RetryBudget(time.monotonic())
-        self.unasked = 0  # clients whose request was to be read, and was none that can be
-        self._openings: dict[Backend, Opening] = {}
-        balancer.update(want.backends, want.traffic)
-
-    def __len__(self) -> int:
-        return len(self.balancer.backends)
-
-    @property
-    def ejected(self) -> int:
-        """Backends that are left out now."""
-        return len(self.balancer.health.ejected(time.monotonic()))
-
-    def update(self, want: Wanted) -> None:
-        """Other backends, or another way to choose, from now on; clients that are on their way are not touched."""
-        if want.backends != self.balancer.backends or want.traffic != self.balancer.traffic:
-            self.balancer.update(want.backends, want.traffic)
-            self._openings.clear()
-
-    def opening(self, backend: Backend) -> Opening:
-        opening = self._openings.get(backend)
-        if opening is None:
-            alone = len(self) == 1
-            opening = self._openings[backend] = Opening(backend, self.network, self.service, self.number, alone=alone)
-        return opening
 
 
 @dataclass(slots=True, eq=False)
@@ -87,8 +49,9 @@ class _Leaving:
     head: bytes = b""  # read from the client, taken by nobody
     datagrams: Sequence[bytes] = ()
     key: str = ""  # of its request, where the policy asks for one
-    backend: Backend | None = None  # on its way to
-    tried: tuple[Backend, ...] = ()
+    use: Use | None = None  # of the backend that it is on its way to
+    tried: tuple[Backend, ...] = ()  # that one is the last of them
+    whole: bool = True  # this attempt has all the time, see core/patience.py
     manners: Manners | None = None  # of the protocol by which it came
     span: telemetry.Span | None = None  # from the accept to the backend that took it, all attempts included
 
@@ -108,11 +71,9 @@ class Departure:
         self._udp_idle = 60.0  # s, see `rest`
         self._pumps: set[StreamPump | DatagramPump] = set()
         self._rng = random.Random()
-        self._rtts: dict[str, float] = {}
-        self._relayed: dict[str, float] = {}  # nodes, and until when that is believed
+        self._outcomes = Outcomes(counters, log)
         self._kept: dict[int, _Leaving] = {}
         self._routes: WeakValueDictionary[int, Route] = WeakValueDictionary()
-        self._watched: dict[int, tuple[Route, Backend]] = {}
         self._last = 0  # number that was given to a route or a client
 
     @property
@@ -122,7 +83,7 @@ class Departure:
 
     def route(self, want: Wanted) -> Route:
         self._last += 1
-        balancer = Balancer(self._node, want.traffic, self._rtts, self._rng, self._relayed)
+        balancer = Balancer(self._node, want.traffic, self._outcomes.rtts, self._rng, self._outcomes.relayed)
         route = self._routes[self._last] = Route(want, balancer, self._last)
         return route
 
@@ -145,35 +106,34 @@ class Departure:
         else:
             self._choose(leaving)
 
+    @property
+    def wants_rtts(self) -> bool:
+        """Somebody's clients go where the path is short."""
+        return any(route.balancer.traffic.strategy == "least-latency" for route in self._routes.values())
+
+    def measured(self, rtts: Mapping[str, float]) -> None:
+        """Round trips to nodes, in seconds, as the paths in use now have them."""
+        self._outcomes.measured(rtts)
+
     def settle(self, outcome: Outcome, given: socket.socket | None = None) -> None:
         """The tunnel's word on a client that was kept, on one that it watches, or on one that it has `given` back."""
-        number = outcome.number
-        if outcome.ended:
-            watched = self._watched.pop(number, None)
-            if watched is not None:
-                self._ended(*watched)
-            return
-        leaving = self._kept.pop(number, None)
+        leaving = self._kept.pop(outcome.number, None)
         if leaving is None:
-            self._given(outcome, given)
+            if not self._outcomes.heard(outcome):
+                self._given(outcome, given)
             return
-        route, backend = leaving.route, leaving.backend
-        assert backend is not None
+        use = leaving.use
+        assert use is not None
         if not outcome.accepted:
             leaving.head = outcome.head
             self._failed(leaving, outcome.reason, outcome.why)
             return
         leaving.client.close()  # the tunnel has its own
         self._settled(leaving)
-        self._worked(leaving)
-        if outcome.rtt:
-            self._rtts[backend.node] = outcome.rtt
-        if outcome.relayed:
-            self._relayed[backend.node] = time.monotonic() + RELAYED
-        else:
-            self._relayed.pop(backend.node, None)
-        if route.balancer.counts:
-            self._watched[number] = route, backend
+        self._outcomes.worked(use)
+        self._outcomes.reached(use, outcome)
+        if use.counted:
+            self._outcomes.watch(outcome.number, use)
 
     def _given(self, outcome: Outcome, client: socket.socket | None) -> None:
         """Back from its only attempt; None: the tunnel could not but reset it."""
@@ -192,9 +152,7 @@ class Departure:
                 del self._kept[number]
                 # What the tunnel had read of it is gone, too: no answer would be one to its request.
                 self._refuse(leaving, errors.NO_TUNNEL, "the tunnel ended", abrupt=True)
-        for watched in self._watched.values():
-            self._ended(*watched)
-        self._watched.clear()
+        self._outcomes.lost()
 
     def rest(self, seconds: float) -> None:
         """Time without a datagram until a flow that stays on this node ends, for those that are open as well."""
@@ -228,35 +186,47 @@ class Departure:
         self._choose(leaving)
 
     def _choose(self, leaving: _Leaving) -> None:
-        balancer = leaving.route.balancer
-        leaving.backend = balancer.pick(leaving.address[0], time.monotonic(), (), leaving.key)
+        backend = leaving.route.balancer.pick(leaving.address[0], time.monotonic(), (), leaving.key)
         if leaving.route.network == "tcp" and (len(leaving.route) > 1 or leaving.manners is not None):
             leaving.span = telemetry.start_span(
                 "proxy.accept", service=leaving.route.service, client=join(leaving.address[0], leaving.address[1])
             )
-        if leaving.backend is None:
+        if backend is None:
             self._refuse(leaving, errors.NO_ENDPOINT, f"{leaving.route.label} has no ready endpoint on a known node")
         else:
-            self._try(leaving, leaving.backend)
+            self._try(leaving, backend)
 
-    def _try(self, leaving: _Leaving, backend: Backend) -> None:
+    def _try(self, leaving: _Leaving, backend: Backend, *, last: bool = False) -> None:
+        """`last`: there will be no other attempt."""
         route = leaving.route
-        if backend.node == self._node:
-            if 2 * len(self._pumps) >= descriptors.room():
-                self._refuse(leaving, errors.LIMIT, "too many connections stay on this node already")
-                return
-            self._dialer.dial(route.network, backend.ip, backend.port, partial(self._arrived, leaving, backend))
-            return
+        leaving.use = Use.begin(route, backend)
+        leaving.tried = (*leaving.tried, backend)
+        leaving.whole = last or route.whole(leaving.tried, time.monotonic())
+        if backend.node != self._node:
+            if route.network == "tcp":
+                self._hand_over(leaving, leaving.use)
+            else:
+                self._hand_over_flow(leaving, leaving.use)
+        elif 2 * len(self._pumps) >= descriptors.room():
+            self._refuse(leaving, errors.LIMIT, "too many connections stay on this node already")
+        else:
+            seconds = patience(route.balancer.traffic.connect, others=not leaving.whole)
+            arrived = partial(self._arrived, leaving, leaving.use)
+            self._dialer.dial(route.network, backend.ip, backend.port, arrived, seconds)
+
+    def _hand_over(self, leaving: _Leaving, use: Use) -> None:
+        """To the tunnel, over TCP."""
+        route = leaving.route
         source = join(leaving.address[0], leaving.address[1])
-        several = len(route) > 1 or leaving.manners is not None
-        keep = route.network == "tcp" and several and len(self._kept) < MAX_KEPT
+        keep = (len(route) > 1 or leaving.manners is not None) and len(self._kept) < MAX_KEPT
         if leaving.manners is not None and not keep:
             self._refuse(leaving, errors.LIMIT, f"{MAX_KEPT} clients wait for a backend already")
             return
-        opening = route.opening(backend)
+        opening = route.opening(use.backend)
         if not keep:
-            with telemetry.span("proxy.accept", service=route.service, node=backend.node, client=source) as span:
-                header = opening.encode(source, span.traceparent, leaving.datagrams, leaving.head)
+            use.end()  # nothing more will be heard of it
+            with telemetry.span("proxy.accept", service=route.service, node=use.backend.node, client=source) as span:
+                header = opening.encode(source, span.traceparent, leaving.head)
                 self._attach.give(header, leaving.client, partial(self._missed, leaving))
             return
         self._last += 1
@@ -266,12 +236,34 @@ class Departure:
             source,
             leaving.span.traceparent if leaving.span is not None else "",
             leaving.head,
-            watch=route.balancer.counts,
+            self._patience(leaving),
+            watch=use.counted,
             welcome=leaving.manners.welcome if leaving.manners is not None else b"",
         )
         self._attach.give(header, leaving.client, partial(self._dropped, self._last), keep=True)
 
-    def _arrived(self, leaving: _Leaving, backend: Backend, sock: socket.socket | None, reason: str, why: str) -> None:
+    def _hand_over_flow(self, leaving: _Leaving, use: Use) -> None:
+        route, number = leaving.route, 0
+        if len(route) > 1 and not self._outcomes.full:
+            self._last += 1
+            number = self._last
+            self._outcomes.watch(number, use)
+            self._outcomes.expect(use)
+        else:
+            use.end()
+        source = join(leaving.address[0], leaving.address[1])
+        with telemetry.span("proxy.accept", service=route.service, node=use.backend.node, client=source) as span:
+            header = route.opening(use.backend).encode_flow(
+                number, source, span.traceparent, leaving.datagrams, self._patience(leaving)
+            )
+            self._attach.give(header, leaving.client, partial(self._unsent, number, leaving))
+
+    @staticmethod
+    def _patience(leaving: _Leaving) -> float:
+        """Seconds for a path to the node; 0: as long as the tunnel likes, since there is no other one."""
+        return patience(CONNECT, others=not leaving.whole) if len(leaving.route) > 1 else 0.0
+
+    def _arrived(self, leaving: _Leaving, use: Use, sock: socket.socket | None, reason: str, why: str) -> None:
         """A backend on this node answered, or did not."""
         route = leaving.route
         if sock is None:
@@ -281,29 +273,24 @@ class Departure:
         leaving.client.setblocking(False)
         if route.network == "tcp":
             self._settled(leaving)
-            self._worked(leaving)
+            self._outcomes.worked(use)
             welcome = leaving.manners.welcome if leaving.manners is not None else b""
-            pumped = partial(self._pumped, route, backend)
-            self._pumps.add(StreamPump(leaving.client, sock, pumped, leaving.head, welcome))
+            self._pumps.add(StreamPump(leaving.client, sock, partial(self._pumped, use), leaving.head, welcome))
             return
         for datagram in leaving.datagrams:
             try:
                 sock.send(datagram)
             except OSError:
                 break
-        self._pumps.add(DatagramPump(leaving.client, sock, self._pumps.discard, lambda: self._udp_idle))
-
-    def _worked(self, leaving: _Leaving) -> None:
-        balancer, backend = leaving.route.balancer, leaving.backend
-        assert backend is not None
-        balancer.health.worked(backend)
-        if balancer.counts:
-            balancer.active[backend] += 1
+        self._outcomes.expect(use)
+        ended, refused = partial(self._pumped, use), partial(self._outcomes.failed, use, errors.CONNECTION_REFUSED)
+        self._pumps.add(DatagramPump(leaving.client, sock, ended, lambda: self._udp_idle, refused))
 
     def _failed(self, leaving: _Leaving, reason: str, why: str) -> None:
         """Nobody has taken a byte of the client's: on to the next backend, if there is one."""
-        route, backend, now = leaving.route, leaving.backend, time.monotonic()
-        assert backend is not None
+        route, use, now = leaving.route, leaving.use, time.monotonic()
+        assert use is not None
+        use.end()
         if route.network != "tcp" or len(route) == 1:
             self._refuse(leaving, reason, why)
             return
@@ -311,25 +298,24 @@ class Departure:
             leaving.client.close()  # it gave up itself
             self._settled(leaving, "the client gave up")
             return
-        # Where a node is at its limit nobody has asked the backend.
-        if reason != errors.LIMIT and route.balancer.health.failed(backend, now):
-            self._counters.ejected[route.service] += 1
-            self._log.warning(
-                "a backend fails, leaving it out for a while",
-                extra={"target": route.label, "peer": backend.node, "address": backend.address, "error": why},
-            )
-        leaving.tried = (*leaving.tried, backend)
-        another = None
-        if len(leaving.tried) < MAX_TRIES:
-            another = route.balancer.pick(leaving.address[0], now, leaving.tried, leaving.key)
-        if another is None or not route.budget.take(now):
+        self._outcomes.failed(use, reason, why)
+        another = route.next(leaving.address[0], leaving.tried, leaving.key, now)
+        last = another is None and not leaving.whole and reason in (errors.UNREACHABLE, errors.NO_PATH)
+        if last:
+            # It waited for less than it would have alone, in the hope of somebody else: one whole attempt is its due.
+            another = route.balancer.pick(leaving.address[0], now, (), leaving.key)
+        if another is None:
             self._refuse(leaving, reason, why)
             return
         self._counters.retried[route.service] += 1
         if leaving.span is not None:
-            leaving.span.event("retry", node=backend.node, error=why)
-        leaving.backend = another
-        self._try(leaving, another)
+            leaving.span.event("retry", node=another.node, error=why)
+        self._try(leaving, another, last=last)
+
+    def _unsent(self, number: int, leaving: _Leaving) -> None:
+        """The tunnel stayed away for too long to take a flow."""
+        self._outcomes.forget(number)
+        self._missed(leaving)
 
     def _dropped(self, number: int) -> None:
         """The tunnel stayed away for too long."""
@@ -343,6 +329,8 @@ class Departure:
 
     def _refuse(self, leaving: _Leaving, reason: str, why: str, *, abrupt: bool = False) -> None:
         route = leaving.route
+        if leaving.use is not None:
+            leaving.use.end()
         self._settled(leaving, why)
         self._counters.refused_local[route.service, reason] += 1
         self._log.log(
@@ -362,22 +350,13 @@ class Departure:
         """The client has its backend, or gets none."""
         span, leaving.span = leaving.span, None
         if span is not None:
-            if not error and leaving.backend is not None:
-                span.set(node=leaving.backend.node)
+            if not error and leaving.use is not None:
+                span.set(node=leaving.use.backend.node)
             span.end(error)
 
-    def _pumped(self, route: Route, backend: Backend, pump: StreamPump) -> None:
+    def _pumped(self, use: Use, pump: StreamPump | DatagramPump) -> None:
         self._pumps.discard(pump)
-        self._ended(route, backend)
-
-    @staticmethod
-    def _ended(route: Route, backend: Backend) -> None:
-        """A connection that counted is over."""
-        active = route.balancer.active
-        if active[backend] > 1:
-            active[backend] -= 1
-        else:
-            del active[backend]
+        use.end()
 
 
 def _was_reset(client: socket.socket) -> bool:

@@ -7,15 +7,14 @@ three system calls and no task.
 import asyncio
 import errno
 import socket
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from services.proxy import errors, keepalive
 from services.proxy.core.catalog import Network
+from services.proxy.core.patience import CONNECT
 
-CONNECT_TIMEOUT = 5.0  # s
 MAX_DIALS = 4096  # connections being made at once; more are refused, since each holds a descriptor
 
 _REASONS = {errno.ECONNREFUSED: errors.CONNECTION_REFUSED, errno.EMFILE: errors.LIMIT, errno.ENFILE: errors.LIMIT}
@@ -34,28 +33,26 @@ class Done(Protocol):
 class _Dial:
     sock: socket.socket
     address: tuple[str, int]
-    done: Done | None  # None: over
-    deadline: float
+    done: Done
+    timer: asyncio.TimerHandle | None = None
 
 
 class Dialer:
     """Makes connections. `done` may be called before `dial` returns."""
 
-    def __init__(self, *, timeout: float = CONNECT_TIMEOUT, avoid: Avoid = lambda network, ip, port: False) -> None:
+    def __init__(self, *, avoid: Avoid = lambda network, ip, port: False) -> None:
         """`avoid`: addresses from which the connection would come straight back to this proxy."""
         self._loop = asyncio.get_running_loop()
-        self._timeout = timeout
         self._avoid = avoid
-        self._pending = 0
-        self._order: deque[_Dial] = deque()  # by deadline: all have the same timeout; finished ones leave lazily
-        self._timer: asyncio.TimerHandle | None = None
+        self._pending: set[_Dial] = set()
 
-    def dial(self, network: Network, ip: str, port: int, done: Done) -> None:
-        """Connects to ip:port (an IP literal). A UDP socket is connected as soon as it has its peer's address."""
+    def dial(self, network: Network, ip: str, port: int, done: Done, timeout: float = CONNECT) -> None:
+        """Connects to ip:port (an IP literal) within `timeout` seconds. A UDP socket is connected as soon as it has its
+        peer's address."""
         if self._avoid(network, ip, port):
             done(None, errors.UNREACHABLE, f"connect to {ip} port {port}: it is being intercepted here")
             return
-        if self._pending >= MAX_DIALS:
+        if len(self._pending) >= MAX_DIALS:
             done(None, errors.LIMIT, f"{MAX_DIALS} connections are being made already")
             return
         family = socket.AF_INET6 if ":" in ip else socket.AF_INET
@@ -76,7 +73,10 @@ class Dialer:
         except OSError as error:  # an address that means nothing here, such as a multicast scope
             code = error.errno or errno.EINVAL
         if code in (errno.EALREADY, errno.EINPROGRESS):
-            self._wait(sock, address, done)
+            dial = _Dial(sock, address, done)
+            dial.timer = self._loop.call_later(timeout, self._end, dial, errno.ETIMEDOUT)
+            self._pending.add(dial)
+            self._loop.add_writer(sock, self._ready, dial)
         elif code in (0, errno.EISCONN):
             done(sock, "", "")
         else:
@@ -85,47 +85,28 @@ class Dialer:
 
     def close(self) -> None:
         """Gives up every dial; their callbacks are not called."""
-        if self._timer is not None:
-            self._timer.cancel()
-        for dial in self._order:
-            if dial.done is not None:
-                self._loop.remove_writer(dial.sock)
-                dial.sock.close()
-        self._order.clear()
-
-    def _wait(self, sock: socket.socket, address: tuple[str, int], done: Done) -> None:
-        dial = _Dial(sock, address, done, self._loop.time() + self._timeout)
-        self._pending += 1
-        self._loop.add_writer(sock, self._ready, dial)
-        while self._order and self._order[0].done is None:
-            self._order.popleft()
-        self._order.append(dial)
-        if self._timer is None:
-            self._timer = self._loop.call_at(dial.deadline, self._expire)
+        for dial in self._pending:
+            self._leave(dial)
+            dial.sock.close()
+        self._pending.clear()
 
     def _ready(self, dial: _Dial) -> None:
-        code = dial.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        self._end(dial, code)
-
-    def _expire(self) -> None:
-        now = self._loop.time()
-        while self._order and (self._order[0].done is None or self._order[0].deadline <= now):
-            dial = self._order.popleft()
-            if dial.done is not None:
-                self._end(dial, errno.ETIMEDOUT)
-        self._timer = self._loop.call_at(self._order[0].deadline, self._expire) if self._order else None
+        self._end(dial, dial.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
     def _end(self, dial: _Dial, code: int) -> None:
-        done, dial.done = dial.done, None
-        if done is None:
-            return
-        self._pending -= 1
-        self._loop.remove_writer(dial.sock)
+        self._pending.discard(dial)
+        self._leave(dial)
         if code == 0:
-            done(dial.sock, "", "")
+            dial.done(dial.sock, "", "")
             return
         dial.sock.close()
-        done(None, *_explain(code, *dial.address))
+        dial.done(None, *_explain(code, *dial.address))
+
+    def _leave(self, dial: _Dial) -> None:
+        """The loop forgets it."""
+        self._loop.remove_writer(dial.sock)
+        if dial.timer is not None:
+            dial.timer.cancel()
 
 
 def _explain(code: int, ip: str, port: int) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from services.proxy.attach import AttachSocket
 from services.proxy.config import DnsSettings, GatewaySettings, Settings, SocksSettings, site_of, targets_of, traffic_of
 from services.proxy.core import idle, plan
 from services.proxy.core.catalog import Catalog
+from services.proxy.core.patience import of_exits
 from services.proxy.core.policy import Policy
 from services.proxy.counters import Counters
 from services.proxy.departure import Departure
@@ -108,6 +109,11 @@ class Proxy:
                 tasks.create_task(self._interception.run())
                 tasks.create_task(peers.follow_services(self.settings.run_dir, self._catalog, self._changed))
                 tasks.create_task(self._listen())
+                tasks.create_task(
+                    peers.follow_rtts(
+                        self.settings.run_dir, lambda: self._departure.wants_rtts, self._departure.measured
+                    )
+                )
                 tasks.create_task(self._dns.run())
                 tasks.create_task(self._gateway.run())
         finally:
@@ -191,6 +197,7 @@ class Proxy:
         for key in idle_fields.keys() - self._idle.keys():
             self._log.warning("no effect", extra={"target": key, "fields": ", ".join(idle_fields[key])})
         self._idle = idle_fields
+        self._inbound.patience = of_exits(self._catalog, {key: one.connect for key, one in traffic.items()})
         self._listeners.apply(self._catalog, traffic, self._site)
         self._socks5.update(self._catalog)
 

@@ -3,12 +3,14 @@
 import asyncio
 import socket
 import time
+from collections.abc import Mapping
 from functools import partial
 from logging import DEBUG, WARNING, Logger
 
 from services.proxy import errors, peers
 from services.proxy.attach import AttachSocket
 from services.proxy.core.catalog import Network
+from services.proxy.core.patience import CONNECT
 from services.proxy.core.policy import Policy
 from services.proxy.core.seldom import Seldom
 from services.proxy.counters import Counters
@@ -32,6 +34,8 @@ class Inbound:
         self._log = log
         self._seldom = Seldom(TELL_EVERY, TELL_MOST)
         self._resolving: set[asyncio.Task[None]] = set()
+        self.patience: Mapping[str, float] = {}
+        """Seconds to connect to endpoints, by the service's key; set by the owner."""
 
     def serve(self, offer: Offer) -> None:
         span = telemetry.start_span(
@@ -45,7 +49,8 @@ class Inbound:
         if not verdict.allowed:
             done(None, errors.DENIED, verdict.why)
         elif not verdict.resolve:
-            self._dialer.dial(offer.network, verdict.host, verdict.port, done)
+            seconds = self.patience.get(verdict.service, CONNECT)
+            self._dialer.dial(offer.network, verdict.host, verdict.port, done, seconds)
         elif len(self._resolving) >= MAX_RESOLVING:
             done(None, errors.LIMIT, f"{MAX_RESOLVING} names are being looked up already")
         else:

@@ -18,9 +18,10 @@ from services.proxy.core import ruleset
 from services.proxy.core.catalog import Network, Service, Spot, local_addresses
 from services.proxy.core.ruleset import Ruleset, Target
 from services.proxy.counters import Counters
-from services.proxy.departure import Departure, Route
+from services.proxy.departure import Departure
 from services.proxy.interfaces import addresses
 from services.proxy.nft import NftError
+from services.proxy.route import Route
 from services.proxy.tablewatch import TableWatch
 from services.proxy.udp import UdpListener
 

@@ -12,8 +12,9 @@ from services.proxy.core.catalog import Backend, Network, Port, Service, Spot
 from services.proxy.core.plan import RouteKey, Site, Wanted
 from services.proxy.core.traffic import ROUND_ROBIN, Traffic
 from services.proxy.counters import Counters
-from services.proxy.departure import Departure, Route
+from services.proxy.departure import Departure
 from services.proxy.interception import Captured, Interception, InterceptionError
+from services.proxy.route import Route
 from services.proxy.tcp import TcpListener
 from services.proxy.udp import UdpListener
 

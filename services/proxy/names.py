@@ -8,8 +8,9 @@ from services.proxy.core.catalog import Backend, Endpoint, Network, Port, Servic
 from services.proxy.core.destination import DestinationError, EndpointName, NodeTarget
 from services.proxy.core.plan import Wanted
 from services.proxy.core.policy import Policy
-from services.proxy.departure import Departure, Route
+from services.proxy.departure import Departure
 from services.proxy.listeners import Listeners
+from services.proxy.route import Route
 
 
 class NoRoute(Exception):

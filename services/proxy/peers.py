@@ -1,10 +1,10 @@
 """The services that the proxy calls, discovery and tunnel: their protobuf on one side, our shapes on the other."""
 
 import asyncio
+import contextlib
 import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from logging import Logger
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +26,7 @@ T = TypeVar("T")
 _LISTEN_FIRST = 0.1  # s until Listen is called again after it ended; doubles up to _LISTEN_LAST
 _LISTEN_LAST = 2.0
 _LISTEN_TAKEN = 5.0  # s after another proxy took over: two that fight would starve both
+RTT_EVERY = 5.0  # s between two looks at the round trips
 
 _NETWORKS: dict[int, Network] = {discovery_pb2.PROTOCOL_TCP: "tcp", discovery_pb2.PROTOCOL_UDP: "udp"}
 _OFFERED: dict[int, Network] = {tunnel_pb2.NETWORK_TCP: "tcp", tunnel_pb2.NETWORK_UDP: "udp"}
@@ -38,9 +39,6 @@ _REFUSALS = {
 _REFUSED: dict[int, str] = {code: reason for reason, code in _REFUSALS.items()}
 _REFUSED[tunnel_pb2.REFUSAL_REASON_UNKNOWN_NODE] = errors.UNKNOWN_NODE
 
-# How long a client waits for a path to one node while there are backends on others.
-ALTERNATIVE_TIMEOUT = timedelta(seconds=5)
-
 
 # ── tunnel: headers on tunnel.attach ──
 
@@ -48,9 +46,8 @@ ALTERNATIVE_TIMEOUT = timedelta(seconds=5)
 class Opening:
     """The header that starts a stream to one backend: made once, completed for each client."""
 
-    def __init__(self, backend: Backend, network: Network, service: str, number: int, *, alone: bool) -> None:
-        """`number`: under which clients that are not kept come back. `alone`: there is no other backend, so that clients
-        wait for this one as long as any."""
+    def __init__(self, backend: Backend, network: Network, service: str, number: int) -> None:
+        """`number`: under which clients that are not kept come back."""
         target = tunnel_pb2.Target(
             network=tunnel_pb2.NETWORK_TCP if network == "tcp" else tunnel_pb2.NETWORK_UDP,
             address=backend.address,
@@ -60,21 +57,14 @@ class Opening:
         if network == "tcp":
             self._attach.id, self._attach.open.give_back = number, True
         self._kept = tunnel_pb2.Attach(open=tunnel_pb2.Outbound(node=backend.node, target=target, keep=True))
-        if not alone:
-            self._kept.open.timeout.FromTimedelta(ALTERNATIVE_TIMEOUT)
 
-    def encode(self, client: str, traceparent: str = "", datagrams: Sequence[bytes] = (), head: bytes = b"") -> bytes:
+    def encode(self, client: str, traceparent: str = "", head: bytes = b"") -> bytes:
         """The encoded Attach for a client at "ip:port" that the tunnel is to give back if nobody accepts it."""
         opening = self._attach.open
         opening.client = client
         opening.traceparent = traceparent
         opening.head = head
-        if not datagrams:
-            return self._attach.SerializeToString()
-        opening.datagrams.extend(datagrams)
-        encoded = self._attach.SerializeToString()
-        del opening.datagrams[:]
-        return encoded
+        return self._attach.SerializeToString()
 
     def encode_kept(
         self,
@@ -82,20 +72,36 @@ class Opening:
         client: str,
         traceparent: str,
         head: bytes,
+        timeout: float,
         *,
         watch: bool,
         welcome: bytes = b"",
     ) -> bytes:
         """The same for a client that is kept, to try elsewhere or to be told why not; see Outbound.keep, watch and
-        welcome."""
+        welcome. `timeout`: seconds for a path to the node; 0: the tunnel's own."""
         opening = self._kept.open
         self._kept.id = number
         opening.client = client
         opening.traceparent = traceparent
         opening.head = head
+        opening.timeout.FromMilliseconds(round(timeout * 1000))
         opening.watch = watch
         opening.welcome = welcome
         return self._kept.SerializeToString()
+
+    def encode_flow(
+        self, number: int, client: str, traceparent: str, datagrams: Sequence[bytes], timeout: float
+    ) -> bytes:
+        """The same for a UDP flow. `number` 0: nothing shall be heard of it."""
+        opening = self._attach.open
+        self._attach.id, opening.watch = number, number != 0
+        opening.client = client
+        opening.traceparent = traceparent
+        opening.timeout.FromMilliseconds(round(timeout * 1000))
+        opening.datagrams.extend(datagrams)
+        encoded = self._attach.SerializeToString()
+        del opening.datagrams[:]
+        return encoded
 
 
 def accept(token: bytes, service: str) -> bytes:
@@ -116,7 +122,7 @@ class Outcome:
     number: int
     accepted: bool
     ended: bool  # it was accepted before, and is over
-    reason: str  # why it was not accepted, one of `errors`
+    reason: str  # why it was not accepted, or how it ended, one of `errors`; "": it was, or in order
     why: str  # one line
     head: bytes  # read from the client, for the next attempt
     rtt: float  # s to the node; 0: not measured
@@ -134,7 +140,7 @@ def outcome(message: bytes) -> Outcome:
         result.id,
         not refused and not result.ended,
         result.ended,
-        _REFUSED.get(result.refusal.reason, errors.NO_PATH),
+        _REFUSED.get(result.refusal.reason, errors.NO_PATH) if refused else "",
         result.refusal.message,
         result.head,
         result.rtt.ToTimedelta().total_seconds(),
@@ -197,6 +203,33 @@ def _offer(offer: tunnel_pb2.Offer) -> Offer:
         offer.traceparent,
         offer.client,
     )
+
+
+# ── tunnel: how far nodes are ──
+
+
+async def follow_rtts(run_dir: Path, wanted: Callable[[], bool], measured: Callable[[dict[str, float]], None]) -> None:
+    """While they are `wanted`, every RTT_EVERY seconds: the round trips to the nodes with which there is a session, by the
+    path in use, in seconds. For ever."""
+    channel = dial.local_channel(run_dir, "tunnel")
+    stub: Any = tunnel_pb2_grpc.TunnelServiceStub(channel)
+    try:
+        while True:
+            if wanted():
+                with contextlib.suppress(grpc.aio.AioRpcError):  # the tunnel is away: what was known stays
+                    measured(_rtts(await stub.GetStatus(tunnel_pb2.GetStatusRequest(), timeout=RTT_EVERY)))
+            await asyncio.sleep(RTT_EVERY)
+    finally:
+        await channel.close(None)
+
+
+def _rtts(status: tunnel_pb2.GetStatusResponse) -> dict[str, float]:
+    return {
+        session.peer: link.rtt.ToTimedelta().total_seconds()
+        for session in status.sessions
+        for link in session.links
+        if link.state == "active" and link.HasField("rtt")
+    }
 
 
 # ── discovery: services, nodes, gateways ──

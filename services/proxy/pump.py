@@ -128,14 +128,18 @@ class DatagramPump:
         two: socket.socket,
         ended: Callable[["DatagramPump"], None],
         idle: Callable[[], float],
+        refused: Callable[[str], None] = lambda why: None,
     ) -> None:
         """Owns two connected non-blocking datagram sockets from now on: the client's and the backend's. `idle`: seconds without
-        a datagram until the flow ends, asked when the time may have come."""
+        a datagram until the flow ends, asked when the time may have come. `refused` is called, with one line, before a
+        flow ends because nobody is at the backend's port."""
         self._loop = asyncio.get_running_loop()
         self._socks = (one, two)
         self._ended = ended
         self._closed = False
-        self._refusals = 0  # since the client's last datagram
+        self._refusals = [0, 0]  # since the last datagram of that side
+        self._answered = False  # the backend has sent something
+        self._refused = refused
         self._last = self._loop.time()
         self._idle = idle
         self._timer = self._loop.call_later(idle(), self.check)
@@ -149,8 +153,8 @@ class DatagramPump:
             failing = side
             try:
                 size = source.recv_into(_scratch)
-                if side == 0:
-                    self._refusals = 0
+                self._refusals[side] = 0
+                self._answered = self._answered or side == 1
                 failing = 1 - side
                 sink.send(_scratch[:size])
             except BlockingIOError:
@@ -161,11 +165,16 @@ class DatagramPump:
                     return
 
     def _failed(self, side: int, error: OSError) -> None:
-        """An ICMP error of an earlier datagram: reported once, and not the end of the flow, unless the client is gone."""
-        if side == 0 and isinstance(error, ConnectionRefusedError):
-            self._refusals += 1
-            if self._refusals >= GONE_AFTER:
-                self.close()
+        """An ICMP error of an earlier datagram: reported once, and not the end of the flow, unless that side is gone, or
+        the backend was never there: the client's next datagram then begins a flow to another one."""
+        if not isinstance(error, ConnectionRefusedError):
+            return
+        self._refusals[side] += 1
+        if side == 1 and (not self._answered or self._refusals[1] >= GONE_AFTER):
+            self._refused("nobody listens at the backend's port")
+            self.close()
+        elif self._refusals[side] >= GONE_AFTER:
+            self.close()
 
     def check(self) -> None:
         """Ends the flow if it is time, else looks again when it may be."""

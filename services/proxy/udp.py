@@ -26,7 +26,8 @@ from typing import Any
 
 from services.proxy import errors, pktinfo
 from services.proxy.core.catalog import Spot
-from services.proxy.departure import Departure, Route
+from services.proxy.departure import Departure
+from services.proxy.route import Route
 
 BURST = 64  # new flows a turn of the loop
 PAUSE = 0.2  # s without new flows after descriptors or memory ran out

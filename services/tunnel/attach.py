@@ -190,10 +190,11 @@ class Caller:
         """The stream is over; `reason` where the other side says why."""
         if self.accepted:
             if self.request.watch:
-                self._say(servicer.encode_result(self.request.number, None, ended=True))
+                refusal = reason if reason is not None and reason.code else None
+                self._say(servicer.encode_result(self.request.number, refusal, ended=True))
         elif given is not None:
             self.refused(reason or ENDED, head, given)
-        elif not self.request.give_back and (reason is not None or self.request.keep):
+        elif not self.request.give_back and (reason is not None or self.request.keep or self.request.watch):
             self.refused(reason or GONE, head)
 
     def _say(self, result: bytes, given: socket.socket | None = None) -> None:

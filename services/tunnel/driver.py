@@ -46,6 +46,8 @@ log = logging.getLogger("causeway.tunnel")
 
 TICK = 0.01
 """Seconds between looks at sessions that wait for something."""
+TICK_OPENINGS = 0.1
+"""Seconds between looks at streams that nobody has accepted."""
 TICK_IDLE = 1.0
 SWEEP = 5.0
 CLOCK_JUMP = 60.0
@@ -120,7 +122,7 @@ class Tunnel:
 
     async def _tick(self) -> None:
         """Every 10 ms while a session waits for something, else every second."""
-        last = all_ticked = time.monotonic()
+        last = all_ticked = looked = time.monotonic()
         while True:
             busy = [pairing for pairing in self.sessions.pairings.values() if pairing.session.busy]
             self._awake.clear()
@@ -141,6 +143,9 @@ class Tunnel:
             self.engine.now = now
             if not busy or now - all_ticked >= TICK_IDLE:
                 busy, all_ticked = list(self.sessions.pairings.values()), now
+            if now - looked >= TICK_OPENINGS:
+                self.streams.expire_openings(now)
+                looked = now
             for pairing in busy:
                 try:
                     pairing.tick(now)

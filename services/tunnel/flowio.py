@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from services.tunnel.core.frames import Reason
 from services.tunnel.core.stream import Stream
 from services.tunnel.engine import HANGUP, IN, Engine
+from services.tunnel.errors import CONNECTION_REFUSED
 
 if TYPE_CHECKING:
     from services.runtime.telemetry import Span
@@ -19,8 +20,10 @@ DATAGRAM_SIZE = 65_535
 FLOW_BACKLOG = 64
 """Datagrams of a flow that wait for its socket; then the oldest are dropped."""
 GONE_AFTER = 16
-"""Datagrams in a row for which the client's port was closed, after which it is gone for good: else a backend that goes on
-sending would keep its flow."""
+"""Datagrams in a row for which the port was closed, after which who was there is gone for good: else a backend that goes on
+sending would keep its client's flow, and a client that of its backend, while others are well."""
+ENDED = Reason(0, "the flow ended")
+NOBODY = Reason(CONNECTION_REFUSED, "nobody listens at the backend's port")
 
 
 class FlowIO:
@@ -29,6 +32,7 @@ class FlowIO:
     __slots__ = (
         "_descriptor",
         "_engine",
+        "_heard",
         "_refusals",
         "_waiting",
         "began",
@@ -63,6 +67,8 @@ class FlowIO:
         self.from_client = False
         """The socket is a client's, as opposed to a backend's, which may come back."""
         self._refusals = 0
+        self._heard = False
+        """The socket's other end has sent something."""
         self._engine = engine
         self.pairing = pairing
         self._descriptor = -1
@@ -103,6 +109,7 @@ class FlowIO:
             self.used_at = self._engine.now
             self.bytes_out += len(payload)
             self._refusals = 0
+            self._heard = True
             self.pairing.session.send_datagram(self.stream, payload)
         self.pairing.mark()
 
@@ -130,10 +137,11 @@ class FlowIO:
             pass
 
     def _refused(self) -> None:
-        """ICMP port unreachable: nobody listens there now."""
+        """ICMP port unreachable: nobody listens there now. A client, or a backend that was there, may come back. One that
+        never was is said to be dead: the client's next datagram begins a flow, to another one where there is any."""
         self._refusals += 1
-        if self.from_client and self._refusals >= GONE_AFTER:
-            self._fail()
+        if self._refusals >= GONE_AFTER or not (self.from_client or self._heard):
+            self._fail(NOBODY if not self.from_client else ENDED)
 
     def carried(self) -> tuple[int, int]:
         """Bytes to the peer, and from it, as far as this end knows: some may have been lost."""
@@ -151,8 +159,8 @@ class FlowIO:
         """Nothing for too long."""
         self._fail()
 
-    def _fail(self) -> None:
-        self.pairing.session.reset(self.stream, Reason(0, "the flow ended"))
+    def _fail(self, reason: Reason = ENDED) -> None:
+        self.pairing.session.reset(self.stream, reason)
         self.pairing.mark()
         self.close()
 

@@ -24,6 +24,9 @@ from services.tunnel.streamio import StreamIO
 
 FULL = "{} streams are open, and there are hardly any descriptors left (ulimit -n)"
 
+LOOK_AGAIN = 0.1
+"""Seconds until a stream whose time for a path is over is looked at again, while its path answers."""
+
 log = logging.getLogger("causeway.tunnel")
 
 
@@ -161,14 +164,20 @@ class Streams:
     def expire(self, now: float) -> None:
         """Gives up what nobody answered in time."""
         self.offers.expire(now)
+        self.expire_openings(now)
+
+    def expire_openings(self, now: float) -> None:
+        """Those of this node only."""
         for io, until in list(self._opening.items()):
             if now > until:
                 self._give_up(io, now)
 
     def _give_up(self, io: StreamIO | FlowIO, now: float) -> None:
         pairing = io.pairing
-        if pairing.session.active is not None and not io.stream.datagram:
-            self._opening[io] = now + OPEN_TIMEOUT  # the exit is dialling; its proxy has its own limit
+        active = pairing.session.active
+        if active is not None and active.suspect_since is None and not io.stream.datagram:
+            # The exit is dialling; its proxy has its own limit. But a node may also fall silent meanwhile.
+            self._opening[io] = now + LOOK_AGAIN
             return
         reason = Reason(NO_PATH, f"no path to {pairing.peer}: {pairing.owner.failure(pairing)}")
         self.closed(io, reason)

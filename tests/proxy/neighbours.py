@@ -35,6 +35,7 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         self.opened: asyncio.Queue[tuple[tunnel_pb2.Attach, socket.socket, socket.socket]] = asyncio.Queue()
         self.refusal: tunnel_pb2.Refusal | None = None  # what every client gets instead of a stream
         self.relayed: set[str] = set()  # nodes to which the path goes through a relay
+        self.mute = False  # tests answer themselves those who are kept
         self.read_ahead = 0  # bytes to have read of a client that is refused
         self.listeners = 0  # calls of Listen since the start
         self._deaf = False
@@ -149,7 +150,7 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         result.path = tunnel_pb2.PATH_KIND_RELAYED if relayed else tunnel_pb2.PATH_KIND_DIRECT
         if self.refusal is None:
             self.opened.put_nowait((attach, sock, connection))
-            if attach.id and not opening.give_back and not opening.welcome:  # those are answered by the test
+            if attach.id and not (opening.give_back or opening.welcome or self.mute):  # those are answered by the test
                 connection.send(result.SerializeToString())
             return
         result.head = opening.head + (_read(sock, self.read_ahead) if self.read_ahead else b"")
@@ -188,6 +189,12 @@ class Asked:
         self.sock.send(self.open.welcome)
         self._answer(tunnel_pb2.AttachResult(id=self.attach.id))
         return self.sock
+
+    def end(self) -> None:
+        """The stream, which was accepted, is over."""
+        self.sock.close()
+        if self.open.watch:
+            self._answer(tunnel_pb2.AttachResult(id=self.attach.id, ended=True))
 
     def refuse(self, reason: Any, message: str = "", head: bytes = b"") -> None:
         self.sock.close()

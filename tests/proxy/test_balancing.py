@@ -2,7 +2,9 @@
 
 import json
 import random
+import time
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,9 +14,11 @@ from services.proxy.core import idle, plan
 from services.proxy.core.balancer import Balancer
 from services.proxy.core.catalog import Backend, Endpoint, Port, Service
 from services.proxy.core.health import EJECT_AFTER, EJECT_FIRST, EJECT_LAST, RETRY_MOST, TRIAL, Health, RetryBudget
-from services.proxy.core.plan import traffic_of
+from services.proxy.core.patience import ATTEMPT, CONNECT, of_exits, patience
+from services.proxy.core.plan import Wanted, traffic_of
 from services.proxy.core.ring import HashRing
 from services.proxy.core.traffic import ROUND_ROBIN, Ring, Strategy, Traffic, TrafficError, parse
+from services.proxy.route import Route, Use
 
 HTTP = Port("http", "tcp", 80)
 REQUESTS = 10_000
@@ -51,6 +55,11 @@ def asking(**fields: object) -> Service:
 def istio(**balancer: object) -> str:
     """spec.trafficPolicy of a DestinationRule."""
     return json.dumps({"loadBalancer": balancer})
+
+
+def connecting(within: object) -> str:
+    """The same of one that says how long to connect."""
+    return json.dumps({"connectionPool": {"tcp": {"connectTimeout": within}}})
 
 
 # ── strategies ──
@@ -240,6 +249,9 @@ def test_local_only_goes_nowhere_else() -> None:
             Traffic("source-ip"),
         ),
         ({"traffic_policy": json.dumps({"connectionPool": {}})}, ROUND_ROBIN),
+        ({"traffic_policy": connecting("250ms")}, Traffic(connect=0.25)),
+        ({"traffic_policy": connecting("1m1.5s")}, Traffic(connect=61.5)),
+        ({"traffic_policy": json.dumps({"connectionPool": {"tcp": {"maxConnections": 1}}})}, ROUND_ROBIN),
         ({"traffic_policy": istio(simple="PASSTHROUGH")}, ROUND_ROBIN),
         ({"traffic_policy": istio(simple="LEAST_CONN")}, Traffic("least-connections")),
         ({"traffic_policy": istio(consistentHash={"httpHeaderName": "X-User"})}, Traffic("header", name="X-User")),
@@ -303,6 +315,7 @@ def test_what_a_service_asks_for(fields: dict[str, object], expected: Traffic) -
         ),
         ({"traffic_policy": json.dumps({"loadBalancer": {"simple": "MAGLEV"}})}, "MAGLEV"),
         ({"traffic_policy": json.dumps({"loadBalancer": {"consistentHash": {"useSourceIp": 1}}})}, "useSourceIp: true"),
+        *(({"traffic_policy": connecting(text)}, "expected 1ms to 1h") for text in ("", "5", "0s", "2h", "1s1m", [1])),
         ({"traffic_policy": json.dumps({"loadBalancer": ["x"]})}, "not an object"),
         ({"traffic_policy": istio()}, "neither simple nor consistentHash"),
         ({"traffic_policy": json.dumps({"portLevelSettings": [{}]})}, "portLevelSettings has no port.number"),
@@ -420,6 +433,7 @@ def test_a_trial_without_an_answer_is_repeated() -> None:
 def test_clients_on_their_way_when_a_backend_is_ejected_do_not_lengthen_its_pause() -> None:
     (dead,) = backends(1)
     health = Health()
+    health.keep((dead,))
     for _ in range(EJECT_AFTER):
         health.failed(dead, 0.0)
     health.failed(dead, 0.0 + TRIAL)
@@ -440,6 +454,87 @@ def test_when_all_are_dead_all_are_tried_and_one_success_in_between_clears_a_nam
         health.failed(backends(1)[0], 0.0)
         health.worked(backends(1)[0])
     assert not health
+
+
+def test_a_node_that_cannot_be_reached_takes_all_of_its_backends_out_after_three_failures_in_all() -> None:
+    lost, other = backends(50), Backend("c", "10.0.1.1", 80)
+    made = balancer((*lost, other))
+    for _ in range(EJECT_AFTER - 1):
+        assert not made.health.failed("b", 0.0)
+    assert made.health.failed("b", 0.0)
+    assert set(spread(made, 90, EJECT_FIRST / 2)) == {other}
+    seen = spread(made, 90, EJECT_FIRST)  # one client as a trial, of whichever of them
+    assert seen[other] == 89
+    (trial,) = (backend for backend in seen if backend != other)
+    assert trial is not None
+    made.health.worked(trial)
+    assert set(spread(made, 102, EJECT_FIRST)) == {*lost, other}
+    made.health.failed("b", 2.0)
+    made.update((other,), ROUND_ROBIN)
+    assert not made.health, "what is gone is forgotten, a node as well"
+
+
+def test_somebody_else_is_well_only_while_not_tried_and_not_left_out() -> None:
+    one, two, three = backends(3)
+    made = balancer((one, two, three))
+    assert made.spare((one,), 0.0) and made.spare((one, two), 0.0)
+    assert not made.spare((one, two, three), 0.0)
+    for _ in range(EJECT_AFTER):
+        made.health.failed(three, 0.0)
+    assert not made.spare((one, two), 0.0)
+    assert not balancer((one,)).spare((one,), 0.0)
+
+
+def test_an_attempt_is_short_only_while_others_are_well() -> None:
+    assert patience(CONNECT, others=True) == ATTEMPT < patience(CONNECT, others=False) == CONNECT
+    assert patience(0.1, others=True) == patience(0.1, others=False) == 0.1
+    alone, two = asking(), replace(asking(), key="default/two", endpoints=asking().endpoints * 2)
+    assert of_exits([alone, two], {"default/web": 2.0}) == {"default/web": 2.0, "default/two": ATTEMPT}
+
+
+def test_a_client_counts_from_the_choice_to_its_end_and_only_once() -> None:
+    one, two = backends(2)
+    made = balancer((one, two), "least-connections")
+    route = Route(Wanted("default/web", HTTP, (one, two), made.traffic), made, 1)
+    for _ in range(50):  # a burst, of which none has been accepted yet
+        backend = made.pick("x", 0.0)
+        assert backend is not None
+        Use.begin(route, backend)
+    assert made.active == {one: 25, two: 25}
+
+    made.update((one, two), ROUND_ROBIN)  # a live change of the policy …
+    uncounted = [Use.begin(route, one) for _ in range(10)]
+    made.update((one, two), Traffic("p2c"))
+    counted = Use.begin(route, one)
+    for use in uncounted:  # … of which those who never counted do not take others' places
+        use.end()
+    assert made.active == {one: 26, two: 25}
+    counted.end()
+    counted.end()
+    assert made.active[one] == 25
+
+    gone = Use.begin(route, two)
+    made.update((one,), Traffic("p2c"))
+    made.update((one, two), Traffic("p2c"))
+    gone.end()
+    assert made.active[two] == 25, "they live on, whether their backend is listed or not"
+
+
+def test_from_a_dead_backend_to_one_that_is_well_costs_no_retry() -> None:
+    members = backends(3)
+    made = balancer(members)
+    route = Route(Wanted("default/web", HTTP, members, ROUND_ROBIN), made, 1)
+    dead, *well = members
+    while route.budget.take(time.monotonic()):
+        pass
+    assert route.next("x", (dead,), "", 0.0) is None
+    for _ in range(EJECT_AFTER):
+        made.health.failed(dead, 0.0)
+    assert route.next("x", (dead,), "", 0.0) in well
+    for backend in well:
+        for _ in range(EJECT_AFTER):
+            made.health.failed(backend, 0.0)
+    assert route.next("x", (dead,), "", 0.0) is None, "all fail: retries would only be more of it"
 
 
 def test_retries_are_a_share_of_the_clients() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from protos import tunnel_pb2
 from services.proxy.core.health import EJECT_AFTER
+from tests.load import Load
 from tests.proxy.conftest import Node, until
 from tests.proxy.neighbours import service
 from tests.proxy.test_tcp import connect, receive
@@ -82,55 +83,20 @@ async def backends(ip: str) -> AsyncIterator[Backends]:
     own.close()
 
 
-class Load:
-    """Requests at RATE, each on a connection of its own; fewer where the machine is too busy for MOST at a time."""
-
-    MOST = 100
-
-    def __init__(self, ip: str) -> None:
-        self._ip = ip
-        self.answers: list[tuple[float, int]] = []  # when it was begun, which backend answered
-        self.failures: list[str] = []
-        self.sent = 0
-        self._running: set[asyncio.Task[None]] = set()
-
-    async def run(self) -> None:
-        next_at = time.monotonic()
-        while True:
-            now = time.monotonic()
-            while next_at <= now and len(self._running) < self.MOST:
-                next_at += 1 / RATE
-                self.sent += 1
-                task = asyncio.create_task(self._ask())
-                self._running.add(task)
-                task.add_done_callback(self._running.discard)
-            next_at = max(next_at, now - 0.1)  # what could not be sent then is not made up for
-            await asyncio.sleep(0.005)
-
-    async def drain(self) -> None:
-        await asyncio.gather(*self._running)
-
-    def since(self, moment: float) -> "Counter[int]":
-        return Counter(port for when, port in self.answers if when > moment)
-
-    async def _ask(self) -> None:
-        begun = time.monotonic()
-        try:
-            async with asyncio.timeout(30):
-                reader, writer = await asyncio.open_connection(self._ip, 80)
-                writer.write(b"x")
-                answer = await reader.read()
-                writer.close()
-            self.answers.append((begun, int(answer)))
-        except (OSError, ValueError) as error:
-            self.failures.append(repr(error))
+async def ask(ip: str) -> int:
+    """One request; which backend answered."""
+    reader, writer = await asyncio.open_connection(ip, 80)
+    writer.write(b"x")
+    answer = await reader.read()
+    writer.close()
+    return int(answer)
 
 
 async def test_one_of_three_dies_under_500_requests_a_second_and_returns(
     node: Node, ip: str, backends: Backends
 ) -> None:
     """Time is counted in requests, and by when they began: a busy machine may be late with all of them."""
-    load = Load(ip)
+    load = Load(lambda: ask(ip), RATE)
     asking = asyncio.create_task(load.run())
 
     def ejected() -> int:

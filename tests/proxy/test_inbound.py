@@ -152,7 +152,7 @@ async def test_one_dead_backend_blocks_nobody(node: Node, ip: str, monkeypatch: 
         refusal, _ = await task
         assert refusal.reason == tunnel_pb2.REFUSAL_REASON_UNREACHABLE
         assert "no answer" in refusal.message
-    assert node.proxy._dialer._pending == 0
+    assert not node.proxy._dialer._pending
     for sock in (dead, backend, *fillers):
         sock.close()
 

@@ -46,7 +46,8 @@ class Balancer:
         self._here: tuple[Backend, ...] = ()
         self._sticky: OrderedDict[str, tuple[Backend, float]] = OrderedDict()
         self.health = Health()
-        self.active: Counter[Backend] = Counter()  # connections that live; only kept where `counts`
+        # Clients who are on their way or connected, see `begin`; also of backends that are gone, until the last of them ends.
+        self.active: Counter[Backend] = Counter()
         self._strategy: Strategy = RoundRobin()
 
     @property
@@ -61,8 +62,6 @@ class Balancer:
         self._here = tuple(backend for backend in backends if backend.node == self._node)
         self._eligible = self._here if traffic.local else backends
         self.health.keep(backends)
-        for backend in self.active.keys() - set(backends):
-            del self.active[backend]
         if traffic.hashed:
             ring = traffic.ring
             self._strategy = Hashed(HashRing(self._eligible, ring.partitions, ring.replicas, ring.load))
@@ -98,6 +97,23 @@ class Balancer:
         if not self._relayed:
             return candidates
         return [one for one in candidates if self._relayed.get(one.node, now) <= now] or candidates
+
+    def spare(self, tried: Backends, now: float) -> bool:
+        """Whether there is one that is well, and not among `tried`."""
+        out = self.health.ejected(now) if self.health else ()
+        return any(backend not in tried and backend not in out for backend in self._eligible)
+
+    def begin(self, backend: Backend) -> bool:
+        """A client is sent there. True: it counts until `end` is called for it, once, whatever the strategy is by then."""
+        if self.counts:
+            self.active[backend] += 1
+        return self.counts
+
+    def end(self, backend: Backend) -> None:
+        """One that counted failed, or is over."""
+        self.active[backend] -= 1
+        if self.active[backend] <= 0:
+            del self.active[backend]
 
     def _made(self) -> Strategy:
         match self.traffic.strategy:

@@ -1,7 +1,8 @@
 """Which backends are taken for dead, by what became of real connections, and how many retries that may cost.
 
 No probes: what fails for a client fails here. A backend that failed EJECT_AFTER times in a row is left out for a while,
-then gets one client as a trial; a failed trial costs that client one retry, not the connection.
+then gets one client as a trial; a failed trial costs that client one retry, not the connection. Where the node cannot be
+reached it is the node that failed, and all of its backends are left out together.
 """
 
 from dataclasses import dataclass
@@ -27,37 +28,42 @@ class _Ill:
 
 
 class Health:
-    """Of the backends of one service port."""
+    """Of the backends of one service port, and of their nodes."""
 
     def __init__(self) -> None:
-        self._ill: dict[Backend, _Ill] = {}
+        self._backends: tuple[Backend, ...] = ()
+        self._ill: dict[Backend | str, _Ill] = {}  # by backend, or by the name of a node
 
     def __bool__(self) -> bool:
         """False: nobody failed lately, no need to ask for anyone."""
         return bool(self._ill)
 
     def keep(self, backends: tuple[Backend, ...]) -> None:
-        """Forgets the others."""
-        for backend in self._ill.keys() - set(backends):
-            del self._ill[backend]
+        """These are all; forgets the others."""
+        self._backends = backends
+        for gone in self._ill.keys() - {*backends, *(backend.node for backend in backends)}:
+            del self._ill[gone]
 
     def ejected(self, now: float) -> list[Backend]:
         """Left out at `now`, in no order."""
-        return [backend for backend, ill in self._ill.items() if ill.pause and ill.until > now]
+        out = {whom for whom, ill in self._ill.items() if ill.pause and ill.until > now}
+        return [one for one in self._backends if one in out or one.node in out] if out else []
 
     def picked(self, backend: Backend, now: float) -> None:
-        """A client is on its way: the trial, if the backend's pause is over."""
-        ill = self._ill.get(backend)
-        if ill is not None and ill.pause:
-            ill.until = max(ill.until, now + TRIAL)
+        """A client is on its way: the trial, if the backend's pause, or its node's, is over."""
+        for whom in (backend, backend.node):
+            ill = self._ill.get(whom)
+            if ill is not None and ill.pause:
+                ill.until = max(ill.until, now + TRIAL)
 
     def worked(self, backend: Backend) -> None:
         """It accepted a client."""
         self._ill.pop(backend, None)
+        self._ill.pop(backend.node, None)
 
-    def failed(self, backend: Backend, now: float) -> bool:
-        """It did not. True when that ejects it, or keeps it out."""
-        ill = self._ill.setdefault(backend, _Ill())
+    def failed(self, whom: Backend | str, now: float) -> bool:
+        """A backend did not, or nobody could reach the node of that name. True when that ejects it, or keeps it out."""
+        ill = self._ill.setdefault(whom, _Ill())
         ill.failures += 1
         if ill.failures < EJECT_AFTER:
             return False

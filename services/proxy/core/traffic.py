@@ -6,6 +6,8 @@ Service's own fields say (`sessionAffinity`, `trafficDistribution`, `internalTra
 
     causeway/load-balancing: header x-user          or cookie NAME, query-parameter NAME, or one of the plain names
     causeway/consistent-hash: load=1.1              and partitionCount, replicationFactor; the others as configured
+
+A DestinationRule's `connectionPool.tcp.connectTimeout` bounds an attempt to connect, see core/patience.py.
 """
 
 import difflib
@@ -16,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from services.proxy.core.catalog import Service
+from services.proxy.core.patience import CONNECT
 from services.proxy.core.request import Request
 
 PREFIX = "causeway/"  # of the annotations that are ours
@@ -48,6 +51,11 @@ _ASKING: tuple[Asking, ...] = ("header", "cookie", "query-parameter")
 _BOUNDS = {"partitionCount": (1, 65_536), "replicationFactor": (1, 1000), "load": (1.0, 100.0)}
 
 _HASH = "DestinationRule: consistentHash"
+_CONNECT = "DestinationRule: connectionPool.tcp.connectTimeout"
+
+# Istio's durations, such as 1m30s or 250ms; at least 1 ms (destination_rule.proto).
+_DURATION = re.compile(r"(?=\d)(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
+_LONGEST = 3600.0  # s; a longer one is a slip
 
 # Names of headers, and of what else may be hashed: a token (RFC 9110, 5.6.2).
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,256}")
@@ -73,8 +81,9 @@ _RING = Ring()
 @dataclass(frozen=True, slots=True)
 class Traffic:
     """See the module. `sticky`: seconds after a client's last connection that it comes back to the same backend; 0:
-    does not. `near`: backends on this node first, then over direct paths. `local`: no others. `name`: of the header, cookie or query parameter
-    that is hashed. `ports`: those of the service that are spread otherwise, see `at`."""
+    does not. `near`: backends on this node first, then over direct paths. `local`: no others. `name`: of the header,
+    cookie or query parameter that is hashed. `connect`: seconds for an attempt to connect to a backend. `ports`: those of
+    the service that are spread otherwise, see `at`."""
 
     strategy: Strategy = "round-robin"
     sticky: float = 0.0
@@ -82,6 +91,7 @@ class Traffic:
     local: bool = False
     ring: Ring = _RING
     name: str = ""
+    connect: float = CONNECT
     ports: "tuple[tuple[int, Traffic], ...]" = ()
 
     def at(self, port: int) -> "Traffic":
@@ -133,6 +143,7 @@ def _asked(service: Service, default: Traffic, policy: Any) -> Traffic:
         near=service.distribution in ("PreferClose", "PreferSameNode", "PreferSameZone"),
         local=service.internal_policy == "Local",
     )
+    traffic = replace(traffic, connect=_connect(policy, traffic.connect))
     chosen = _istio(policy)
     if chosen is None and BALANCING in service.annotations:
         chosen = _annotated(service.annotations[BALANCING])
@@ -225,6 +236,21 @@ def _istio(policy: Any) -> tuple[Strategy, str] | None:
     if hashed.get("useSourceIp") is True:
         return "source-ip", ""
     raise TrafficError(f"{_HASH} has none of httpHeaderName, httpCookie, httpQueryParameterName, useSourceIp: true")
+
+
+def _connect(policy: Any, default: float) -> float:
+    """The time to connect of `spec.trafficPolicy`, seconds."""
+    found = policy
+    for key in ("connectionPool", "tcp", "connectTimeout"):
+        found = found.get(key) if isinstance(found, dict) else None
+    if found is None:
+        return default
+    match = _DURATION.fullmatch(str(found))
+    parts = [float(part or 0) for part in match.groups()] if match else [0.0] * 4
+    seconds = parts[0] * 3600 + parts[1] * 60 + parts[2] + parts[3] / 1000
+    if not 0.001 <= seconds <= _LONGEST:
+        raise TrafficError(f"{_CONNECT} is {str(found)[:100]!r}, expected 1ms to 1h, such as 1.5s or 250ms")
+    return seconds
 
 
 def _named(name: Any, key: str) -> str:

@@ -9,10 +9,11 @@ from services.proxy.attach import reset
 from services.proxy.core import clienthello
 from services.proxy.core.clienthello import Incomplete, NotTls
 from services.proxy.core.gateway.table import Entry, Served
-from services.proxy.departure import Departure, Route
+from services.proxy.departure import Departure
 from services.proxy.gateway.certificates import Certificates
 from services.proxy.gateway.http1 import Http1, Shared, Visit
 from services.proxy.gateway.streams import HANDSHAKE, Stream, splice
+from services.proxy.route import Route
 
 MAX_CLIENTS = 4096  # that are talked to at once; each holds two descriptors and up to 0.5 MiB while it is busy
 MAX_EACH = 1024  # of one address

@@ -13,13 +13,14 @@ from services.proxy.core.gateway.model import Destination
 from services.proxy.core.gateway.table import Entry, Object, Table, compile_table
 from services.proxy.core.snapshot import Snapshot
 from services.proxy.counters import Counters
-from services.proxy.departure import Departure, Route
+from services.proxy.departure import Departure
 from services.proxy.gateway import addresses
 from services.proxy.gateway.certificates import Certificates, Pems
 from services.proxy.gateway.front import Front
 from services.proxy.gateway.http1 import Shared
 from services.proxy.gateway.upstream import Pool
 from services.proxy.listeners import NOT_LOCAL, Listeners, Row
+from services.proxy.route import Route
 from services.proxy.tcp import TcpListener
 
 PERIOD = 2.0  # s between two looks at addresses, files of certificates, and ports that could not be had

@@ -19,9 +19,9 @@ from services.proxy.core.gateway.model import Destination
 from services.proxy.core.gateway.paths import Target, TargetError
 from services.proxy.core.gateway.table import Answered, Forward, Moved, Request, Served, choose
 from services.proxy.counters import Counters
-from services.proxy.departure import Route
 from services.proxy.gateway.streams import Stream, splice
 from services.proxy.gateway.upstream import MAX_HEAD, Pool, Upstream
+from services.proxy.route import Route
 
 HEAD_TIME = 15.0  # s for a request's head, from its first byte: slower clients only hold a place
 KEEP_ALIVE = 75.0  # s until the next request begins

@@ -12,8 +12,8 @@ import h11
 
 from services.proxy.core.balancer import Balancer
 from services.proxy.core.catalog import Backend
-from services.proxy.departure import Route
 from services.proxy.gateway.streams import Stream
+from services.proxy.route import Route
 
 MAX_HEAD = 64 * 1024  # bytes of a head
 MAX_RESTING = 32  # connections of one service port
