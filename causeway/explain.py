@@ -36,7 +36,9 @@ def explain(node: str, output: str, config: Path | None, run_dir: Path | None) -
     \b
     Keys of -o json: node, session: up|resuming|closing|"" (none),
     candidates[] {kind: direct|punched|relayed, where, relay, state: active|standby|suspect|closing (links),
-                  failed|untried (no link), rtt_ms, behind_ms (longer than the active one), retry_in, why},
+                  failed|untried (no link), rtt_ms, behind_ms (longer than the active one), retry_in, why,
+                  score (what its place in the order follows from, the weightiest first),
+                  source: advertised|interface|observed|mapped|mdns|accepted|""},
     punching {starter, attempts, outcome, next_in} or null. Times in s, or ms where the name says so; null: not known.
     """
     found = asyncio.run(_ask(place.run_directory(config, run_dir), node))
@@ -85,6 +87,8 @@ def _plain(node: str, answer: ExplainPeerResponse) -> dict[str, Any]:
                 "behind_ms": given(candidate, "behind", wording.milliseconds),
                 "retry_in": given(candidate, "retry_in", wording.seconds),
                 "why": candidate.why,
+                "score": candidate.score,
+                "source": candidate.source,
             }
             for candidate in answer.candidates
         ],
@@ -108,17 +112,18 @@ def _table(found: dict[str, Any]) -> Any:
 
     state = found["session"] or "no session; `causeway ping` makes one"
     table = Table(box=None, pad_edge=False, title=escape(f"{found['node']}: {state}"), title_justify="left")
-    for name, justify in (("path", "left"), ("via", "left"), ("state", "left"), ("RTT", "right"), ("behind", "right")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for name in ("path", "via", "known as", "state"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("behind", justify="right", no_wrap=True)
     table.add_column("why", overflow="fold")
     for it in found["candidates"]:
         style = _STYLES.get(it["state"], "dim")
         reason = it["why"] + (f" (again in {it['retry_in']:.0f} s)" if it["retry_in"] else "")
         table.add_row(
-            it["kind"],
+            it["score"] or it["kind"],
             escape(it["relay"] or it["where"]),
+            it["source"],
             f"[{style}]{escape(it['state'])}[/]",
-            "" if it["rtt_ms"] is None else f"{it['rtt_ms']:.1f} ms",
             "" if it["behind_ms"] is None else f"{it['behind_ms']:+.1f} ms",
             escape(reason),
         )

@@ -684,6 +684,8 @@ class Candidate(_message.Message):
     BEHIND_FIELD_NUMBER: _builtins.int
     RETRY_IN_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     kind: Global___PathKind.ValueType
     where: _builtins.str
     """"ip:port" of the node, or of the relay as far as it is connected."""
@@ -693,6 +695,14 @@ class Candidate(_message.Message):
     """A link: "active", "standby", "suspect" or "closing"; none: "failed" or "untried"."""
     why: _builtins.str
     """Why it is, or is not, the one in use."""
+    score: _builtins.str
+    """What its place in the order follows from, the weightiest first: "draining", the kind, "agreed" (the relay on which
+    both ends have agreed), the round trip; as "relayed, agreed, 41.2 ms". Empty: no link.
+    """
+    source: _builtins.str
+    """How the address is known: "advertised", "interface", "observed", "mapped", "mdns", or "accepted": the other side
+    dialled. Empty: a relay, or an address that is known no more.
+    """
     @_builtins.property
     def rtt(self) -> _duration_pb2.Duration:
         """Smoothed round trip; absent: not measured."""
@@ -716,10 +726,12 @@ class Candidate(_message.Message):
         behind: _duration_pb2.Duration | None = ...,
         retry_in: _duration_pb2.Duration | None = ...,
         why: _builtins.str = ...,
+        score: _builtins.str = ...,
+        source: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "retry_in", b"retry_in", "rtt", b"rtt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "kind", b"kind", "relay", b"relay", "retry_in", b"retry_in", "rtt", b"rtt", "state", b"state", "where", b"where", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["behind", b"behind", "kind", b"kind", "relay", b"relay", "retry_in", b"retry_in", "rtt", b"rtt", "score", b"score", "source", b"source", "state", b"state", "where", b"where", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -738,7 +750,7 @@ class Punching(_message.Message):
     starter: _builtins.bool
     """This side starts the attempts; the other one answers."""
     attempts: _builtins.int
-    """Since the session's start, or since the network changed."""
+    """That both sides took part in, since the session's start, or since the network changed."""
     outcome: _builtins.str
     """How the last one ended: "punched", "not tried", or why it failed."""
     @_builtins.property

@@ -24,6 +24,8 @@ class Candidate:
     ip: str = ""
     port: int = 0
     relay: str = ""
+    source: str = ""
+    """How the address is known, see OwnAddress; empty for a relay."""
     full: bool = False
     """The relay is over its limit: asked when no other has answered for a while."""
 
@@ -40,7 +42,7 @@ def find(
     found: dict[str, Candidate] = {}
     for address in info.addresses[:MAX_DIRECT] if info is not None else ():
         where = dialling.join(address.ip, address.port)
-        found.setdefault(where, Candidate(DIRECT, where, address.ip, address.port))
+        found.setdefault(where, Candidate(DIRECT, where, address.ip, address.port, source=address.source))
     for name in relays.ranked(peer, use, suggested)[:MAX_RELAYED]:
         if name not in (peer, relays.settings.node_name) and not relays.draining(name):
             found.setdefault(name, Candidate(RELAYED, name, relay=name, full=relays.load(name) >= LOAD_LIMIT))

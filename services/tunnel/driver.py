@@ -31,7 +31,8 @@ from services.tunnel.engine import Engine
 from services.tunnel.errors import LIMIT, NO_PATH, UNKNOWN_NODE, Refused
 from services.tunnel.explain import explain
 from services.tunnel.meeting import Meeting
-from services.tunnel.netcheck import NetCheck, Report
+from services.tunnel.netcheck import NetCheck
+from services.tunnel.netreport import Report
 from services.tunnel.netwatch import NetWatch
 from services.tunnel.peers import Discovery, PeerInfo
 from services.tunnel.portmap.mapper import Mapper

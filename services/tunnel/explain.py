@@ -1,9 +1,11 @@
 """Every way to a peer, and why each one is, or is not, the one in use."""
 
+from services.tunnel import dialling
 from services.tunnel.backoff import Backoff
 from services.tunnel.candidates import Candidate
+from services.tunnel.core import paths
 from services.tunnel.core.choice import Decision
-from services.tunnel.core.link import DIRECT, Link
+from services.tunnel.core.link import DIRECT, RELAYED, Link
 from services.tunnel.core.punch import SUCCESS
 from services.tunnel.keeper import Keeper
 from services.tunnel.pairing import Pairing
@@ -17,8 +19,13 @@ def explain(
     where it is this side's."""
     links = by_preference(pairing.session) if pairing is not None else []
     active = pairing.session.active if pairing is not None else None
+    sources = {it.where: it.source for it in candidates}
     taken = {link.relay or link.remote for link in links}
-    found = [_of_link(link, active, decision) for link in links]
+    # A link that the other side dialled comes from another port there than the one that could be dialled.
+    accepted = {link.remote for link in links if link.kind == DIRECT} - sources.keys()
+    taken |= {it.where for it in candidates if it.ip in {dialling.split(remote)[0] for remote in accepted}}
+    sources |= dict.fromkeys(accepted, "accepted")
+    found = [_of_link(link, active, decision, sources.get(link.remote, "")) for link in links]
     found += [_without_link(it, keeper, active, now) for it in candidates if it.where not in taken]
     return PeerStatus(
         state=state_of(pairing) if pairing is not None else "",
@@ -27,7 +34,7 @@ def explain(
     )
 
 
-def _of_link(link: Link, active: Link | None, decision: Decision | None) -> CandidateStatus:
+def _of_link(link: Link, active: Link | None, decision: Decision | None, source: str) -> CandidateStatus:
     status, rtt = of_link(link, active), link.path_rtt.smoothed
     known = rtt is not None and active is not None and active.path_rtt.smoothed is not None
     return CandidateStatus(
@@ -39,6 +46,8 @@ def _of_link(link: Link, active: Link | None, decision: Decision | None) -> Cand
         behind=link.rtt - active.rtt if known and active is not None and link is not active else None,
         retry_in=None,
         why=f"{status.why}; relay: {_why_relay(link, decision)}" if link is active and link.relay else status.why,
+        score=paths.score(link),
+        source=source,
     )
 
 
@@ -53,7 +62,8 @@ def _without_link(candidate: Candidate, keeper: Keeper | None, active: Link | No
     failed = backoff.why != ""
     why = backoff.why
     if not failed:
-        tried = "not tried yet" if candidate.kind == DIRECT else "not needed: the paths in use are as good"
+        needed = candidate.kind == DIRECT and (active is None or active.kind == RELAYED)
+        tried = "not tried yet" if needed else "not needed: the paths in use are as good"
         why = tried if active is not None else "no session has needed it yet"
     return CandidateStatus(
         kind=candidate.kind,
@@ -64,6 +74,8 @@ def _without_link(candidate: Candidate, keeper: Keeper | None, active: Link | No
         behind=None,
         retry_in=max(backoff.until - now, 0.0) if failed else None,
         why=why,
+        score="",
+        source=candidate.source,
     )
 
 

@@ -202,28 +202,59 @@ async def respond(
         raise
 
 
-async def join(sock: socket.socket, keys: SessionKeys, kind: int, timeout: float) -> tuple[bytes, bytes] | None:
-    """Dialler's side of the keyed hello: both nonces, or None when the peer does not know the session. `kind`: of link.
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What a keyed hello gives: the nonces of who is taken for the dialler, and of the other, and the kind of link."""
+
+    nonces: tuple[bytes, bytes]
+    kind: int
+
+
+async def join(sock: socket.socket, keys: SessionKeys, kind: int, timeout: float) -> Joined | None:
+    """Dialler's side of the keyed hello; None when the peer does not know the session. `kind`: of link.
 
     LinkFailed when the connection breaks. The socket stays open on None: a full handshake may follow on a new one.
+
+    While a hole is punched the other end may say JOIN, too: it accepted an ordinary connection, heard nothing on it for a
+    moment, and took it for the punched one (punching.SPEAKS_WITHIN). That end is the session's initiator, and yields.
     """
     loop = asyncio.get_running_loop()
     nonce = fresh_nonce()
     try:
         async with asyncio.timeout(timeout):
             await loop.sock_sendall(sock, HEADER.pack(JOIN, 0, 0, JOIN_SIZE, 0) + keys.join(kind, nonce))
-            header = await receive_exactly(sock, HEADER_SIZE)
-            kind, _, _, length, _ = HEADER.unpack(header)
-            if kind == UNKNOWN:
+            word, length = await _receive_header(sock)
+            if word == JOIN and length == JOIN_SIZE:
+                said = keys.check_join(await receive_exactly(sock, JOIN_SIZE))
+                if said is None:
+                    raise LinkFailed("the JOIN that came in place of an answer is not authentic")
+                if keys.initiator:
+                    return await answer(sock, keys, *said)
+                word, length = await _receive_header(sock)
+            if word == UNKNOWN:
                 return None
-            if kind != JOINED or length != JOINED_SIZE:
-                raise LinkFailed(f"the answer to JOIN is not readable (kind {kind}, {length} bytes)")
+            if word != JOINED or length != JOINED_SIZE:
+                raise LinkFailed(f"the answer to JOIN is not readable (kind {word}, {length} bytes)")
             other = keys.check_joined(nonce, await receive_exactly(sock, JOINED_SIZE))
     except (OSError, TimeoutError, EOFError) as error:
         raise LinkFailed(str(error) or "the join took too long") from error
     if other is None:
         raise LinkFailed("the answer to JOIN is not authentic")
-    return nonce, other
+    return Joined((nonce, other), kind)
+
+
+async def _receive_header(sock: socket.socket) -> tuple[int, int]:
+    """Kind and length of the next packet."""
+    kind, _, _, length, _ = HEADER.unpack(await receive_exactly(sock, HEADER_SIZE))
+    return kind, length
+
+
+async def answer(sock: socket.socket, keys: SessionKeys, kind: int, theirs: bytes) -> Joined:
+    """The other side of the keyed hello, to a JOIN that said so. OSError."""
+    ours = fresh_nonce()
+    packet = HEADER.pack(JOINED, 0, 0, JOINED_SIZE, 0) + keys.joined(theirs, ours)
+    await asyncio.get_running_loop().sock_sendall(sock, packet)
+    return Joined((theirs, ours), kind)
 
 
 async def read_join(sock: socket.socket, first: bytes) -> bytes:
@@ -238,11 +269,6 @@ async def read_join(sock: socket.socket, first: bytes) -> bytes:
 def unknown() -> bytes:
     """The answer to a JOIN for a session that is not here."""
     return HEADER.pack(UNKNOWN, 0, 0, 0, 0)
-
-
-def joined(keys: SessionKeys, dialler_nonce: bytes, nonce: bytes) -> bytes:
-    """The answer to a good JOIN."""
-    return HEADER.pack(JOINED, 0, 0, JOINED_SIZE, 0) + keys.joined(dialler_nonce, nonce)
 
 
 async def receive_exactly(sock: socket.socket, size: int) -> bytes:

@@ -13,7 +13,8 @@ from services.tunnel import dialling, handshake
 from services.tunnel.config import HANDSHAKE_TIMEOUT
 from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED, Link
 from services.tunnel.errors import LinkFailed
-from services.tunnel.keys import SESSION_ID_SIZE, fresh_nonce
+from services.tunnel.handshake import Joined
+from services.tunnel.keys import SESSION_ID_SIZE
 from services.tunnel.pairing import Pairing
 
 
@@ -26,12 +27,12 @@ def make_link(pairing: Pairing, nonces: tuple[bytes, bytes], kind: int, relay: s
 async def join(pairing: Pairing, sock: socket.socket, kind: int, relay: str) -> Link | None:
     """Adds a dialled connection to a session. None when the peer does not know the session any more. LinkFailed; the
     socket is the caller's until there is a link."""
-    nonces = await handshake.join(sock, pairing.keys, kind, HANDSHAKE_TIMEOUT)
-    if nonces is None:
+    joined = await handshake.join(sock, pairing.keys, kind, HANDSHAKE_TIMEOUT)
+    if joined is None:
         return None
     if pairing.ended:
         raise LinkFailed("the session has ended meanwhile")
-    link = make_link(pairing, nonces, kind, relay, dialling.name_of(sock.getpeername()))
+    link = make_link(pairing, joined.nonces, _kind(joined, relay), relay, dialling.name_of(sock.getpeername()))
     pairing.add_link(sock, link)
     return link
 
@@ -44,13 +45,13 @@ async def welcome(
     body = await handshake.read_join(sock, first)
     pairing = pairings.get(body[:SESSION_ID_SIZE])
     said = pairing.keys.check_join(body) if pairing is not None else None
-    loop = asyncio.get_running_loop()
     if pairing is None or said is None or pairing.ended:
-        await loop.sock_sendall(sock, handshake.unknown())
+        await asyncio.get_running_loop().sock_sendall(sock, handshake.unknown())
         sock.close()
         return
-    kind, nonce = said
-    ours = fresh_nonce()
-    await loop.sock_sendall(sock, handshake.joined(pairing.keys, nonce, ours))
-    kind = RELAYED if relay else PUNCHED if kind == PUNCHED else DIRECT
-    pairing.add_link(sock, make_link(pairing, (nonce, ours), kind, relay, remote))
+    joined = await handshake.answer(sock, pairing.keys, *said)
+    pairing.add_link(sock, make_link(pairing, joined.nonces, _kind(joined, relay), relay, remote))
+
+
+def _kind(joined: Joined, relay: str) -> int:
+    return RELAYED if relay else PUNCHED if joined.kind == PUNCHED else DIRECT

@@ -17,7 +17,6 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 from services.runtime.core.proof import MAGIC, TOKEN_LENGTH
 from services.runtime.identity import Identity
@@ -25,8 +24,9 @@ from services.tunnel import dialling
 from services.tunnel.arrivals import Arrivals, FreshPort
 from services.tunnel.config import Settings
 from services.tunnel.core import natkind
-from services.tunnel.core.natkind import Attempt, Endpoint, Filtering, Kind, Mapping, Sighting
+from services.tunnel.core.natkind import Attempt, Endpoint, Sighting
 from services.tunnel.errors import LinkFailed
+from services.tunnel.netreport import CheckedAddress, CheckedRelay, Report
 from services.tunnel.peers import Discovery, OwnAddress
 from services.tunnel.portmap.mapper import PortMapping
 from services.tunnel.relay_contact import FAILURES, RelayContact
@@ -47,74 +47,6 @@ MAX_ADDRESSES = 4
 """Addresses of one relay and family that are tried."""
 ASKED = 2
 """Relays asked for each thing."""
-
-
-@dataclass(slots=True)
-class CheckedRelay:
-    """One relay in one address family. `rtt` None: it did not answer, see `error`."""
-
-    relay: str
-    address: str
-    rtt: float | None = None
-    observed: str = ""
-    reserved: bool = False
-    error: str = ""
-
-
-@dataclass(slots=True)
-class CheckedAddress:
-    """One address of this node. `reachable` None: not known; `why` says more in any case."""
-
-    address: str
-    source: str
-    """"advertised", "interface", "observed" or "mapped"."""
-    reachable: bool | None
-    why: str
-
-
-@dataclass(slots=True)
-class Report:
-    """What was found out. `hairpin` None: unknown, or not needed (no NAT)."""
-
-    node_name: str
-    relays: list[CheckedRelay] = field(default_factory=list)
-    sightings: list[Sighting] = field(default_factory=list)
-    attempts: list[Attempt] = field(default_factory=list)
-    addresses: list[CheckedAddress] = field(default_factory=list)
-    kind: Kind = Kind.UNKNOWN
-    mapping: Mapping = Mapping.UNKNOWN
-    mapping_why: str = ""
-    filtering: Filtering = Filtering.UNKNOWN
-    filtering_why: str = ""
-    port_preserved: bool | None = None
-    hairpin: bool | None = None
-    hairpin_why: str = ""
-    port_mapping: PortMapping = field(default_factory=PortMapping)
-    verdict: str = ""
-    notes: list[str] = field(default_factory=list)
-    took: float = 0.0
-
-    def conclude(self) -> None:
-        """Judges what there is."""
-        self.mapping, self.mapping_why = natkind.judge_mapping(self.sightings)
-        self.filtering, self.filtering_why = natkind.judge_filtering(self.attempts)
-        self.kind = natkind.judge(self.mapping, self.filtering)
-        outer = natkind.outermost(self.sightings)
-        if outer:
-            self.port_preserved = outer[0].local[1] == outer[0].observed[1]
-        answered = {relay.relay for relay in self.relays if relay.rtt is not None}
-        known = {relay.relay for relay in self.relays}
-        self.verdict = natkind.verdict(self.kind, self.mapping, self.filtering, relays=len(answered), known=len(known))
-        for address in self.addresses:
-            self._doubt(address)
-        self.relays.sort(key=lambda relay: (relay.rtt is None, relay.rtt or 0.0, relay.relay))
-
-    def _doubt(self, address: CheckedAddress) -> None:
-        # Relays hold control connections from the listen port: a NAT that lets in whom a port has sent to lets
-        # them in, and nobody else.
-        if address.reachable and self.filtering is Filtering.ADDRESS_DEPENDENT:
-            address.reachable = None
-            address.why += ", but this node talks to it anyway; the NAT may refuse others"
 
 
 class NetCheck:

@@ -24,10 +24,11 @@ MAX_ALTERNATIVES = 8
 
 @dataclass(frozen=True, slots=True)
 class PeerAddress:
-    """Where a node may be dialled. `port`: its tunnel seen there."""
+    """Where a node may be dialled. `port`: its tunnel seen there. `source`: see OwnAddress."""
 
     ip: str
     port: int
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ def _peer(peer: discovery_pb2.Peer) -> PeerInfo:
     return PeerInfo(
         name=record.node_name,
         addresses=tuple(
-            PeerAddress(address.ip, address.tunnel_port or record.tunnel_port)
+            PeerAddress(address.ip, address.tunnel_port or record.tunnel_port, _source(address))
             for address in record.addresses
             if address.tunnel_port or record.tunnel_port
         ),
@@ -91,6 +92,13 @@ def _peer(peer: discovery_pb2.Peer) -> PeerInfo:
         rtts=tuple(reservation.rtt.ToNanoseconds() / 1e9 for reservation in record.reservations),
         revision=record.revision,
     )
+
+
+def _source(address: discovery_pb2.Address) -> str:
+    """In a word; empty where it is not said, or is one that this version does not know."""
+    if address.source not in discovery_pb2.AddressSource.values()[1:]:
+        return ""
+    return discovery_pb2.AddressSource.Name(address.source).removeprefix("ADDRESS_SOURCE_").lower()
 
 
 def _duration(seconds: float) -> Duration:
@@ -153,11 +161,7 @@ class Discovery:
         except grpc.aio.AioRpcError as error:
             log.debug("own record not known", extra={"error": error.details()})
             return None
-        word = discovery_pb2.AddressSource.Name
-        return [
-            OwnAddress(it.ip, it.tunnel_port, word(it.source).removeprefix("ADDRESS_SOURCE_").lower())
-            for it in status.self.addresses
-        ]
+        return [OwnAddress(it.ip, it.tunnel_port, _source(it)) for it in status.self.addresses]
 
     async def report(
         self,

@@ -8,7 +8,7 @@ from the listen port the second cannot: it strays to another, at which a relay d
 third one follows, and whatever else made a control connection stray is mended the same way.
 
 A direct link is replaced by the side that dialled it; a punched one by whoever sees it due: another hole is punched
-beside it, from other ports (punchport.py). Where that does not succeed in time, it is left for the standby.
+beside it, from other ports (punchport.py). A link that could not be replaced in time is left for the standby.
 """
 
 import asyncio
@@ -65,7 +65,7 @@ class Rotation:
             for link in list(pairing.session.links):
                 if not self._due_link(pairing, link, now):
                     continue
-                if link.kind == PUNCHED and self._leave(pairing, link, now):
+                if self._leave(pairing, link, now):
                     continue
                 if self._may(_pace(pairing, link), now):
                     self._spawn(self._rotate_link(pairing, link))
@@ -138,15 +138,20 @@ class Rotation:
             "path": PATH_NAMES[old.kind],
             "seconds": round(limit, 1),
         }
+        new: Link | None = None
         try:
             async with asyncio.timeout(WITHIN + HANDSHAKE_TIMEOUT):
                 new = await (self._punch if old.kind == PUNCHED else self._join)(pairing, old)
                 # Measured, so that neither side takes the standby for nearer.
-                await _until(lambda: new.path_rtt.smoothed is not None)
-            if not new.usable or new not in pairing.session.links or not old.usable or old not in pairing.session.links:
+                if not await _until(lambda: new.path_rtt.smoothed is not None):
+                    raise LinkFailed("no answer on the new one")
+            if not (_serves(pairing, new) and _serves(pairing, old)):
                 raise LinkFailed("one of both was lost meanwhile")
         except (LinkFailed, OSError, TimeoutError) as error:
             log.info("link not rotated", extra={**where, "error": str(error) or "no answer in time"})
+            if new is not None and _serves(pairing, new) and _serves(pairing, old):  # else each attempt would leave one
+                pairing.session.retire(new)
+                pairing.mark()
         else:
             new.note = f"rotated: in place of one that would have been cut at {limit:.0f} s"
             old.note = f"rotated: it would be cut at {limit:.0f} s"
@@ -171,7 +176,7 @@ class Rotation:
         return new
 
     def _leave(self, pairing: Pairing, old: Link, now: float) -> bool:
-        """The standby takes over from a punched link that will be cut before another hole can be punched."""
+        """The standby takes over from a link that will be cut before another attempt to replace it is over."""
         path, session = (old.owner.local, old.owner.far), pairing.session
         others = [
             link for link in session.links if link is not old and link.usable and link.path_rtt.smoothed is not None
@@ -229,6 +234,10 @@ class Rotation:
 
 def _pace(pairing: Pairing, link: Link) -> Pairing | Punch:
     return pairing.punch if link.kind == PUNCHED else pairing
+
+
+def _serves(pairing: Pairing, link: Link) -> bool:
+    return link.usable and link in pairing.session.links
 
 
 def _younger(pairing: Pairing, old: Link) -> Link | None:

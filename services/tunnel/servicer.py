@@ -17,7 +17,7 @@ from services.tunnel.core import frames
 from services.tunnel.core.frames import Opening, Reason
 from services.tunnel.core.natkind import show
 from services.tunnel.errors import UNKNOWN_NODE, Refused
-from services.tunnel.netcheck import Report
+from services.tunnel.netreport import Report
 from services.tunnel.status import LinkStatus, PeerStatus, TunnelStatus
 
 FULL_NAME = "causeway.tunnel.v1.TunnelService"
@@ -203,6 +203,8 @@ class TunnelServicer(tunnel_pb2_grpc.TunnelServiceServicer):
                     behind=_optional(candidate.behind),
                     retry_in=_optional(candidate.retry_in),
                     why=candidate.why,
+                    score=candidate.score,
+                    source=candidate.source,
                 )
                 for candidate in peer.candidates
             ],

@@ -149,7 +149,7 @@ class Sessions:
                 if link.owner.local in gone and link in pairing.session.links:
                     pairing.lose(link.owner, "its local address is gone")
         self.relays.moved(gone)
-        self.lifetimes.forget()
+        self.lifetimes.forget(gone)
         self.revalidate("network")
 
     def far_ends(self) -> set[str]:

@@ -59,6 +59,8 @@ class CandidateStatus:
     behind: float | None
     retry_in: float | None
     why: str
+    score: str
+    source: str
 
 
 @dataclass(frozen=True, slots=True)

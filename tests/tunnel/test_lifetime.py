@@ -127,9 +127,60 @@ def test_a_belief_is_tested_with_what_nobody_needs_and_ever_more_rarely() -> Non
 
 def test_another_network_is_another_story() -> None:
     story = believed()
-    story.lifetimes.forget()
+    story.lifetimes.forget({"192.168.1.8"})
+    assert story.limit == 60, "another address of this host is gone"
+    story.lifetimes.forget({PATH[0]})
     assert story.limit is None
     assert story.lost(1000, 60).limit is None
+
+
+def nat() -> Story:
+    """Two paths from one address of this host have the same lifetime."""
+    return believed().lost(110, 62, path=OTHER).lost(180, 61, path=OTHER)
+
+
+NEW, ELSEWHERE = (PATH[0], "203.0.113.3"), ("192.168.2.7", "203.0.113.3")
+
+
+@pytest.mark.parametrize(
+    ("story", "limit"),
+    [
+        (believed(), None),
+        (nat(), 60),
+        (nat().lived(190, 200, path=NEW), None),
+        (nat().lived(190, 62, path=NEW), 60),
+        (nat().lived(190, 200), None),
+        (believed().lost(110, 30, path=OTHER).lost(180, 30, path=OTHER), None),
+        (nat().lost(200, 40, path=NEW), 60),
+        (nat().lost(200, 40, path=NEW).lost(290, 40, path=NEW), 40),
+    ],
+    ids=[
+        "one path",
+        "two that agree",
+        "another outlives them",
+        "another is as old",
+        "one of both was wrong",
+        "two that do not",
+        "a cut of its own",
+        "a lifetime of its own",
+    ],
+)
+def test_a_lifetime_that_several_paths_have_is_believed_of_all_from_the_same_address(
+    story: Story, limit: float | None
+) -> None:
+    """FAILURES 18: it is this host's own NAT that cuts, so a new peer costs no cuts."""
+    assert story.lifetimes.limit(NEW) == limit
+    assert story.lifetimes.limit(ELSEWHERE) is None
+    assert story.lifetimes.due(NEW, 1000, 1060, 0.0, expendable=False) == (limit is not None)
+
+
+def test_paths_that_were_shown_to_be_different_are_not_taken_for_alike_again() -> None:
+    story = nat().lived(190, 200, path=NEW).lost(250, 60).lost(260, 61, path=OTHER)
+    assert story.limit == 60 and story.lifetimes.limit(NEW) is None
+    story.lifetimes.forget({PATH[0]})
+    for when, path in ((1000, PATH), (1010, OTHER), (1070, PATH), (1080, OTHER)):
+        story.lost(when, 60, path=path)
+    assert story.lifetimes.limit(NEW) == 60, "another network is another story"
 
 
 def test_a_router_that_cuts_between_50_and_75_seconds_is_learnt() -> None:

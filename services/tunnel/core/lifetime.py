@@ -10,9 +10,15 @@ lost, by path: from this host's address to the far end's. What tells such a cut 
 The age of a loss is known between two bounds: something was heard then, and something was not answered any more.
 Believed, connections are replaced in time. A belief is put to the test now and then, with a connection that nobody
 needs at the moment: if that one outlives it, the belief is dropped.
+
+Where two paths from one address of this host have the same lifetime it is the NAT in front of this host that cuts, and
+not those of so many others: then it is believed of all paths from there, and new ones cost no cuts. One connection that
+lives longer shows that it is not so.
 """
 
+import itertools
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from random import Random
 
@@ -50,7 +56,7 @@ class _Loss:
     until: float
 
     def same_age(self, other: "_Loss | _Belief") -> bool:
-        return max(self.low, other.low) - min(self.high, other.high) <= _slack(min(self.high, other.high))
+        return _alike(self, other)
 
     def same_time(self, other: "_Loss") -> bool:
         return max(self.since, other.since) - min(self.until, other.until) <= TOGETHER
@@ -68,6 +74,11 @@ class _Belief:
     trial_pause: float = TRIAL_FIRST / 2
 
 
+def _alike(one: _Loss | _Belief, other: _Loss | _Belief) -> bool:
+    """They may have the same age."""
+    return max(one.low, other.low) - min(one.high, other.high) <= _slack(min(one.high, other.high))
+
+
 def _slack(age: float) -> float:
     return max(SLACK, SLACK_SHARE * age)
 
@@ -79,6 +90,10 @@ class Lifetimes:
         self._dice = dice
         self._beliefs: dict[Path, _Belief] = {}
         self._losses: deque[_Loss] = deque(maxlen=MAX_LOSSES)
+        self._shared: dict[str, _Belief] = {}
+        """What holds for all paths from an address of this host."""
+        self._apart: set[str] = set()
+        """Addresses from which paths have shown that they are not alike."""
 
     def lost(self, path: Path, started: float, heard: float, asked: float) -> None:
         """A connection broke: it was last heard at `heard`, and what was asked at `asked` found no answer."""
@@ -97,14 +112,21 @@ class Lifetimes:
 
     def lived(self, path: Path, started: float, heard: float) -> None:
         """A connection was there at this time."""
-        belief = self._beliefs.get(path)
-        if belief is not None and heard - started > belief.high + _slack(belief.high):
-            del self._beliefs[path]
+        local, age = path[0], heard - started
+        if (own := self._beliefs.get(path)) is not None and age > own.high + _slack(own.high):
+            self._drop(path)
+        elif (
+            self._own(path) is None
+            and (shared := self._shared.get(local)) is not None
+            and age > shared.high + _slack(shared.high)
+        ):
+            self._apart.add(local)
+            del self._shared[local]
 
     def limit(self, path: Path) -> float | None:
         """The age that connections on this path do not outlive; None: nothing of that kind is known."""
-        belief = self._beliefs.get(path)
-        return belief.low if belief is not None and belief.cuts > 1 else None
+        belief = self._own(path) or self._shared.get(path[0])
+        return belief.low if belief is not None else None
 
     def due(self, path: Path, started: float, now: float, phase: float, *, expendable: bool) -> bool:
         """Whether a connection should be replaced now. `phase`: its own random number from 0 to 1; `expendable`:
@@ -112,24 +134,45 @@ class Lifetimes:
         limit = self.limit(path)
         if limit is None or now - started < SAFE * limit * (1 - SPREAD * phase):
             return False
-        return not (expendable and now >= self._beliefs[path].trial_at)
+        own = self._own(path)
+        return own is None or not (expendable and now >= own.trial_at)
 
     def late(self, path: Path, started: float, now: float) -> bool:
         """Whether a connection that is due will be cut before another attempt to replace it is likely to be over."""
         limit = self.limit(path)
         return limit is not None and now - started >= LATE * limit
 
-    def forget(self) -> None:
-        """This host is in another network."""
-        self._beliefs.clear()
-        self._losses.clear()
+    def forget(self, gone: Collection[str]) -> None:
+        """This host has these addresses no more. Should one come back, it may be in another network."""
+        self._losses = deque((loss for loss in self._losses if loss.path[0] not in gone), maxlen=MAX_LOSSES)
+        for path in [path for path in self._beliefs if path[0] in gone]:
+            self._drop(path)
+        self._apart.difference_update(gone)
+
+    def _own(self, path: Path) -> _Belief | None:
+        """What this path's own losses say, where they are enough."""
+        belief = self._beliefs.get(path)
+        return belief if belief is not None and belief.cuts > 1 else None
+
+    def _drop(self, path: Path) -> None:
+        if self._beliefs.pop(path, None) is not None:
+            self._share(path[0])
+
+    def _share(self, local: str) -> None:
+        """Looks anew whether paths from this address are alike."""
+        believed = [it for (here, _), it in self._beliefs.items() if here == local and it.cuts > 1]
+        believed.sort(key=lambda it: it.low)
+        agreed = [one for one, other in itertools.pairwise(believed) if _alike(one, other)]
+        self._shared.pop(local, None)
+        if agreed and local not in self._apart:
+            self._shared[local] = agreed[0]
 
     def _learn(self, loss: _Loss) -> None:
         belief = self._beliefs.get(loss.path)
         if belief is None or not loss.same_age(belief):
-            self._beliefs.pop(loss.path, None)
+            self._drop(loss.path)
             if len(self._beliefs) >= MAX_PATHS:
-                del self._beliefs[min(self._beliefs, key=lambda path: self._beliefs[path].last.until)]
+                self._drop(min(self._beliefs, key=lambda path: self._beliefs[path].last.until))
             self._beliefs[loss.path] = _Belief(loss.low, loss.high, loss)
             return
         news = not loss.same_time(belief.last)
@@ -141,6 +184,7 @@ class Lifetimes:
         belief.cuts += 1
         belief.trial_pause = min(2 * belief.trial_pause, TRIAL_MOST)
         belief.trial_at = loss.until + belief.trial_pause * self._dice.uniform(0.5, 1.5)
+        self._share(loss.path[0])
 
     def _withdraw(self, loss: _Loss) -> None:
         """It was an outage."""
@@ -149,3 +193,4 @@ class Lifetimes:
             belief.cuts -= 1
             if not belief.cuts:
                 del self._beliefs[loss.path]
+            self._share(loss.path[0])

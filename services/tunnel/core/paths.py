@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from services.tunnel.core.link import DIRECT, Link
+from services.tunnel.core.link import DIRECT, PATH_NAMES, Link
 
 GAIN_SECONDS = 0.005
 GAIN_SHARE = 0.2
@@ -62,6 +62,18 @@ def surplus(links: Sequence[Link], active: Link | None, now: float) -> list[Link
         for link in links
         if link.confirmed and not link.closing and link.id not in keep and link.suspect_since is None
     ]
+
+
+def score(link: Link) -> str:
+    """`rank` in words."""
+    known = link.path_rtt.smoothed is not None
+    words = (
+        "draining" if link.draining else "",
+        PATH_NAMES[link.kind],
+        "agreed" if link.agreed else "",
+        f"{link.rtt * 1000:.1f} ms" if known else "not measured",
+    )
+    return ", ".join(filter(None, words))
 
 
 def explain(link: Link, active: Link | None) -> str:
