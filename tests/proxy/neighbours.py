@@ -190,11 +190,12 @@ class Asked:
         self._answer(tunnel_pb2.AttachResult(id=self.attach.id))
         return self.sock
 
-    def end(self) -> None:
-        """The stream, which was accepted, is over."""
+    def end(self, reason: Any = None) -> None:
+        """The stream, which was accepted, is over; `reason`: because the backend refused a flow."""
         self.sock.close()
         if self.open.watch:
-            self._answer(tunnel_pb2.AttachResult(id=self.attach.id, ended=True))
+            refusal = tunnel_pb2.Refusal(reason=reason) if reason is not None else None
+            self._answer(tunnel_pb2.AttachResult(id=self.attach.id, ended=True, refusal=refusal))
 
     def refuse(self, reason: Any, message: str = "", head: bytes = b"") -> None:
         self.sock.close()

@@ -3,10 +3,13 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
+from protos import tunnel_pb2
 from services.proxy import errors
+from services.proxy.core.health import EJECT_AFTER
 from tests.proxy.conftest import Node, until
 from tests.proxy.neighbours import UDP, service
 
@@ -285,3 +288,78 @@ async def test_without_endpoints_nothing_is_opened(node: Node, loopback_ip: Loop
     await until(lambda: dropped[errors.NO_ENDPOINT] == 1)
     assert node.status().accepted == 0
     client.close()
+
+
+class Echo(asyncio.DatagramProtocol):
+    """Sends back what comes."""
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self._transport.sendto(data, addr)
+
+
+async def answered(ip: str, patience: float) -> bool:
+    """Whether a new client gets an answer, within so many seconds, to one of the datagrams that it sends meanwhile."""
+    loop = asyncio.get_running_loop()
+    with datagram_socket() as client:
+        client.connect((ip, 53))
+        until_then = loop.time() + patience
+        while loop.time() < until_then:
+            try:
+                client.send(b"question")
+                async with asyncio.timeout(0.3):
+                    return bool(await loop.sock_recv(client, 100))
+            except (TimeoutError, ConnectionRefusedError):
+                continue
+    return False
+
+
+async def test_a_backend_that_refuses_flows_is_left_out_and_found_again(node: Node, loopback_ip: LoopbackIp) -> None:
+    ip, loop = loopback_ip(), asyncio.get_running_loop()
+    well, _ = await loop.create_datagram_endpoint(Echo, (ip, 5401))
+    node.discovery.put(service("two", ip, ("n", ip, 5401), ("n", ip, 5402), port=53, udp=True))
+    await node.listening(f"{ip}:53")
+
+    def ejected() -> int:
+        return node.status().rows[0].ejected
+
+    # A client whose datagram nobody took asks again, as clients of UDP do, and reaches the other one.
+    assert all([await answered(ip, 20) for _ in range(10)])
+    assert ejected() == 1
+    back, _ = await loop.create_datagram_endpoint(Echo, (ip, 5402))
+
+    async def found() -> bool:
+        return await answered(ip, 20) and not ejected()
+
+    await until(found, "it has clients again, and as many as the other one")
+    for transport in (well, back):
+        transport.close()
+
+
+async def test_what_the_tunnel_says_of_flows_is_heard(node: Node, loopback_ip: LoopbackIp) -> None:
+    ip = loopback_ip()
+    node.discovery.put(service("two", ip, ("b", "10.0.0.1", 1), ("c", "10.0.0.2", 2), port=53, udp=True))
+    await node.listening(f"{ip}:53")
+    await node.settled()
+    assert node.proxy is not None
+    watched = node.proxy._departure._outcomes._watched
+    seen = []
+    while len(seen) < 100 and not node.status().rows[0].ejected:
+        with datagram_socket() as client:
+            client.sendto(b"question", (ip, 53))
+            asked = await node.tunnel.asked()
+        seen.append(asked.open.node)
+        asked.end(tunnel_pb2.REFUSAL_REASON_CONNECTION_REFUSED if asked.open.node == "b" else None)
+        await until(lambda: not watched, "the end is heard of")
+    assert seen.count("b") == EJECT_AFTER
+    assert node.proxy._counters.refused_local["default/two", errors.CONNECTION_REFUSED] == EJECT_AFTER
+    with datagram_socket() as client:
+        client.sendto(b"question", (ip, 53))
+        asked = await node.tunnel.asked()
+        assert asked.open.node == "c"
+        await until(lambda: watched, "one is open")
+        await node.tunnel.stop()
+        await until(lambda: not watched, "it went with the tunnel")
+        asked.sock.close()
