@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup system demo test quick check bench matrix clients simulate pod protos clean
+.PHONY: help setup system demo test quick check bench matrix punch clients simulate pod protos clean
 
 help:           ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -41,6 +41,9 @@ bench: setup system  ## side by side with peers, ratios in one run
 
 matrix: setup system ## every fault × every kind of connection: stalls and losses, in under half an hour
 	$(BIN)/python -m lab.matrix
+
+punch: setup system  ## every pair of NATs, 20 tries each: who gets a direct path, and how soon
+	$(BIN)/python -m tests.e2e.punch --json out/punch.json
 
 clients: setup system ## well-known clients and servers through a mesh, over a direct and a relayed path
 	$(BIN)/python -m lab.clients

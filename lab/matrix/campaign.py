@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ class Plan:
     events: Sequence[type[Event]]
     nets: Sequence[Net]
     runs: int
-    """Of each event in each network."""
+    """Of each event in each network, less where an event asks for a share only."""
     loads: Sequence[Sequence[str]] = LOADS
     jobs: int = 1
     """Meshes that are used beside each other."""
@@ -51,6 +52,7 @@ class Batch:
 
     event: type[Event]
     net: Net
+    runs: int
 
 
 class Campaign:
@@ -63,13 +65,13 @@ class Campaign:
         self._matrix = matrix
         self._tell = tell
         grounds = list(Ground)
-        batches = [Batch(event, net) for net in plan.nets for event in plan.events]
+        batches = [Batch(event, net, math.ceil(plan.runs * event.share)) for net in plan.nets for event in plan.events]
         # Those that can use the same mesh follow each other.
         self._waiting = sorted(batches, key=lambda it: (plan.nets.index(it.net), grounds.index(it.event.ground)))
         self._working = 0
         self._numbers = itertools.count()
         self._deadline = 0.0
-        self.total = len(batches) * plan.runs
+        self.total = sum(it.runs for it in batches)
         self.done = 0
         """Runs that were made, or will not be."""
 
@@ -93,9 +95,9 @@ class Campaign:
     async def _repeat(self, batch: Batch, bed: Bed) -> None:
         left = self._deadline - time.monotonic()
         share = time.monotonic() + left * min(self._plan.jobs, self._working) / (len(self._waiting) + self._working)
-        for number in range(1, self._plan.runs + 1):
+        for number in range(1, batch.runs + 1):
             if time.monotonic() > (share if number > 1 else self._deadline):
-                left_out = self._plan.runs - number + 1
+                left_out = batch.runs - number + 1
                 self._tell(f"{batch.event.name}, {batch.net.name}: the time is used up; {left_out} runs left out")
                 self.done += left_out
                 return

@@ -25,7 +25,7 @@ PATIENCE = 60.0  # seconds for what takes less than one when all is well; sessio
 FIRST_WORDS = 3  # answers of each connection before it is ready
 LAG = 0.4  # seconds behind which a connection is not as usual: more than ten round trips, with 2 % loss several resends
 UDP_TAIL = 1.0  # seconds that late datagrams get at the end; the mesh drops what is older
-UDP_AGAIN = 0.1  # seconds after which a UDP client asks once more
+UDP_AGAIN = 0.020  # seconds after which a UDP client asks once more: as exact as the pace of requests
 
 
 class Connection(asyncio.Protocol, asyncio.DatagramProtocol):

@@ -23,7 +23,7 @@ def draw(matrix: Matrix, path: Path) -> None:
     from matplotlib import pyplot
     from matplotlib.colors import LogNorm
 
-    cells = matrix.cells()
+    cells, missed = matrix.cells(), matrix.missed()
     nets = [net for net in matrix.nets if any(it.net == net for it in cells.values())] or list(matrix.nets)
     rows = [(event, title) for event, title in matrix.titles.items() if any(it.event == event for it in cells.values())]
     norm, colours = LogNorm(FASTEST, SLOWEST, clip=True), pyplot.get_cmap("YlOrRd")
@@ -38,18 +38,19 @@ def draw(matrix: Matrix, path: Path) -> None:
     for axis, net in zip(axes[0], nets, strict=True):
         for row, (event, _) in enumerate(rows):
             for column, of in enumerate(COLUMNS):
-                _cell(axis, column, row, cells.get((event, net, *of)), norm, colours)
+                cell = cells.get((event, net, *of))
+                _cell(axis, column, row, cell, norm, colours, beyond=cell in missed)
         axis.set(xlim=(0, len(COLUMNS)), ylim=(len(rows), 0))
         axis.set_title(matrix.nets[net], fontsize=11, loc="left", color=INK, pad=10)
         axis.set_xticks(
             [it + 0.5 for it in range(len(COLUMNS))], [f"{LABELS[load]}\n{protocol}" for protocol, load in COLUMNS]
         )
-        axis.set_yticks([it + 0.5 for it in range(len(rows))], [title for _, title in rows])
+        axis.set_yticks([it + 0.5 for it in range(len(rows))], [_label(event, title, matrix) for event, title in rows])
         axis.tick_params(length=0, labelsize=9, labelcolor=INK, top=False)
         axis.axvline(len(COLUMNS) / 2, color="white", linewidth=5)
         axis.spines[:].set_visible(False)
     figure.suptitle(
-        "What a client notices: stall in ms, median (large) and longest (small); colour: 99th percentile",
+        "What a client notices: stall in ms, median (large) and longest (small); colour: 99th percentile; framed: beyond its limit",
         fontsize=12,
         color=INK,
         x=0.01,
@@ -69,7 +70,12 @@ def draw(matrix: Matrix, path: Path) -> None:
     pyplot.close(figure)
 
 
-def _cell(axis: Any, column: int, row: int, cell: Cell | None, norm: Any, colours: Any) -> None:
+def _label(event: str, title: str, matrix: Matrix) -> str:
+    limit = matrix.limits.get(event)
+    return title if limit is None else f"{title}  ≤ {_ms(limit)}"
+
+
+def _cell(axis: Any, column: int, row: int, cell: Cell | None, norm: Any, colours: Any, *, beyond: bool) -> None:
     from matplotlib.patches import Rectangle
 
     p99 = None if cell is None else cell.p99 if not cell.never else SLOWEST
@@ -82,8 +88,8 @@ def _cell(axis: Any, column: int, row: int, cell: Cell | None, norm: Any, colour
             0.96,
             0.94,
             facecolor=fill,
-            edgecolor=ALARM if harmed else "none",
-            linewidth=2.5,
+            edgecolor=ALARM if harmed or beyond else "none",
+            linewidth=2.5 if harmed else 1.2,
         )
     )
     if cell is None:

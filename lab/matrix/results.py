@@ -13,6 +13,9 @@ from lab.stalls import percentile
 
 COLUMNS = tuple((protocol, load) for protocol in (TCP, UDP) for load in (IDLE, REQUEST, BULK))
 SCHEMA = 1
+NOTHING = "nothing"  # the event that shows what is usual
+Key = tuple[str, str, str, str]
+"""Of a cell: event, network, protocol and load."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,8 @@ class Matrix:
     """Machine, versions, and what else the machine was doing."""
     titles: dict[str, str] = field(default_factory=dict)
     """Events that were asked for, by name, in order."""
+    limits: dict[str, float] = field(default_factory=dict)
+    """Seconds, by event, see lab/matrix/events.py; events without one are missing."""
     nets: dict[str, str] = field(default_factory=dict)
     """Networks that were asked for, by name, with a description."""
     runs: list[Run] = field(default_factory=list)
@@ -109,13 +114,32 @@ class Matrix:
     interrupted: bool = False
 
     @property
-    def ok(self) -> bool:
+    def whole(self) -> bool:
         """Whether there is something, all of it could be measured, and no TCP byte was lost and no TCP stream reset."""
         return bool(self.runs) and not self.failures and all(it.intact for it in self.runs)
 
-    def cells(self) -> dict[tuple[str, str, str, str], Cell]:
-        """By event, network, protocol and load; those without a run are missing."""
-        found: dict[tuple[str, str, str, str], list[Finding]] = {}
+    @property
+    def ok(self) -> bool:
+        """Whether it is whole, and all limits are met."""
+        return self.whole and not self.missed()
+
+    def allowed(self) -> dict[Key, float]:
+        """Seconds that the 99th percentile of a cell's stalls may take: the limit of its event, and what the same connection
+        in the same network shows when nothing happens. Cells without a limit are missing."""
+        cells = self.cells()
+        usual = {key[1:]: it.p99 or 0.0 for key, it in cells.items() if it.event == NOTHING}
+        return {key: self.limits[key[0]] + usual.get(key[1:], 0.0) for key in cells if key[0] in self.limits}
+
+    def missed(self) -> list[Cell]:
+        """Those beyond what is allowed, or that never went on."""
+        cells = self.cells()
+        return [
+            cells[key] for key, most in self.allowed().items() if cells[key].never or (cells[key].p99 or 0.0) > most
+        ]
+
+    def cells(self) -> dict[Key, Cell]:
+        """Those without a run are missing."""
+        found: dict[Key, list[Finding]] = {}
         for run in self.runs:
             for it in run.findings:
                 found.setdefault((run.event, run.net, it.protocol, it.load), []).append(it)
@@ -123,6 +147,7 @@ class Matrix:
 
     def as_json(self) -> str:
         """The stable form. Times of runs in seconds, summaries in milliseconds, sizes in bytes."""
+        allowed = self.allowed()
         return json.dumps(
             {
                 "schema": SCHEMA,
@@ -131,9 +156,13 @@ class Matrix:
                 "seconds": round(self.seconds, 1),
                 "host": self.host,
                 "events": self.titles,
+                "limits_ms": {event: round(limit * 1000, 1) for event, limit in self.limits.items()},
                 "nets": self.nets,
                 "failures": self.failures,
-                "cells": [it.as_dict() for it in self.cells().values()],
+                "cells": [
+                    {**it.as_dict(), "allowed_ms": round(allowed[key] * 1000, 1) if key in allowed else None}
+                    for key, it in self.cells().items()
+                ],
                 "runs": [it.as_dict() for it in self.runs],
             },
             indent=1,
@@ -148,12 +177,14 @@ class Matrix:
             raise ValueError(f"schema is {plain.get('schema')!r}, expected {SCHEMA}")
         runs = [Run(**{**it, "findings": [Finding(**found) for found in it["findings"]]}) for it in plain["runs"]]
         kept = {key: plain[key] for key in ("host", "nets", "failures", "seconds", "interrupted")}
-        return cls(titles=plain["events"], runs=runs, **kept)
+        limits = {event: limit / 1000 for event, limit in plain.get("limits_ms", {}).items()}
+        return cls(titles=plain["events"], limits=limits, runs=runs, **kept)
 
     def add(self, other: Matrix) -> None:
         """Takes over what was measured elsewhere, or at another time; a busy machine stays one."""
         self.host = {**other.host, **self.host, "busy": self.host.get("busy") or other.host.get("busy", "")}
         self.titles = {**self.titles, **other.titles}
+        self.limits = {**self.limits, **other.limits}
         self.nets = {**self.nets, **other.nets}
         self.runs += other.runs
         self.failures += other.failures
@@ -176,10 +207,12 @@ class Matrix:
         if harmed or resets:
             return f"HARM: TCP: {harmed or 'no byte lost'}; {resets} of {len(tcp)} streams broke"
         carried = sum(it.sent for it in tcp) / 1e6
-        return f"nothing lost: {len(tcp)} TCP streams, {carried:,.0f} MB there and back, no byte lost, none reset"
+        whole = f"nothing lost: {len(tcp)} TCP streams, {carried:,.0f} MB there and back, no byte lost, none reset"
+        judged, missed = len(self.allowed()), len(self.missed())
+        return f"{whole}; {judged - missed} of {judged} cells within their limit" if judged else whole
 
 
-def _cell(key: tuple[str, str, str, str], found: Iterable[Finding]) -> Cell:
+def _cell(key: Key, found: Iterable[Finding]) -> Cell:
     every = list(found)
     return Cell(
         *key,

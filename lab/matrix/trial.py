@@ -66,13 +66,15 @@ async def backend(mesh: Mesh) -> AsyncIterator[None]:
 
 async def trial(mesh: Mesh, net: Net, kind: type[Event], loads: Sequence[str], number: int) -> Run:
     """One run in a mesh that is whole. Raises NodeError when the traffic does not even begin."""
+    event = kind(mesh, mesh.r1)
+    await event.prepare()
     client = Client(mesh, net, loads)
     try:
         await client.ask()
         await asyncio.sleep(CALM)
         before = await paths(mesh)
         link = await mesh.a.active(mesh.b.name)
-        event = kind(mesh, mesh.nodes[link.relay] if link and link.relay else mesh.r1)
+        event.relay = mesh.nodes[link.relay] if link and link.relay else mesh.r1
         started, since = time.time(), time.monotonic()
         await event.strike()
         took = time.monotonic() - since

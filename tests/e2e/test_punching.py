@@ -10,21 +10,21 @@ import pytest
 from lab.folder import short_folder
 from protos import tunnel_pb2 as pb
 from tests.e2e.conftest import require_simulation
-from tests.e2e.homes import HOPELESS, PAIRS, Homes
+from tests.e2e.homes import PAIRS, Homes
 from tests.e2e.traffic import PATIENCE
 from tests.tunnel.local import Attached, Exit, receive, send
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 TRIED = ["masquerade + masquerade", "masquerade + firewall", "one carrier, hairpin", "symmetric + masquerade"]
-"""The whole table is `python -m tests.e2e.homes`."""
+"""The whole table is `python -m tests.e2e.punch`."""
 
 
 @pytest.fixture(scope="module")
 def homes() -> Iterator[Homes]:
     require_simulation()
     with short_folder() as folder:
-        started = Homes(folder, {name for pair in TRIED for name in PAIRS[pair]})
+        started = Homes(folder, {name for pair in TRIED for name in PAIRS[pair].names})
         try:
             asyncio.run(started.start())
             yield started
@@ -32,11 +32,11 @@ def homes() -> Iterator[Homes]:
             asyncio.run(started.stop())
 
 
-@pytest.mark.parametrize("pair", [pair for pair in TRIED if pair not in HOPELESS])
+@pytest.mark.parametrize("pair", [pair for pair in TRIED if not PAIRS[pair].hopeless])
 async def test_a_pair_that_can_be_punched_is(homes: Homes, pair: str) -> None:
-    found = await homes.attempt(*PAIRS[pair], within=PATIENCE)
+    found = await homes.attempt(*PAIRS[pair].names, within=PATIENCE)
     assert found.kind in (pb.PATH_KIND_PUNCHED, pb.PATH_KIND_DIRECT)
-    one, other = PAIRS[pair]
+    one, other = PAIRS[pair].names
     # Both ends use it, and keep a relay at hand.
     for node, peer in ((homes.nodes[one], other), (homes.nodes[other], one)):
         for _ in range(int(PATIENCE * 10)):
@@ -51,7 +51,7 @@ async def test_a_pair_that_can_be_punched_is(homes: Homes, pair: str) -> None:
 
 
 async def test_a_pair_that_cannot_be_punched_stays_on_the_relay_after_few_attempts(homes: Homes) -> None:
-    one, other = PAIRS["symmetric + masquerade"]
+    one, other = PAIRS["symmetric + masquerade"].names
     found = await homes.attempt(one, other, within=6.0)
     assert found.kind == pb.PATH_KIND_RELAYED
     peer = await homes.nodes[other].explain(one)
@@ -66,7 +66,7 @@ async def test_a_pair_that_cannot_be_punched_stays_on_the_relay_after_few_attemp
 async def test_a_router_that_reboots_interrupts_no_stream(homes: Homes, pair: str) -> None:
     """FAILURES 19: it forgets every flow. The symmetric one gives each a new port, and so breaks whatever goes through
     it, both links and the control connections of both relays; the stream goes on all the same."""
-    one, other = PAIRS[pair]
+    one, other = PAIRS[pair].names
     await homes.nodes[one].ping(other, timeout=PATIENCE)
     (client, accepted), (served, dialled) = socket.socketpair(), socket.socketpair()
     for end in (client, served):

@@ -72,9 +72,46 @@ def test_lost_datagrams_are_ok_and_failures_are_not() -> None:
     assert not Matrix().ok
 
 
+def limited(stall: float, usual: float | None, **limits: float) -> Matrix:
+    """One cell of an event, and what is usual in the same place and in another."""
+    made = Matrix(titles={"drain": "drain"}, limits=limits, nets={"clean": "40 ms"})
+    found = [("drain", "clean", stall), ("nothing", "lossy", 5.0)]
+    if usual is not None:
+        found.append(("nothing", "clean", usual))
+    made.runs = [Run(event, net, 1, 0.0, 0.0, "", "", [finding(TCP, REQUEST, it)]) for event, net, it in found]
+    return made
+
+
+def test_a_stall_beyond_its_limit_is_not_ok() -> None:
+    assert limited(0.2, None).ok, "without a limit"
+    assert limited(0.1, None, drain=0.1).ok
+    assert not limited(0.2, None, drain=0.1).ok
+    made = limited(0.2, 0.05, drain=0.1)
+    assert made.whole and not made.ok
+    assert [(it.event, it.net) for it in made.missed()] == [("drain", "clean")]
+    assert "0 of 1 cells within their limit" in made.verdict()
+    assert "beyond 150" in shown(made) and "limit" in shown(made)
+
+
+def test_what_is_usual_without_an_event_is_added_to_its_limit() -> None:
+    made = limited(0.2, 0.1, drain=0.1)
+    assert made.ok
+    plain = json.loads(made.as_json())
+    assert plain["limits_ms"] == {"drain": 100.0}
+    assert {it["event"]: it["allowed_ms"] for it in plain["cells"]} == {"drain": 200.0, "nothing": None}
+    assert "1 of 1 cells within their limit" in made.verdict()
+
+
+def test_who_never_goes_on_has_missed_every_limit() -> None:
+    made = limited(0.0, None, drain=0.1)
+    made.runs.append(dataclasses.replace(made.runs[0], findings=[finding(TCP, REQUEST, None)]))
+    assert made.missed()
+
+
 def test_json_holds_every_stall_and_is_read_back() -> None:
     made = matrix()
     made.host = {"cores": "2"}
+    made.limits = {it.name: it.limit for it in EVENTS if it.limit is not None}
     plain = json.loads(made.as_json())
     assert len(plain["cells"]) == len(EVENTS) * len(NETS) * len(COLUMNS)
     assert sum(len(it["findings"]) for it in plain["runs"]) == 3 * len(plain["cells"])
@@ -101,11 +138,14 @@ def shown(made: Matrix) -> str:
 
 
 def test_the_table_names_every_event_and_network() -> None:
-    text = shown(matrix())
-    assert all(it.title in text for it in (*EVENTS, *NETS))
+    made = matrix()
+    made.nets = {it.name: it.caption for it in NETS}
+    text = shown(made)
+    assert all(it.title in text for it in EVENTS)
+    assert all(it.caption in text and "paced" in it.caption for it in NETS)
     assert "lost 1.0%" in text
     assert "nothing lost" in text
-    assert "– " not in text
+    assert text.count("– ") == len(EVENTS) * len(NETS), "only the limits are missing"
 
 
 def test_the_table_marks_harm_and_what_is_missing() -> None:
@@ -127,6 +167,7 @@ def test_a_picture_is_drawn(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"matrix.{kind}"
     made = harmed(lost=64, broken="reset", stall=None)
     del made.runs[5:9]
+    made.limits = {it.name: it.limit for it in EVENTS if it.limit is not None}
     picture.draw(made, path)
     head = path.read_bytes()
     assert head.startswith(b"\x89PNG" if kind == "png" else b"<?xml")
