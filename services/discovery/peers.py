@@ -57,9 +57,11 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PutAnswer:
-    """What came back for a published record: the callee's own, and what it held under our name from another run."""
+    """What came back for a published record: the callee's own, where it answered, and what it held under our name from
+    another run."""
 
     own: Signed
+    where: Endpoint
     conflicting: Signed | None
 
 
@@ -144,10 +146,10 @@ class NodeClient:
         """Publish a record."""
         request = pb.PutRecordRequest(record=signed_to_wire(signed))
 
-        async def call(stub: pb_grpc.PeerServiceAsyncStub, _: Endpoint) -> PutAnswer:
+        async def call(stub: pb_grpc.PeerServiceAsyncStub, endpoint: Endpoint) -> PutAnswer:
             answer = await stub.PutRecord(request, timeout=timeout)
             conflicting = signed_from_wire(answer.conflicting) if answer.HasField("conflicting") else None
-            return PutAnswer(signed_from_wire(answer.record), conflicting)
+            return PutAnswer(signed_from_wire(answer.record), endpoint, conflicting)
 
         return await self._race(contact, call, timeout)
 

@@ -118,10 +118,12 @@ async def test_names_are_looked_up_in_the_background_and_kept(
 
 
 async def test_names_that_are_edited_away_are_forgotten_and_new_ones_asked_at_once(node_config: WriteConfig) -> None:
+    answered = asyncio.Event()
+
     class Slow(Names):
         async def resolve(self, host: str) -> tuple[str, ...]:
-            while host == "slow.example" and host not in self.known:
-                await asyncio.sleep(0.01)
+            if host == "slow.example":
+                await answered.wait()
             return await super().resolve(host)
 
     directory = part(node_config("a", modules={"edgeTunnel": {"advertiseAddress": ["bad.example"]}})).directory
@@ -146,6 +148,7 @@ async def test_names_that_are_edited_away_are_forgotten_and_new_ones_asked_at_on
         await asyncio.sleep(0.05)  # the lookup is under way
         edit("new.example")
         names.known = {"new.example": ("198.51.100.2",), "slow.example": ("198.51.100.1",)}
+        answered.set()
         await until(resolved, "the new name is looked up")
         assert source._resolved.keys() == {"new.example"}
 
