@@ -83,6 +83,8 @@ class Driver:
         )
         self._static.apply()
         self._directory.wake()
+        # Who follows the contacts has to look again: the registry does not know of first contacts.
+        self._directory.peers_bell.ring()
 
     async def run(self) -> None:
         """Serve first, then learn: no source holds up the local socket."""

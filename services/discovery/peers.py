@@ -41,8 +41,10 @@ from .wire import (
 # Seconds between two attempts on different addresses of one contact, after a public and after a private one (250 ms is
 # what RFC 8305 suggests, 30 ms what go-libp2p takes for private addresses).
 STAGGER_PUBLIC, STAGGER_PRIVATE = 0.25, 0.03
-# Channels kept; the least recently used is closed.
-MAX_CHANNELS = 64
+# Channels kept; the least recently used is closed. And names of nodes known by their address only.
+MAX_CHANNELS, MAX_NAMES = 64, 256
+# Seconds that the calls under way on a channel get when it is closed: the longest takes 12.
+GRACE = 15.0
 # Failures after which another address, or another time, may do better.
 _TRANSPORT = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
@@ -55,9 +57,11 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class PutAnswer:
-    """What came back for a published record: the callee's own, and what it held under our name from another run."""
+    """What came back for a published record: the callee's own, where it answered, and what it held under our name from
+    another run."""
 
     own: Signed
+    where: Endpoint
     conflicting: Signed | None
 
 
@@ -103,7 +107,8 @@ class NodeClient:
         self._identity = identity
         self._resolver = resolver
         self._channels: OrderedDict[tuple[Endpoint, str], tuple[int, grpc.aio.Channel]] = OrderedDict()
-        self._names: dict[Endpoint, str] = {}
+        self._names: OrderedDict[Endpoint, str] = OrderedDict()
+        self._closing: dict[asyncio.Task[None], grpc.aio.Channel] = {}
 
     async def ping(self, contact: Contact, *, timeout: float) -> tuple[Signed, Endpoint]:
         """The own record of the contact, and where it answered."""
@@ -141,10 +146,10 @@ class NodeClient:
         """Publish a record."""
         request = pb.PutRecordRequest(record=signed_to_wire(signed))
 
-        async def call(stub: pb_grpc.PeerServiceAsyncStub, _: Endpoint) -> PutAnswer:
+        async def call(stub: pb_grpc.PeerServiceAsyncStub, endpoint: Endpoint) -> PutAnswer:
             answer = await stub.PutRecord(request, timeout=timeout)
             conflicting = signed_from_wire(answer.conflicting) if answer.HasField("conflicting") else None
-            return PutAnswer(signed_from_wire(answer.record), conflicting)
+            return PutAnswer(signed_from_wire(answer.record), endpoint, conflicting)
 
         return await self._race(contact, call, timeout)
 
@@ -192,8 +197,12 @@ class NodeClient:
 
     async def close(self) -> None:
         """Close all channels; later calls make new ones. Connections from an address that is gone are dead."""
-        channels = [channel for _, channel in self._channels.values()]
+        closing = dict(self._closing)
+        for task in closing:
+            task.cancel()
+        channels = [*closing.values(), *(channel for _, channel in self._channels.values())]
         self._channels.clear()
+        await asyncio.gather(*closing, return_exceptions=True)
         await asyncio.gather(*(channel.close(None) for channel in channels))
 
     async def _race(
@@ -202,7 +211,12 @@ class NodeClient:
         call: Callable[[pb_grpc.PeerServiceAsyncStub, Endpoint], Awaitable[_T]],
         timeout: float,
     ) -> _T:
-        """Try the contact's addresses, each a moment after the one before; the first answer wins."""
+        """Try the contact's addresses, each a moment after the one before; the first answer wins.
+
+        Addresses that lost, or took too long, lose their channel: it may be dead without knowing, for minutes. A caller
+        that gives up says nothing of that, so it leaves the channel to others.
+        """
+        tried: dict[asyncio.Task[_T], Endpoint] = {}
         running: set[asyncio.Task[_T]] = set()
         problems: list[str] = []
         try:
@@ -212,7 +226,9 @@ class NodeClient:
                     pause = None
                     if waiting:
                         endpoint = waiting.pop(0)
-                        running.add(asyncio.create_task(self._attempt(endpoint, contact.node_name, call)))
+                        attempt = asyncio.create_task(self._attempt(endpoint, contact.node_name, call))
+                        tried[attempt] = endpoint
+                        running.add(attempt)
                         private = ipaddress.ip_address(endpoint.host).is_private
                         pause = (STAGGER_PRIVATE if private else STAGGER_PUBLIC) if waiting else None
                     done, running = await asyncio.wait(running, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
@@ -222,9 +238,11 @@ class NodeClient:
                             continue
                         error = task.exception()
                         if not isinstance(error, Unreachable):
+                            self._forsake((tried[it] for it in running), contact.node_name)
                             return task.result()
                         problems.append(str(error))
         except TimeoutError:
+            self._forsake((tried[it] for it in running), contact.node_name)
             problems.append(f"no answer within {timeout:.0f} s")
         finally:
             for task in running:
@@ -252,23 +270,21 @@ class NodeClient:
         name = node_name or self._names.get(endpoint, "")
         if not name:
             name = self._names[endpoint] = await identify(endpoint, self._identity)
+            if len(self._names) > MAX_NAMES:
+                self._names.popitem(last=False)
         if name == self._identity.node_name and not node_name:
             raise Unreachable(f"{endpoint}: this is {name} itself")
         try:
             return await call(pb_grpc.PeerServiceStub(self._channel(endpoint, name)), endpoint)
         except grpc.aio.UsageError as error:
             raise Unreachable(f"{endpoint}: the network changed during the call") from error
-        except asyncio.CancelledError:
-            # Too slow: its connection may be dead without knowing, for minutes.
-            await self._drop(endpoint, name)
-            raise
         except grpc.aio.AioRpcError as error:
             if error.code() not in _TRANSPORT:
                 raise Refused(
                     f"{name} refused: {dial.reason(error) or error.code().name}: {error.details()}"
                 ) from error
             # A channel remembers its failures and would wait; a new one dials at once.
-            await self._drop(endpoint, name)
+            self._drop(endpoint, name)
             self._names.pop(endpoint, None)
             raise Unreachable(await self._explain(endpoint, name, error.details() or error.code().name)) from error
 
@@ -281,8 +297,10 @@ class NodeClient:
 
     def _channel(self, endpoint: Endpoint, name: str) -> grpc.aio.Channel:
         key = (endpoint, name)
-        generation, channel = self._channels.get(key, (0, None))
-        if channel is None or generation != self._identity.generation:
+        if key in self._channels and self._channels[key][0] != self._identity.generation:
+            self._drop(*key)
+        _, channel = self._channels.get(key, (0, None))
+        if channel is None:
             channel = grpc.aio.secure_channel(
                 # A URI, in which the % before the interface of a link-local address has to be written so.
                 f"ipv{6 if ':' in endpoint.host else 4}:{str(endpoint).replace('%', '%25')}",
@@ -293,7 +311,7 @@ class NodeClient:
             self._channels[key] = (self._identity.generation, channel)
         self._channels.move_to_end(key)
         if len(self._channels) > MAX_CHANNELS:
-            self._channels.popitem(last=False)
+            self._drop(*next(iter(self._channels)))
         return channel
 
     def _options(self, name: str) -> list[tuple[str, Any]]:
@@ -308,7 +326,14 @@ class NodeClient:
             ("grpc.service_config_disable_resolution", 1),
         ]
 
-    async def _drop(self, endpoint: Endpoint, name: str) -> None:
+    def _forsake(self, endpoints: Iterable[Endpoint], node_name: str) -> None:
+        for endpoint in endpoints:
+            self._drop(endpoint, node_name or self._names.get(endpoint, ""))
+
+    def _drop(self, endpoint: Endpoint, name: str) -> None:
+        """Nobody begins a call on this channel any more; those under way may end well."""
         _, channel = self._channels.pop((endpoint, name), (0, None))
         if channel is not None:
-            await channel.close(None)
+            task = asyncio.create_task(channel.close(GRACE), name=f"close the channel to {name}")
+            self._closing[task] = channel
+            task.add_done_callback(self._closing.pop)

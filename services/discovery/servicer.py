@@ -212,7 +212,8 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
         held = self._held(name) if name else None
         if held is not None:
             response.record.CopyFrom(wire.signed_to_wire(held))
-        self._dht.invite(Contact(caller, tuple(wire.endpoints_from_wire(request.callback))))
+        callback = Contact(caller, tuple(wire.endpoints_from_wire(request.callback)))
+        self._dht.invite(callback, visitor_ip(context.peer()))
         return response
 
     async def PutRecord(self, request: pb.PutRecordRequest, context: Context) -> pb.PutRecordResponse:
@@ -226,7 +227,7 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
             signed = wire.signed_from_wire(request.record)
             record = directory.check(signed, expected=caller)
             if caller != directory.settings.node_name:
-                self._dht.keep(record, signed)
+                self._dht.keep(record, signed, visitor_ip(context.peer()))
         except DiscoveryError as error:
             directory.counts["refused", error.reason] += 1
             await abort(context, code_of(error), error.reason, error.message)

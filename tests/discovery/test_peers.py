@@ -1,15 +1,18 @@
 """Calls to other nodes: several addresses, dead ones among them, channels that die."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import grpc
+import psutil
 import pytest
 
 from protos import discovery_pb2 as pb
 from services.discovery import wire
 from services.discovery.core.contacts import Contact, Endpoint
-from services.discovery.core.model import Signed, node_id
+from services.discovery.core.model import Record, Signed, node_id
 from services.discovery.peers import NodeClient
 from services.discovery.probe import Unreachable, identify
 from services.discovery.resolver import Resolver
@@ -18,23 +21,28 @@ from services.runtime import config as configuration
 from services.runtime.identity import Identity
 
 from ..conftest import WriteConfig
-from .nodes import PATIENCE, running, until
+from .nodes import PATIENCE, Node, running, until
 
 # Most tests start a process.
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-async def relay(node_config: WriteConfig, loopback_ip: Callable[[], str]) -> AsyncIterator[str]:
-    """Address of a running discovery service of the node "r"."""
-    ip = loopback_ip()
-    async with running(node_config("r", listenAddress=ip)) as (node,):
+async def node(node_config: WriteConfig, loopback_ip: Callable[[], str]) -> AsyncIterator[Node]:
+    """A running discovery service of the node "r"."""
+    async with running(node_config("r", listenAddress=loopback_ip())) as (node,):
 
         async def listens() -> bool:
             return "listening" in (await node.status()).sources["public"]
 
         await until(listens, "the public port is served", node)
-        yield ip
+        yield node
+
+
+@pytest.fixture
+async def relay(node: Node) -> str:
+    """Its address."""
+    return (await node.status()).self.addresses[0].ip
 
 
 @pytest.fixture
@@ -115,6 +123,43 @@ async def test_a_change_of_the_network_ends_calls_without_ending_their_callers(c
     assert not calling.cancelled()
 
 
+async def test_a_caller_that_gives_up_leaves_the_channel_to_others(
+    client: NodeClient, identity: Identity, node: Node, relay: str
+) -> None:
+    """As each lookup does to the relays that another one was quicker than."""
+    await client.ping(contact(relay), timeout=PATIENCE)
+    kept = client._channels[Endpoint(relay, 20008), "r"]
+    process = psutil.Process(node.pid)
+    process.suspend()
+    try:
+        publishing = asyncio.create_task(client.put(contact(relay), own(identity), timeout=PATIENCE))
+        asking = asyncio.create_task(client.get(contact(relay), "x", timeout=PATIENCE))
+        await asyncio.sleep(0.1)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert client._channels[Endpoint(relay, 20008), "r"] is kept
+        # One that waited in vain: the connection may be dead, and for all others it may not.
+        with pytest.raises(Unreachable, match="no answer within"):
+            await client.get(contact(relay), "x", timeout=0.1)
+        assert not client._channels
+    finally:
+        process.resume()
+    assert unseal(identity, (await publishing).own, "r").node_name == "r"
+    await until(_closed(client), "the channel that nobody uses any more is closed")
+
+
+def own(identity: Identity) -> Signed:
+    now = time.time()
+    return wire.seal(identity, Record("me", identity.cluster, 1, now, now + 600, instance_id="1"))
+
+
+def _closed(client: NodeClient) -> Callable[[], Awaitable[bool]]:
+    async def look() -> bool:
+        return not client._closing
+
+    return look
+
+
 async def test_the_number_of_channels_is_bounded(
     client: NodeClient, relay: str, monkeypatch: pytest.MonkeyPatch, loopback_ip: Callable[[], str]
 ) -> None:
@@ -122,9 +167,10 @@ async def test_the_number_of_channels_is_bounded(
     for _ in range(8):
         with pytest.raises(Unreachable):
             await client.ping(contact(loopback_ip()), timeout=PATIENCE)
-    for name in "abcdefgh":
-        client._channel(Endpoint(relay, 20008), name)
+    made = [client._channel(Endpoint(relay, 20008), name) for name in "abcdefgh"]
     assert len(client._channels) == 4
+    await until(_closed(client), "those that make room are closed")
+    assert made[0].get_state() is grpc.ChannelConnectivity.SHUTDOWN
     await client.ping(contact(relay), timeout=PATIENCE)
     assert len(client._channels) == 4
 
@@ -135,6 +181,8 @@ async def test_renewed_credentials_are_used(client: NodeClient, identity: Identi
     identity.generation += 1
     await client.ping(contact(relay), timeout=PATIENCE)
     assert client._channels[Endpoint(relay, 20008), "r"][1] is not first
+    await until(_closed(client), "the former channel is closed")
+    assert first.get_state() is grpc.ChannelConnectivity.SHUTDOWN
 
 
 async def test_an_unknown_node_is_identified_by_its_certificate(identity: Identity, relay: str, silent: str) -> None:

@@ -4,12 +4,14 @@ import asyncio
 import logging
 import random
 import urllib.request
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from protos import discovery_pb2 as pb
 from services.discovery import driver, wire
@@ -113,6 +115,42 @@ async def test_names_are_looked_up_in_the_background_and_kept(
             return ips(directory.peers.get("r1")) == ["203.0.113.5", "203.0.113.9"]
 
         await until(moved, "a new answer replaces the old one")
+
+
+async def test_names_that_are_edited_away_are_forgotten_and_new_ones_asked_at_once(node_config: WriteConfig) -> None:
+    answered = asyncio.Event()
+
+    class Slow(Names):
+        async def resolve(self, host: str) -> tuple[str, ...]:
+            if host == "slow.example":
+                await answered.wait()
+            return await super().resolve(host)
+
+    directory = part(node_config("a", modules={"edgeTunnel": {"advertiseAddress": ["bad.example"]}})).directory
+    names = Slow()
+    source = StaticSource(directory, names, random.Random(1))
+
+    def edit(*advertise: str) -> None:
+        directory.settings = replace(directory.settings, advertise=advertise)
+        source.apply()
+        directory.wake()
+
+    async def warned() -> bool:
+        return bool(directory.board.warnings)
+
+    async def resolved() -> bool:
+        return [it.ip for it in directory.record().addresses] == ["198.51.100.2"]
+
+    async with task(source.run()):
+        await until(warned, "the name does not resolve")
+        edit("slow.example")
+        assert not directory.board.warnings, "nobody asks for the name any more"
+        await asyncio.sleep(0.05)  # the lookup is under way
+        edit("new.example")
+        names.known = {"new.example": ("198.51.100.2",), "slow.example": ("198.51.100.1",)}
+        answered.set()
+        await until(resolved, "the new name is looked up")
+        assert source._resolved.keys() == {"new.example"}
 
 
 # The cache
@@ -265,6 +303,35 @@ async def test_reports_of_a_former_run_stand_in_for_a_while(
         directory.report(TunnelReport(7, (Reservation("r"),)))
     await asyncio.wait_for(made._drop_unconfirmed(), PATIENCE)
     assert directory.record().reservations == ((Reservation("r"),) if confirmed else ())
+
+
+async def test_when_no_contact_is_configured_any_more_nobody_publishes_there(
+    node_config: WriteConfig, loopback_ip: Callable[[], str]
+) -> None:
+    path = node_config(
+        "a", listenAddress=loopback_ip(), modules={"edgeDiscovery": {"bootstrap": [loopback_ip(), loopback_ip()]}}
+    )
+    made = make_driver(path)
+    board = made._directory.board
+
+    def says(text: str) -> Callable[[], Awaitable[bool]]:
+        async def look() -> bool:
+            return text in board.sources.get("lookup", "")
+
+        return look
+
+    async with task(made._publisher.run()), task(made._offerer.run()):
+        await until(says("published at 0 of 2"), "it tries")
+        other = yaml.safe_load(path.read_text())
+        other["modules"]["edgeDiscovery"]["bootstrap"] = []
+        path.write_text(yaml.safe_dump(other))
+        made._reconfigure(configuration.load(path))
+        await until(says("no contacts"), "it has stopped")
+
+        async def stopped() -> bool:
+            return not made._offerer._keepers.contacts
+
+        await until(stopped, "nobody is offered dials there, either")
 
 
 async def test_a_bell_is_never_missed() -> None:

@@ -18,7 +18,16 @@ from services.discovery.core.round import (
     Regulars,
     Round,
 )
-from services.discovery.core.vantage import MAX_OPEN, PEER_PER_MINUTE, PER_MINUTE, WORK, Guard, check, target
+from services.discovery.core.vantage import (
+    MAX_OPEN,
+    PEER_PER_MINUTE,
+    PER_MINUTE,
+    WORK,
+    Guard,
+    check,
+    target,
+    worth_a_call,
+)
 from services.runtime.core.allowance import CAPACITY
 
 CALLER = "203.0.113.9"
@@ -45,6 +54,23 @@ FORBIDDEN = """
 10.1.2.3 172.16.0.1 192.168.1.1 100.64.0.1 127.0.0.1 ::1 169.254.1.1 169.254.169.254 fe80::1 fd00::1 224.0.0.1 ff02::1
 0.0.0.0 :: 255.255.255.255 ::ffff:10.0.0.1 64:ff9b::10.0.0.1 nonsense example.org 203.0.113.9:80
 """
+
+
+@pytest.mark.parametrize("near", [False, True])
+@pytest.mark.parametrize(
+    "ip", ["127.0.0.1", "::1", "169.254.169.254", "fe80::1", "224.0.0.1", "0.0.0.0", "::ffff:127.0.0.1"]
+)
+def test_no_name_is_called_at_an_address_that_is_not_a_nodes(ip: str, near: bool) -> None:
+    assert not worth_a_call(ip, 20008, CALLER, near=near, loopback=False)
+
+
+def test_a_name_is_called_where_it_is_seen_at_public_addresses_and_by_neighbours_in_the_lan() -> None:
+    assert worth_a_call("192.168.7.7", 20008, "192.168.7.7", near=False, loopback=False)
+    assert worth_a_call("198.51.100.7", 20008, CALLER, near=False, loopback=False)
+    assert worth_a_call("10.1.2.3", 20008, CALLER, near=True, loopback=False)
+    assert not worth_a_call("10.1.2.3", 20008, CALLER, near=False, loopback=False)
+    assert worth_a_call("127.0.0.2", 20008, "127.0.0.3", near=False, loopback=True)
+    assert not worth_a_call(CALLER, 443, CALLER, near=True, loopback=True)
 
 
 @pytest.mark.parametrize("ip", FORBIDDEN.split())

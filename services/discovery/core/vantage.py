@@ -95,6 +95,21 @@ def target(ip: str, caller: str, work: int, *, loopback: bool) -> str:
     return str(parsed)
 
 
+def worth_a_call(ip: str, port: int, caller: str, *, near: bool, loopback: bool) -> bool:
+    """Whether an address that who is at `caller` gives as its own is called: TLS and a certificate are all it gets, so no
+    work is demanded for a public one. A private one means the caller's machine only if that is `near`."""
+    if port < FIRST_PORT:
+        return False
+    if ip == caller:
+        return True
+    parsed = ipaddress.ip_address(ip)
+    if parsed.is_loopback:
+        return loopback
+    if parsed.is_unspecified or parsed.is_link_local or parsed.is_multicast or parsed.is_reserved:
+        return False
+    return near or not private(parsed)
+
+
 _PRIVATE = tuple(
     map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
 )

@@ -20,6 +20,7 @@ from ..core.overlay import COPIES, REFRESH, Overlay
 from ..core.routing import Node
 from ..core.search import Search
 from ..core.standing import Standing
+from ..core.vantage import FIRST_PORT, worth_a_call
 from ..directory import Directory, contact_of
 from ..peers import NodeClient, Refused
 from ..probe import Unreachable
@@ -57,6 +58,8 @@ class Dht:
         self._table = self.overlay.table
         # Servers nearest to this node, as the last search found them; they are to keep its record.
         self.holders: list[Contact] = []
+        # Those to be called: proven ones, whom others wait for, and strangers.
+        self._proven: dict[str, Contact] = {}
         self._waiting: dict[str, Contact] = {}
         self._visitors = Bell()
         self._doubts = Bell()
@@ -82,8 +85,9 @@ class Dht:
         """Others can call this node."""
         return self._called_at is not None and _now() - self._called_at < CALLED
 
-    def keep(self, record: Record, signed: Signed) -> None:
-        """A verified record, published here by its subject. Raises DiscoveryError when it cannot be kept."""
+    def keep(self, record: Record, signed: Signed, caller: str = "") -> None:
+        """A verified record, published here by its subject, which calls from the IP `caller`. Raises DiscoveryError when
+        it cannot be kept."""
         full: TableFull | None = None
         try:
             self.overlay.records.put(self.key(record.node_name), record, signed, self._directory.wall())
@@ -91,7 +95,7 @@ class Dht:
             full = error
         if not self._directory.volunteer(record, signed) and full is not None:
             raise full
-        self.invite(_contact(record))
+        self.invite(_contact(record), caller)
 
     def held(self, name: str) -> Signed | None:
         """The newest record of a node that holds, whether published here or learnt otherwise."""
@@ -116,20 +120,28 @@ class Dht:
 
     # What others bring
 
-    def invite(self, contact: Contact, *, proven: bool = False) -> None:
-        """Call a node when there is time: the way into the table. Not if it has no use for it, unless it is `proven` that
-        the node answers."""
-        name = contact.node_name
-        wanted = proven or self._table.wants(self.key(name), _now())
-        if self.enabled and wanted and contact.endpoints and name and len(self._waiting) < MAX_WAITING:
-            self._waiting.setdefault(name, replace(contact, endpoints=contact.endpoints[:MAX_WHERE]))
+    def invite(self, contact: Contact, seen: str, *, proven: bool = False) -> None:
+        """Call a node, which was `seen` at an IP and names these addresses itself, when there is time: the way into the
+        table. Not if it has no use for it, unless it is `proven` that the node answers."""
+        if proven or self._table.wants(self.key(contact.node_name), _now()):
+            near, loopback = bool(seen) and self._directory.near(seen), self._directory.settings.loopback
+            where = (
+                it for it in contact.endpoints if worth_a_call(it.host, it.port, seen, near=near, loopback=loopback)
+            )
+            self._call_soon(replace(contact, endpoints=tuple(where)), proven=proven)
+
+    def _call_soon(self, contact: Contact, *, proven: bool = True) -> None:
+        name, waiting = contact.node_name, self._proven if proven else self._waiting
+        if self.enabled and contact.endpoints and name and name not in self._proven and len(waiting) < MAX_WAITING:
+            self._waiting.pop(name, None)
+            waiting[name] = replace(contact, endpoints=contact.endpoints[:MAX_WHERE])
             self._visitors.ring()
 
-    def answered(self, record: Record, signed: Signed) -> None:
-        """A node answered a publication with its own record."""
+    def answered(self, record: Record, signed: Signed, where: Endpoint) -> None:
+        """A node answered a publication there, with its own record."""
         node = self._table.get(self.key(record.node_name))
         if node is None:
-            self.invite(_contact(record), proven=True)
+            self.invite(_contact(record), where.host, proven=True)
         elif _public(node):
             self.meet_relay(signed)
 
@@ -158,7 +170,7 @@ class Dht:
             directory.log.info("relay heard of", extra={"peer": record.node_name})
             servers = list(self._table)
             for node in self._rng.sample(servers, min(FANOUT, len(servers))):
-                self.invite(_contact_of(node), proven=True)
+                self._call_soon(_contact_of(node))
 
     # As one who asks
 
@@ -218,9 +230,12 @@ class Dht:
         places = dict.fromkeys([str(where), *others])
         near = self._directory.near(where.host)
         heard = Node(node.id, node.name, ",".join(list(places)[:MAX_WHERE]), near)
+        if not near and all(it.near or self._table.doubted(it.id) for it in self._table):
+            # The first beyond our LAN: there is an uplink again, so who is nearest to us there?
+            self._doubts.ring()
         doubtful = self._table.heard(heard, _now())
         if doubtful is not None:
-            self.invite(_contact_of(doubtful), proven=True)
+            self._call_soon(_contact_of(doubtful))
 
     def _failed(self, key: int) -> None:
         self._directory.counts["dht_calls", "failed"] += 1
@@ -248,11 +263,11 @@ class Dht:
     async def _call_back(self) -> None:
         while True:
             seen = self._visitors.count
-            if not self._waiting:
+            waiting = self._proven or self._waiting
+            if not waiting:
                 await self._visitors.wait(seen)
                 continue
-            name = next(iter(self._waiting))
-            await self._ping(self._waiting.pop(name))
+            await self._ping(waiting.pop(next(iter(waiting))))
 
     async def _tend(self) -> None:
         """Keeps the table alive, and brings news of relays."""
@@ -271,6 +286,7 @@ class Dht:
             if await bell.wait(woken, pause) != woken:
                 self._table.forgive()
                 alone.reset()
+                self._doubts.ring()
 
     async def _refresh(self) -> None:
         """Finds the servers nearest to this node, and some far away: what nothing else would bring."""
@@ -291,7 +307,8 @@ class Dht:
             corner = self.overlay.seek(self.overlay.corner(self._rng), [], _now(), alone=True)
             await self._run(corner, SEARCH)
             await asyncio.sleep(min(pause, MIN_REFRESH) * self._rng.uniform(0.9, 1.1))
-            await self._doubts.wait(doubts, max(0.0, pause - MIN_REFRESH))
+            if await self._doubts.wait(doubts, max(0.0, pause - MIN_REFRESH)) != doubts:
+                pause = min(pause, MIN_REFRESH)
             pause = min(2 * pause, REFRESH) if nearest else FIRST_REFRESH
 
     def _remember(self) -> None:
@@ -346,7 +363,10 @@ class Dht:
         return replace(node, where=",".join(where))
 
     def _callable(self, where: str) -> bool:
-        ip = ipaddress.ip_address(_endpoint(where).host)
+        endpoint = _endpoint(where)
+        if endpoint.port < FIRST_PORT:
+            return False
+        ip = ipaddress.ip_address(endpoint.host)
         if ip.is_loopback:
             return self._directory.settings.loopback
         return not (ip.is_unspecified or ip.is_multicast or ip.is_link_local)

@@ -96,7 +96,7 @@ class Publisher:
         answer = await self._client.put(contact, signed, timeout=TIMEOUT)
         keeper = directory.try_take(answer.own, Source.LOOKUP, contact.key, expected=contact.node_name)
         if keeper is not None:
-            self._dht.answered(keeper, answer.own)
+            self._dht.answered(keeper, answer.own, answer.where)
             if not contact.node_name and self._names.get(contact.key) != keeper.node_name:
                 self._names[contact.key] = keeper.node_name
                 directory.peers_bell.ring()

@@ -28,12 +28,16 @@ class StaticSource:
         self._directory = directory
         self._resolver = resolver
         self._backoff = Backoff(1.0, 60.0, rng)
+        self._asked: set[str] = set()
         self._resolved: dict[str, tuple[str, ...]] = {}
         self.apply()
 
     def apply(self) -> None:
         """Put what is known now into the registry and the own record."""
         settings = self._directory.settings
+        for name in self._asked.difference(_names(settings)):
+            self._resolved.pop(name, None)
+            self._directory.board.clear(_warning(name))
         self._directory.registry.configure(
             [Named(relay.node_name, relay.rank, self._ips(relay.hosts), relay.relay_port) for relay in settings.relays]
         )
@@ -44,16 +48,19 @@ class StaticSource:
 
     async def run(self) -> None:
         """Looks names up for ever."""
+        bell = self._directory.wake_bell
         while True:
-            results = await asyncio.gather(*map(self._resolve, _names(self._directory.settings)))
+            seen = bell.count
+            names = _names(self._directory.settings)
+            self._asked = set(names)
+            results = await asyncio.gather(*map(self._resolve, names))
             self.apply()
             if all(results):
                 self._backoff.reset()
-            bell = self._directory.wake_bell
-            await bell.wait(bell.count, REFRESH if all(results) else self._backoff.next())
+            await bell.wait(seen, REFRESH if all(results) else self._backoff.next())
 
     async def _resolve(self, name: str) -> bool:
-        key = f"dns {name}"
+        key = _warning(name)
         try:
             self._resolved[name] = await self._resolver.resolve(name)
         except OSError as error:
@@ -69,6 +76,10 @@ class StaticSource:
         for host in hosts:
             ips.extend((host,) if is_ip(host) else self._resolved.get(host, ()))
         return tuple(dict.fromkeys(ips))
+
+
+def _warning(name: str) -> str:
+    return f"dns {name}"
 
 
 def _names(settings: Settings) -> list[str]:
