@@ -84,7 +84,8 @@ class Opening:
         opening.client = client
         opening.traceparent = traceparent
         opening.head = head
-        opening.timeout.FromMilliseconds(round(timeout * 1000))
+        if timeout:
+            opening.timeout.FromMilliseconds(round(timeout * 1000))
         opening.watch = watch
         opening.welcome = welcome
         return self._kept.SerializeToString()
@@ -97,7 +98,8 @@ class Opening:
         self._attach.id, opening.watch = number, number != 0
         opening.client = client
         opening.traceparent = traceparent
-        opening.timeout.FromMilliseconds(round(timeout * 1000))
+        if timeout:
+            opening.timeout.FromMilliseconds(round(timeout * 1000))
         opening.datagrams.extend(datagrams)
         encoded = self._attach.SerializeToString()
         del opening.datagrams[:]
