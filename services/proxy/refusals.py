@@ -15,7 +15,7 @@ from services.proxy.core import http2, request
 
 PATIENCE = 1.0  # s for the first bytes of a request
 LINGER = 2.0  # s that an answered client has to end its side; a close with bytes unread would take the answer back
-MAX_LINGER = 1024 * 1024  # bytes that it may send until then
+MAX_LINGER = 1024 * 1024  # bytes that are read of it until then; whoever sends more has to wait, and so finds the answer
 MAX_TOLD = 1024  # clients at a time; further ones are reset
 _FIRST = 16 * 1024 + 1024  # bytes in which a request must be recognised
 
@@ -39,7 +39,8 @@ class _Told:
     head: bytearray
     timer: asyncio.TimerHandle | None = None
     greeted: bool = False  # HTTP/2: has our SETTINGS
-    left: int = 0  # bytes that may yet be thrown away; > 0: it was answered
+    answered: bool = False
+    left: int = 0  # bytes that may yet be thrown away
 
 
 class Refusals:
@@ -73,7 +74,7 @@ class Refusals:
 
     def _read(self, one: _Told) -> None:
         try:
-            data = one.client.recv(min(one.left, _FIRST) if one.left else _FIRST - len(one.head))
+            data = one.client.recv(min(one.left, _FIRST) if one.answered else _FIRST - len(one.head))
         except BlockingIOError:
             if not one.patient and not one.head:
                 self._end(one)
@@ -81,10 +82,12 @@ class Refusals:
         except OSError:
             self._end(one)
             return
-        if one.left:
+        if one.answered:
             one.left -= len(data)
-            if not data or one.left == 0:
+            if not data:
                 self._end(one)
+            elif one.left == 0:
+                self._loop.remove_reader(one.client)
             return
         one.head += data
         if not data:
@@ -137,7 +140,7 @@ class Refusals:
         except OSError:
             self._end(one)
             return
-        one.left = MAX_LINGER
+        one.answered, one.left = True, MAX_LINGER
         if one.timer is not None:
             one.timer.cancel()
         one.timer = self._loop.call_later(LINGER, self._end, one)
@@ -163,7 +166,7 @@ class Refusals:
         if one.timer is not None:
             one.timer.cancel()
         self._loop.remove_reader(one.client)
-        if one.left or one.greeted:
+        if one.answered or one.greeted:
             one.client.close()
         else:
             reset(one.client)
