@@ -121,7 +121,7 @@ async def test_who_waits_for_a_node_while_nobody_can_be_asked_has_his_time(short
     async with inside(short_path) as here:
         a = await here.tunnel("a")
         with pytest.raises(Refused, match="no address and no relay of it is known") as caught:
-            await a.tunnel.sessions.session_with("b", 1.0)
+            await a.tunnel.sessions.session_with("b", 0.5)
         assert caught.value.reason.code == NO_PATH
 
 

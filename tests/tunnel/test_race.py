@@ -64,6 +64,7 @@ async def mute(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
         )
 
 
+@pytest.mark.slow
 async def test_an_address_that_accepts_and_stays_mute_does_not_hold_up_a_new_session(
     mute: tuple[Inside, PeerInfo],
 ) -> None:
@@ -132,6 +133,7 @@ async def test_handshakes_take_turns_while_they_are_quick() -> None:
     assert most == 1
 
 
+@pytest.mark.slow
 async def test_however_many_handshakes_hang_the_next_one_has_its_turn() -> None:
     turns, began = Turns(), time.monotonic()
 

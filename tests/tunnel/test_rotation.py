@@ -3,11 +3,13 @@
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from services.tunnel import rotation
+from services.tunnel import joining, rotation
 from services.tunnel.core.lifetime import LATE
+from services.tunnel.core.link import Link, RoundTrip
 from services.tunnel.errors import LinkFailed
 from services.tunnel.pairing import Pairing
 from tests.tunnel.inside import Inner, inside
@@ -59,10 +61,20 @@ async def test_a_link_that_cannot_be_replaced_is_left_for_the_standby_in_time(
 
 
 async def test_a_link_that_was_never_measured_does_not_take_over(a: Inner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotation, "WITHIN", 0.0)  # so it is not waited for
-    pairing = to_b(a)
+    """The peer has said something on it, and answered no question."""
+    monkeypatch.setattr(rotation, "WITHIN", 0.0)  # so no answer is waited for
+    pairing, join, joined = to_b(a), joining.join, []
     old, before = pairing.session.active, set(pairing.session.links)
     assert old is not None
+
+    async def unmeasured(*args: Any) -> Link | None:
+        new = await join(*args)
+        await until(lambda: new.usable, "it is confirmed")
+        new.path_rtt = RoundTrip()
+        joined.append(new)
+        return new
+
+    monkeypatch.setattr(joining, "join", unmeasured)
     await a.tunnel.rotation._rotate_link(pairing, old)
-    assert pairing.session.active is old and not old.closing
+    assert joined and pairing.session.active is old and not old.closing
     await until(lambda: set(pairing.session.links) == before, "and is not kept beside it")
