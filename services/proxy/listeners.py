@@ -53,6 +53,7 @@ class Listeners:
         self._routes: dict[RouteKey, Route] = {}
         self._site = Site()
         self._services: dict[str, Service] = {}
+        self._left_out: dict[str, str] = {}  # why, by key
         self._traffic: Mapping[str, Traffic] = {}
         self._asked: dict[tuple[str, Port, Traffic | None], Route] = {}  # of `route`, where nobody listens
         self._retry: asyncio.TimerHandle | None = None
@@ -75,7 +76,8 @@ class Listeners:
             if key not in routes:
                 routes[key] = self._route(key, want)
         self._routes = routes
-        self._services = {one.key: one for one in plan.served(services, self._site.filter)}
+        self._left_out = {one.key: why for one in services if (why := plan.left_out(one, self._site.filter))}
+        self._services = {one.key: one for one in services if one.key not in self._left_out}
         self._traffic = traffic or {}
         for (name, port, default), route in list(self._asked.items()):
             service = self._services.get(name)
@@ -112,9 +114,9 @@ class Listeners:
         own = traffic.get(service.key, ROUND_ROBIN).at(port.number)
         return plan.want_of(service, port, own, self._site.node)
 
-    def left_out(self, service: Service) -> str:
-        """Why this proxy has nothing to do with `service`; "" when it has."""
-        return plan.left_out(service, self._site.filter)
+    def left_out(self, service: str) -> str:
+        """Why this proxy has nothing to do with that service; "" when it has, or knows none of that name."""
+        return self._left_out.get(service, "")
 
     def loops(self, network: Network, ip: str, port: int) -> bool:
         """Whether a connection to ip:port would come back here, and be sent to ip:port again."""
