@@ -119,10 +119,15 @@ class Listeners:
         return self._left_out.get(service, "")
 
     def loops(self, network: Network, ip: str, port: int) -> bool:
-        """Whether a connection to ip:port would come back here, and be sent to ip:port again."""
+        """Whether a connection to ip:port would come back here, and be sent to ip:port again. (What is intercepted, the
+        interception knows.)"""
         backend = Backend(self._site.node, ip, port)
-        spots = (Spot(network, at, port) for at in (ip, "::" if ":" in ip else "0.0.0.0"))
-        return any(spot in self._open and backend in self._open[spot].route.balancer.backends for spot in spots)
+        listeners = (self._open.get(Spot(network, at, port)) for at in (ip, "::" if ":" in ip else "0.0.0.0"))
+        return any(
+            backend in one.route.balancer.backends
+            for one in listeners
+            if one is not None and not isinstance(one, Captured)
+        )
 
     def count(self) -> int:
         """Addresses listened on now."""
