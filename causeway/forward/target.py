@@ -88,7 +88,8 @@ def parse_local(text: str) -> tuple[str, int]:
 
 
 def backends(service: Service, port: str, *, udp: bool) -> list[Backend]:
-    """Those of the service's port that are ready, on known nodes. Raises CommandError when it has no such port."""
+    """Those of the service's port that are ready, on known nodes; where there is none, those that go away but answer
+    still. Raises CommandError when it has no such port."""
     from protos import discovery_pb2
 
     protocol = discovery_pb2.PROTOCOL_UDP if udp else discovery_pb2.PROTOCOL_TCP
@@ -98,13 +99,14 @@ def backends(service: Service, port: str, *, udp: bool) -> list[Backend]:
         have = ", ".join(f"{one.port}{f' ({one.name})' if one.name else ''}" for one in ports) or "none"
         kind = "UDP" if udp else "TCP"
         raise CommandError(f"{service.namespace}/{service.name} has no {kind} port {port}; it has {have}", code=USAGE)
-    return [
-        Backend(endpoint.node_name.lower(), endpoint.addresses[0], own.port)
+    found = [
+        (endpoint.ready, Backend(endpoint.node_name.lower(), endpoint.addresses[0], own.port))
         for endpoint in service.endpoints
-        if endpoint.ready and endpoint.node_name and endpoint.addresses
+        if (endpoint.ready or endpoint.leaving) and endpoint.node_name and endpoint.addresses
         for own in endpoint.ports
         if own.name == chosen.name and own.protocol == protocol
     ]
+    return [backend for ready, backend in found if ready] or [backend for _, backend in found]
 
 
 class Turns:

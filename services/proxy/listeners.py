@@ -54,6 +54,7 @@ class Listeners:
         self._routes: dict[RouteKey, Route] = {}
         self._site = Site()
         self._services: dict[str, Service] = {}
+        self._left_out: dict[str, str] = {}  # why, by key
         self._traffic: Mapping[str, Traffic] = {}
         self._asked: dict[tuple[str, Port, Traffic | None], Route] = {}  # of `route`, where nobody listens
         self._retry: asyncio.TimerHandle | None = None
@@ -76,7 +77,8 @@ class Listeners:
             if key not in routes:
                 routes[key] = self._route(key, want)
         self._routes = routes
-        self._services = {one.key: one for one in plan.served(services, self._site.filter)}
+        self._left_out = {one.key: why for one in services if (why := plan.left_out(one, self._site.filter))}
+        self._services = {one.key: one for one in services if one.key not in self._left_out}
         self._traffic = traffic or {}
         for (name, port, default), route in list(self._asked.items()):
             service = self._services.get(name)
@@ -113,15 +115,20 @@ class Listeners:
         own = traffic.get(service.key, ROUND_ROBIN).at(port.number)
         return plan.want_of(service, port, own, self._site.node)
 
-    def left_out(self, service: Service) -> str:
-        """Why this proxy has nothing to do with `service`; "" when it has."""
-        return plan.left_out(service, self._site.filter)
+    def left_out(self, service: str) -> str:
+        """Why this proxy has nothing to do with that service; "" when it has, or knows none of that name."""
+        return self._left_out.get(service, "")
 
     def loops(self, network: Network, ip: str, port: int) -> bool:
-        """Whether a connection to ip:port would come back here, and be sent to ip:port again."""
+        """Whether a connection to ip:port would come back here, and be sent to ip:port again. (What is intercepted, the
+        interception knows.)"""
         backend = Backend(self._site.node, ip, port)
-        spots = (Spot(network, at, port) for at in (ip, "::" if ":" in ip else "0.0.0.0"))
-        return any(spot in self._open and backend in self._open[spot].route.balancer.backends for spot in spots)
+        listeners = (self._open.get(Spot(network, at, port)) for at in (ip, "::" if ":" in ip else "0.0.0.0"))
+        return any(
+            backend in one.route.balancer.backends
+            for one in listeners
+            if one is not None and not isinstance(one, Captured)
+        )
 
     def count(self) -> int:
         """Addresses listened on now."""

@@ -58,7 +58,7 @@ class Names:
             raise NoRoute(errors.UNKNOWN, "expected a port from 1 to 65535")
         if isinstance(found, NodeTarget):
             return self._to_node(found, port, network)
-        why = self._listeners.left_out(self._services[found.key])
+        why = self._listeners.left_out(found.key)
         if why:
             raise NoRoute(errors.NO_ENDPOINT, f"the service {found.key} is {why}")
         if isinstance(found, EndpointName):

@@ -71,6 +71,10 @@ def test_backends_of_a_port_by_number_and_name() -> None:
     for port in ("80", "http"):
         assert [one.address for one in target.backends(web(), port, udp=False)] == ["10.0.0.1:8080", "[fd00::4]:8080"]
     assert target.backends(web(), "53", udp=True) == []
+    ending = web()
+    for one in ending.endpoints:
+        one.ready, one.leaving = False, not one.ready
+    assert [one.address for one in target.backends(ending, "80", udp=False)] == ["10.0.0.2:8080"], "better than none"
     with pytest.raises(CommandError, match=r"default/web has no UDP port 80; it has 53 \(dns\)"):
         target.backends(web(), "80", udp=True)
 

@@ -15,9 +15,11 @@ import websockets
 
 from services.proxy.core.gateway.model import Destination
 from services.proxy.core.health import EJECT_AFTER
+from services.proxy.core.plan import FILTER_LABEL
 from services.proxy.gateway import front, http1
 from tests.proxy.conftest import until
 from tests.proxy.ingress import Ingress, gateway, route, routes, server, to
+from tests.proxy.neighbours import service
 
 pytestmark = pytest.mark.slow  # curl in most of them
 
@@ -274,6 +276,15 @@ async def test_direct_responses_and_routes_that_cannot_be_served(ingress: Ingres
     assert warning.startswith(
         "VirtualService default/r, spec.http[2] is not served: spec.http[2].route[0].destination."
     )
+
+
+async def test_a_service_that_is_left_out_is_said_to_be(ingress: Ingress) -> None:
+    one = service("theirs", "", ("n", "127.0.0.1", 1))
+    one.labels[FILTER_LABEL] = "other"
+    ingress.node.discovery.put(one)
+    await ingress.set(gateway(server(8080)), routes(route("theirs")), problems=1)
+    (warning,) = ingress.node.status().warnings
+    assert warning.startswith("VirtualService default/r: Service default/theirs is left out: it has the label")
 
 
 async def test_changes_are_served_on_connections_that_stay(ingress: Ingress) -> None:

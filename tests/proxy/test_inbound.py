@@ -54,6 +54,20 @@ async def test_an_endpoint_of_this_node_is_dialled(node: Node, ip: str) -> None:
     backend.close()
 
 
+async def test_a_pod_is_dialled_by_its_name(node: Node, ip: str, loopback_ip: LoopbackIp) -> None:
+    backend = socket.create_server((loopback_ip(), 0))
+    address, port = backend.getsockname()
+    own = service("db", "", ("n", address, port))
+    own.endpoints[0].pod = "db-0"
+    node.discovery.put(own)
+    await until(lambda: node.proxy is not None and node.proxy._policy.judge("tcp", f"db-0:{port}", "a").allowed)
+    answer, sock = await node.tunnel.offer(f"db-0:{port}")
+    assert isinstance(answer, tunnel_pb2.Accept) and sock is not None
+    assert answer.service == "default/db" and sock.getpeername() == (address, port)
+    sock.close()
+    backend.close()
+
+
 async def test_a_datagram_endpoint_is_dialled(node: Node, ip: str) -> None:
     backend = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     backend.bind((ip, 5454))

@@ -170,6 +170,7 @@ async def test_an_endpoint_that_is_its_service_again_is_not_dialled(node: Node, 
     await node.listening(f"{ip}:80", f"0.0.0.0:{port}", f"[::]:{port}")
     for address, number in ((ip, 80), ("127.0.0.1", port)):
         client = await connected(address, number)
+        await asyncio.get_running_loop().sock_sendall(client, b"\0")  # no HTTP: no answer is due
         with pytest.raises(ConnectionResetError):
             async with asyncio.timeout(20):
                 await asyncio.get_running_loop().sock_recv(client, 1)

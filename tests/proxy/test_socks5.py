@@ -552,6 +552,7 @@ async def test_idle_flows_end(client: Any) -> None:
     far.close()
 
 
+@pytest.mark.slow  # the shortest time is a second
 async def test_the_configured_time_ends_flows_of_associations_too(client: Any) -> None:
     node = client.node
     client.send("b", 53, b"one")

@@ -128,7 +128,9 @@ ROUND_ROBIN = Traffic()
 
 def parse(service: Service, default: Traffic) -> Traffic:
     """What `service` asks for. Raises TrafficError with one line for its author."""
-    policy = json.loads(service.traffic_policy or "{}")
+    if not service.traffic_policy:
+        return _asked(service, default, {})
+    policy = json.loads(service.traffic_policy)
     # "Traffic settings specified at the destination-level will not be inherited when overridden by port-level settings"
     # (DestinationRule reference).
     ports = tuple((number, _asked(service, default, settings)) for number, settings in _port_levels(policy))

@@ -84,7 +84,7 @@ class Gateway:
         found = [f"{label} is not served: {why}" for label, why in table.problems.items()]
         found += [f"{label}: {', '.join(fields)} has no effect" for label, fields in table.idle.items()]
         found += [
-            f"{label}: there is no Service port {destination}"
+            f"{label}: {self._lack(destination)}"
             for destination, label in table.destinations.items()
             if self._listeners.applied and self._resolve(destination) is None
         ]
@@ -158,6 +158,11 @@ class Gateway:
 
     def _resolve(self, destination: Destination) -> Route | None:
         return self._listeners.route(destination.service, destination.port, default=self._settings.traffic)
+
+    def _lack(self, destination: Destination) -> str:
+        """Why nothing can be sent there."""
+        why = self._listeners.left_out(destination.service)
+        return f"Service {destination.service} is {why}" if why else f"there is no Service port {destination}"
 
     def _ready(self, entry: Entry) -> int:
         """Endpoints behind a port."""
