@@ -38,6 +38,7 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         self.read_ahead = 0  # bytes to have read of a client that is refused
         self.listeners = 0  # calls of Listen since the start
         self._deaf = False
+        self.status = tunnel_pb2.GetStatusResponse()
 
     async def start(self) -> None:
         for name in ("tunnel.sock", "tunnel.attach"):
@@ -101,6 +102,9 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         """Makes these offers only, and waits for no answer."""
         self._offers = offers
         self._news.set()
+
+    async def GetStatus(self, request: Any, context: Any) -> tunnel_pb2.GetStatusResponse:
+        return self.status
 
     async def Listen(self, request: Any, context: Any) -> AsyncIterator[tunnel_pb2.ListenResponse]:
         """Each listener gets every offer that is not answered: the one before may have died with it."""
