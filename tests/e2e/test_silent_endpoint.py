@@ -71,21 +71,21 @@ class Backends:
         return sum(count > 1 for count in Counter(self._served.read_text().split()).values())
 
     def publish(self, mesh: Mesh) -> None:
-        """The service, at a's address for both nodes: only a's clients use it."""
-        slices = []
-        for port, node in self._places.items():
-            head, one = service(
-                "three",
-                cluster_ip=mesh.cluster_ips[0],
-                port=PORT,
-                node=node.name,
-                address=node.place.address,
-                target_port=port,
-            )
-            one["metadata"]["name"] = f"three-{port}"
-            slices.append(one)
-        for node in (mesh.a, mesh.b):
-            node.publish([head, *slices])
+        """The service: two nodes on one machine cannot both listen on one address."""
+        for node, cluster_ip in zip((mesh.a, mesh.b), mesh.cluster_ips, strict=True):
+            documents = []
+            for port, home in self._places.items():
+                head, one = service(
+                    "three",
+                    cluster_ip=cluster_ip,
+                    port=PORT,
+                    node=home.name,
+                    address=home.place.address,
+                    target_port=port,
+                )
+                one["metadata"]["name"] = f"three-{port}"
+                documents.append(one)
+            node.publish([head, *documents])
 
     async def __aenter__(self) -> "Backends":
         for port in self._places:

@@ -317,8 +317,13 @@ def service(
     name_of_port: str = "x",
     policy: dict[str, Any] | None = None,
     annotations: dict[str, str] | None = None,
+    connect: str = "",
 ) -> discovery_pb2.Service:
-    """A service with one port; `endpoints` are (node, ip, port). `policy`: the loadBalancer of its DestinationRule."""
+    """A service with one port; `endpoints` are (node, ip, port). Of its DestinationRule, `policy`: the loadBalancer,
+    `connect`: the connectTimeout."""
+    traffic = {"loadBalancer": policy} if policy else {}
+    if connect:
+        traffic["connectionPool"] = {"tcp": {"connectTimeout": connect}}
     protocol = discovery_pb2.PROTOCOL_UDP if udp else discovery_pb2.PROTOCOL_TCP
     return discovery_pb2.Service(
         namespace="default",
@@ -334,6 +339,6 @@ def service(
             )
             for node, ip, number in endpoints
         ],
-        traffic_policy=json.dumps({"loadBalancer": policy}) if policy else "",
+        traffic_policy=json.dumps(traffic) if traffic else "",
         annotations=annotations,
     )
