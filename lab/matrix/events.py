@@ -203,7 +203,7 @@ class Upgrade(DirectLost):
     async def restore(self) -> None:
         """It is."""
 
-    async def _moved(self, kinds: Sequence["pb.PathKind.ValueType"]) -> None:
+    async def _moved(self, kinds: Sequence[pb.PathKind.ValueType]) -> None:
         """Waits until both ends use a path of one of these kinds. Raises NodeError."""
         deadline = time.monotonic() + PATIENCE
         while True:

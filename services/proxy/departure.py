@@ -5,6 +5,7 @@ service has several backends the client is kept until one has accepted it (`Outb
 it has one the tunnel gives back whom it refuses (`Outbound.give_back`), which costs those it accepts nothing.
 """
 
+import asyncio
 import random
 import socket
 import time
@@ -28,7 +29,7 @@ from services.proxy.head import Heads
 from services.proxy.manners import Manners
 from services.proxy.outcomes import Outcomes
 from services.proxy.peers import Outcome
-from services.proxy.pump import DatagramPump, StreamPump
+from services.proxy.pump import DatagramPump, Meter, StreamPump
 from services.proxy.refusals import Refusals
 from services.proxy.route import Route, Use
 from services.runtime import descriptors, telemetry
@@ -46,6 +47,7 @@ class _Leaving:
     client: socket.socket
     address: tuple[str, int]
     route: Route
+    came: float  # loop time
     head: bytes = b""  # read from the client, taken by nobody
     datagrams: Sequence[bytes] = ()
     key: str = ""  # of its request, where the policy asks for one
@@ -65,6 +67,7 @@ class Departure:
         self._dialer = dialer
         self._counters = counters
         self._log = log
+        self._loop = asyncio.get_running_loop()
         self._heads = Heads()
         self._refusals = Refusals()
         self._seldom = Seldom(TELL_EVERY, TELL_MOST)
@@ -100,7 +103,7 @@ class Departure:
         was read of it before, and `manners` says what it is to be told."""
         self._counters.accepted[route.service] += 1
         route.budget.client()
-        leaving = _Leaving(client, address, route, head, datagrams, manners=manners)
+        leaving = _Leaving(client, address, route, self._loop.time(), head, datagrams, manners=manners)
         if route.balancer.traffic.asks and route.network == "tcp" and len(route) > 1 and manners is None:
             self._heads.read(client, head, partial(self._headed, leaving))
         else:
@@ -139,7 +142,7 @@ class Departure:
         """Back from its only attempt; None: the tunnel could not but reset it."""
         route = self._routes.get(outcome.number)
         if client is not None and route is not None:
-            self._refuse(_Leaving(client, ("", 0), route, outcome.head), outcome.reason, outcome.why)
+            self._refuse(_Leaving(client, ("", 0), route, self._loop.time(), outcome.head), outcome.reason, outcome.why)
         elif client is not None:
             reset(client)  # of a service that is gone
         elif route is not None:
@@ -271,20 +274,21 @@ class Departure:
             return
         self._counters.dialled[route.service] += 1
         leaving.client.setblocking(False)
+        meter, ended = Meter(self._counters.local[route.service], leaving.came), partial(self._pumped, use)
         if route.network == "tcp":
             self._settled(leaving)
             self._outcomes.worked(use)
             welcome = leaving.manners.welcome if leaving.manners is not None else b""
-            self._pumps.add(StreamPump(leaving.client, sock, partial(self._pumped, use), leaving.head, welcome))
+            self._pumps.add(StreamPump(leaving.client, sock, ended, meter, leaving.head, welcome))
             return
         for datagram in leaving.datagrams:
             try:
-                sock.send(datagram)
+                meter.count(0, sock.send(datagram), leaving.came)
             except OSError:
                 break
         self._outcomes.expect(use)
-        ended, refused = partial(self._pumped, use), partial(self._outcomes.failed, use, errors.CONNECTION_REFUSED)
-        self._pumps.add(DatagramPump(leaving.client, sock, ended, lambda: self._udp_idle, refused))
+        refused = partial(self._outcomes.failed, use, errors.CONNECTION_REFUSED)
+        self._pumps.add(DatagramPump(leaving.client, sock, ended, meter, lambda: self._udp_idle, refused))
 
     def _failed(self, leaving: _Leaving, reason: str, why: str) -> None:
         """Nobody has taken a byte of the client's: on to the next backend, if there is one."""

@@ -1,12 +1,16 @@
 """The proxy's counters in Prometheus' format, read when somebody asks. Imported only where metrics are served."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import REGISTRY, Collector
 
-from services.proxy.counters import Counters
+from services.proxy.counters import FIRST_BYTE, Counters, Local
+
+LOCAL = "local"
+"""The path of what stays on this node, among those of causeway_tunnel_bytes_total."""
 
 
 class ProxyCollector(Collector):
@@ -31,6 +35,7 @@ class ProxyCollector(Collector):
         for (service, reason), count in counters.refused_local.copy().items():
             refused.add_metric(["outbound", service, reason], count)
         yield refused
+        yield from _local(counters.local.copy())
         dropped = CounterMetricFamily(
             "causeway_proxy_datagrams_dropped", "First datagrams of flows that were dropped.", labels=["reason"]
         )
@@ -60,6 +65,28 @@ def _by_service(name: str, text: str, counts: Counter[str]) -> Metric:
     for service, count in counts.copy().items():
         family.add_metric([service], count)
     return family
+
+
+def _local(carried: Mapping[str, Local]) -> Iterator[Metric]:
+    """As the tunnel has them for the other paths."""
+    size = CounterMetricFamily(
+        "causeway_proxy_bytes",
+        "Bytes that connections within the node carried.",
+        labels=["direction", "service", "path"],
+    )
+    first = HistogramMetricFamily(
+        "causeway_proxy_first_byte_seconds",
+        "From when a client came until the first byte or datagram of a backend on its node did.",
+        labels=["service", "path"],
+    )
+    for service, one in carried.items():
+        for direction, count in zip(("out", "in"), one.bytes, strict=True):
+            size.add_metric([direction, service, LOCAL], count)
+        sums = list(accumulate(one.first))
+        bounds = [*map(str, FIRST_BYTE), "+Inf"]
+        first.add_metric([service, LOCAL], list(zip(bounds, sums, strict=True)), one.waited)
+    yield size
+    yield first
 
 
 def register(counters: Counters, listeners: Callable[[], int], waiting: Callable[[], int]) -> Callable[[], None]:

@@ -11,8 +11,8 @@ from services.proxy.counters import Counters
 from services.proxy.peers import Outcome
 from services.proxy.route import Use
 
-MAX_WATCHED = 65_536  # connections and flows of which the tunnel is to tell how they end
 RELAYED = 30.0  # s for which a node is taken to be reached through a relay: a path is soon upgraded, if it can be
+MAX_WATCHED = 65_536  # connections and flows of which the tunnel is to tell how they end; then no more flows
 REMEMBER = 600.0  # s for which the round trip to a node with which there is no session any more counts, at most
 
 
@@ -30,7 +30,7 @@ class Outcomes:
 
     @property
     def full(self) -> bool:
-        """No more can be watched."""
+        """No more flows can be watched; of connections the tunnel has no more than it has descriptors."""
         return len(self._watched) >= MAX_WATCHED
 
     def watch(self, number: int, use: Use) -> None:

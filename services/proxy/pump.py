@@ -9,12 +9,30 @@ import socket
 from collections.abc import Callable
 
 from services.proxy.attach import reset
+from services.proxy.counters import Local
 
 SCRATCH = 256 * 1024  # bytes a read at most; larger ones gain nothing over loopback
 GONE_AFTER = 16  # datagrams in a row for which the client's port was closed until its flow ends, as the tunnel's
 _BURST = 16  # datagrams or reads a turn, so that one busy pair leaves room for the others
 
 _scratch = memoryview(bytearray(SCRATCH))
+
+
+class Meter:
+    """Counts what one pump carries, for all of its service."""
+
+    def __init__(self, local: Local, came: float) -> None:
+        """`came`: loop time at which the client did."""
+        self._bytes = local.bytes
+        self._local: Local | None = local
+        self._came = came
+
+    def count(self, side: int, size: int, now: float) -> None:
+        """So much was read from a side: 0 the client, 1 the backend."""
+        self._bytes[side] += size
+        if side and self._local is not None:
+            self._local.first_byte(now - self._came)
+            self._local = None
 
 
 class StreamPump:
@@ -25,14 +43,17 @@ class StreamPump:
         one: socket.socket,
         two: socket.socket,
         ended: Callable[["StreamPump"], None],
+        meter: Meter,
         head: bytes = b"",
         welcome: bytes = b"",
     ) -> None:
-        """Owns two connected non-blocking sockets from now on. `ended` is called once, when both are closed. `head` was
-        read from `one` before; `welcome` is what `one` is told before any byte of `two`."""
+        """Owns two connected non-blocking sockets from now on: the client's and the backend's. `ended` is called once, when
+        both are closed. `head` was read from `one` before; `welcome` is what `one` is told before any byte of `two`."""
         self._loop = asyncio.get_running_loop()
         self._socks = (one, two)
         self._ended = ended
+        self._meter = meter
+        meter.count(0, len(head), self._loop.time())
         self._left: list[bytes] = [head, welcome]  # for the other of socks[i], and not yet taken by it
         self._done = [False, False]  # direction i has seen its end of data, and passed it on
         self._closed = False
@@ -56,6 +77,7 @@ class StreamPump:
                 self._loop.remove_reader(source)
                 self._finish(side)
                 return
+            self._meter.count(side, size, self._loop.time())
             try:
                 sent = sink.send(_scratch[:size])
             except BlockingIOError:
@@ -127,6 +149,7 @@ class DatagramPump:
         one: socket.socket,
         two: socket.socket,
         ended: Callable[["DatagramPump"], None],
+        meter: Meter,
         idle: Callable[[], float],
         refused: Callable[[str], None] = lambda why: None,
     ) -> None:
@@ -136,6 +159,7 @@ class DatagramPump:
         self._loop = asyncio.get_running_loop()
         self._socks = (one, two)
         self._ended = ended
+        self._meter = meter
         self._closed = False
         self._refusals = [0, 0]  # since the last datagram of that side
         self._answered = False  # the backend has sent something
@@ -153,6 +177,7 @@ class DatagramPump:
             failing = side
             try:
                 size = source.recv_into(_scratch)
+                self._meter.count(side, size, self._last)
                 self._refusals[side] = 0
                 self._answered = self._answered or side == 1
                 failing = 1 - side

@@ -15,7 +15,9 @@ from services.proxy.core import http2, request
 
 PATIENCE = 1.0  # s for the first bytes of a request
 LINGER = 2.0  # s that an answered client has to end its side; a close with bytes unread would take the answer back
-MAX_LINGER = 1024 * 1024  # bytes that are read of it until then; whoever sends more has to wait, and so finds the answer
+MAX_LINGER = (
+    1024 * 1024
+)  # bytes that are read of it until then; whoever sends more has to wait, and so finds the answer
 MAX_TOLD = 1024  # clients at a time; further ones are reset
 _FIRST = 16 * 1024 + 1024  # bytes in which a request must be recognised
 

@@ -175,7 +175,8 @@ class Streams:
     def _give_up(self, io: StreamIO | FlowIO, now: float) -> None:
         pairing = io.pairing
         active = pairing.session.active
-        if active is not None and active.suspect_since is None and not io.stream.datagram:
+        patient = not io.stream.datagram or now - io.began < OPEN_TIMEOUT
+        if active is not None and active.suspect_since is None and patient:
             # The exit is dialling; its proxy has its own limit. But a node may also fall silent meanwhile.
             self._opening[io] = now + LOOK_AGAIN
             return

@@ -39,6 +39,7 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         self.read_ahead = 0  # bytes to have read of a client that is refused
         self.listeners = 0  # calls of Listen since the start
         self._deaf = False
+        self.status = tunnel_pb2.GetStatusResponse()
 
     async def start(self) -> None:
         for name in ("tunnel.sock", "tunnel.attach"):
@@ -102,6 +103,9 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         """Makes these offers only, and waits for no answer."""
         self._offers = offers
         self._news.set()
+
+    async def GetStatus(self, request: Any, context: Any) -> tunnel_pb2.GetStatusResponse:
+        return self.status
 
     async def Listen(self, request: Any, context: Any) -> AsyncIterator[tunnel_pb2.ListenResponse]:
         """Each listener gets every offer that is not answered: the one before may have died with it."""
@@ -316,8 +320,13 @@ def service(
     name_of_port: str = "x",
     policy: dict[str, Any] | None = None,
     annotations: dict[str, str] | None = None,
+    connect: str = "",
 ) -> discovery_pb2.Service:
-    """A service with one port; `endpoints` are (node, ip, port). `policy`: the loadBalancer of its DestinationRule."""
+    """A service with one port; `endpoints` are (node, ip, port). Of its DestinationRule, `policy`: the loadBalancer,
+    `connect`: the connectTimeout."""
+    traffic = {"loadBalancer": policy} if policy else {}
+    if connect:
+        traffic["connectionPool"] = {"tcp": {"connectTimeout": connect}}
     protocol = discovery_pb2.PROTOCOL_UDP if udp else discovery_pb2.PROTOCOL_TCP
     return discovery_pb2.Service(
         namespace="default",
@@ -333,6 +342,6 @@ def service(
             )
             for node, ip, number in endpoints
         ],
-        traffic_policy=json.dumps({"loadBalancer": policy}) if policy else "",
+        traffic_policy=json.dumps(traffic) if traffic else "",
         annotations=annotations,
     )

@@ -10,8 +10,9 @@ from lab.network import Network
 from lab.wire import Shape
 from services.proxy import keepalive
 from services.proxy.core.catalog import Spot
+from services.proxy.counters import Local
 from services.proxy.dialer import Dialer
-from services.proxy.pump import StreamPump
+from services.proxy.pump import Meter, StreamPump
 from services.proxy.tcp import TcpListener
 from tests.e2e.conftest import require_simulation
 
@@ -75,7 +76,7 @@ async def test_who_vanished_is_noticed(vanishes: str, monkeypatch: pytest.Monkey
         for sock in (ours, kept):
             sock.setblocking(False)
         ended = asyncio.Event()
-        pump = StreamPump(near, ours, lambda _: ended.set())
+        pump = StreamPump(near, ours, lambda _: ended.set(), Meter(Local(), 0.0))
         try:
             await loop.sock_sendall(far, b"there")
             assert await asyncio.wait_for(loop.sock_recv(kept, 100), PATIENCE) == b"there"

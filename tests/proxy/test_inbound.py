@@ -2,14 +2,17 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 import yaml
 
 from protos import tunnel_pb2
+from services.proxy.core.patience import ATTEMPT, CONNECT
 from tests.proxy.conftest import Node, until
 from tests.proxy.neighbours import UDP, service
+from tests.proxy.silent import Silent
 
 LoopbackIp = Callable[[], str]
 
@@ -140,19 +143,13 @@ async def test_a_backend_that_is_down(node: Node, ip: str) -> None:
 
 
 @pytest.mark.slow
-async def test_one_dead_backend_blocks_nobody(node: Node, ip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_dead_backend_blocks_nobody(node: Node, ip: str) -> None:
     """FAILURES 32: a full backlog swallows connects; others are dialled meanwhile, and the dead one is given up in the end."""
+    node.discovery.put(service("web", "", ("n", ip, 8080), ready=False, connect="2s"))
     assert node.proxy is not None
-    node.proxy._dialer._timeout = 3.0
-    dead = socket.socket()
-    dead.bind((ip, 8080))
-    dead.listen(0)
-    fillers = []
-    for _ in range(4):
-        filler = socket.socket()
-        filler.setblocking(False)
-        filler.connect_ex((ip, 8080))
-        fillers.append(filler)
+    inbound = node.proxy._inbound
+    await until(lambda: inbound.patience["default/web"] == 2.0, "that is known")
+    dead = Silent(ip, 8080)
     backend = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     backend.bind((ip, 5454))
     waiting = [asyncio.create_task(node.tunnel.offer(f"{ip}:8080")) for _ in range(5)]
@@ -167,8 +164,26 @@ async def test_one_dead_backend_blocks_nobody(node: Node, ip: str, monkeypatch: 
         assert refusal.reason == tunnel_pb2.REFUSAL_REASON_UNREACHABLE
         assert "no answer" in refusal.message
     assert not node.proxy._dialer._pending
-    for sock in (dead, backend, *fillers):
-        sock.close()
+    dead.close()
+    backend.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("others", "connect", "seconds"), [(1, "", ATTEMPT), (0, "800ms", 0.8), (1, "100ms", 0.1)])
+async def test_other_nodes_wait_for_a_silent_endpoint_as_long_as_makes_sense(
+    node: Node, ip: str, others: int, connect: str, seconds: float
+) -> None:
+    """Shorter where they have another one to ask, and no longer than its DestinationRule says."""
+    endpoints = [("n", ip, 8090), *[("b", "10.0.0.1", 80)] * others]
+    node.discovery.put(service("several", "", *endpoints, connect=connect))
+    assert node.proxy is not None
+    inbound = node.proxy._inbound
+    await until(lambda: inbound.patience.get("default/several") == seconds, "the service is known")
+    silent, begun = Silent(ip, 8090), time.monotonic()
+    refusal, _ = await node.tunnel.offer(f"{ip}:8090")
+    assert refusal.reason == tunnel_pb2.REFUSAL_REASON_UNREACHABLE
+    assert seconds - 0.01 < time.monotonic() - begun < CONNECT
+    silent.close()
 
 
 async def test_names_are_resolved_when_allowed(node: Node, ip: str) -> None:

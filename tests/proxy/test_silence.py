@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import socket
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from services.proxy.core.patience import ATTEMPT, CONNECT
 from tests.load import Load
 from tests.proxy.conftest import Node, until
 from tests.proxy.neighbours import service
+from tests.proxy.silent import Silent
 from tests.proxy.test_endpoints import ask
 from tests.proxy.test_tcp import connect, receive
 
@@ -28,31 +28,14 @@ PORTS = (8081, 8082, 8083)
 LEAST: dict[str, Any] = {"simple": "LEAST_REQUEST"}
 
 
-class Silent:
-    """A port of which the kernel drops every SYN, since its queue of connections is full: nobody answers, nobody refuses."""
-
-    def __init__(self, ip: str, port: int) -> None:
-        self._listening = socket.socket()
-        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listening.bind((ip, port))
-        self._listening.listen(0)
-        self._queued = [socket.socket() for _ in range(4)]
-        for one in self._queued:
-            one.setblocking(False)
-            one.connect_ex((ip, port))
-        assert self._queued[-1].connect_ex((ip, port)) == errno.EALREADY, "no room"
-
-    def close(self) -> None:
-        for one in (self._listening, *self._queued):
-            one.close()
-
-
 class Servers:
-    """Answer each connection with their port; may hold their connections open."""
+    """Answer each connection with their port."""
 
     def __init__(self, ip: str) -> None:
         self._ip = ip
         self._servers: dict[int, asyncio.Server] = {}
+        self.holding = False
+        """A connection lasts as long as its client wants."""
 
     async def start(self, *ports: int) -> None:
         for port in ports:
@@ -71,13 +54,9 @@ class Servers:
         with contextlib.suppress(ConnectionError):
             if await reader.read(100):
                 writer.write(str(port).encode())
-                if port in HOLDING:
+                if self.holding:
                     await reader.read()
         writer.close()
-
-
-HOLDING: set[int] = set()
-"""Ports at which a connection lasts as long as its client wants."""
 
 
 @pytest.fixture
@@ -162,11 +141,9 @@ async def test_with_nobody_else_a_client_has_patience(node: Node, ip: str, serve
 # ── counting ──
 
 
-async def test_a_burst_is_even_over_those_with_the_fewest_connections(
-    node: Node, ip: str, servers: Servers, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_burst_is_even_over_those_with_the_fewest_connections(node: Node, ip: str, servers: Servers) -> None:
     """Clients who are on their way count: what is counted at the first answer only sends a whole burst to one."""
-    monkeypatch.setattr("tests.proxy.test_silence.HOLDING", set(PORTS))
+    servers.holding = True
     await servers.start(*PORTS)
     await serve(node, ip, LEAST)
     clients = [await hold(ip) for _ in range(6)]
