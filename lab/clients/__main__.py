@@ -20,7 +20,8 @@ END = 60.0  # seconds for everything to end after a signal
 
 HELP = """
 Puts well-known clients and servers at the two ends of a mesh with real NATs between them, over a punched and over a relayed
-path, and tells how they fared. In simulated networks on this machine, without root.
+path, and tells how they fared. In simulated networks on this machine, without root. What is not installed is skipped; with
+NATLAB_REQUIRED=1 it has failed.
 """
 
 EXAMPLES = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 
 from rich.console import Console
@@ -21,6 +22,12 @@ class Result:
     """ok, failed, skipped."""
     figure: str
     """Of a success; of anything else the reason."""
+
+
+def absent(client: str, path: str, missing: list[str]) -> Result:
+    """A client whose programs are not all installed is skipped; with NATLAB_REQUIRED=1, where nothing may be, it failed."""
+    result = "failed" if os.environ.get("NATLAB_REQUIRED") == "1" else "skipped"
+    return Result(client, "all", path, result, f"not installed: {', '.join(missing)}")
 
 
 @dataclass(slots=True)

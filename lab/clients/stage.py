@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from lab.clients.case import Case, ClientError, Machine, Row, Use
-from lab.clients.results import Result
+from lab.clients.results import Result, absent
 from lab.manifest import Document
 from lab.mesh import Mesh
 from lab.nat import Kind, Nat
@@ -91,7 +91,7 @@ class Stage:
             tell(row.check, "failed" if row.error else "ok", row.error or row.figure)
 
         if missing := case.missing():
-            tell("all", "skipped", f"not installed: {', '.join(missing)}")
+            self._report(absent(case.name, self._path, missing))
         elif case in self._failed:
             tell("all", "failed", self._failed[case])
         else:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
+from typing import NoReturn
 
 import pytest
 
@@ -66,8 +67,14 @@ def require_simulation() -> None:
     """Skips where networks cannot be simulated; fails instead with NATLAB_REQUIRED=1."""
     why = probe()
     if why is not None:
-        refuse = pytest.fail if os.environ.get("NATLAB_REQUIRED") == "1" else pytest.skip
         refuse(f"{available() or 'run the tests under `python -m lab.rootless`'}: {why}")
+
+
+def refuse(why: str) -> NoReturn:
+    """Skips what needs something that is not here; fails instead with NATLAB_REQUIRED=1."""
+    if os.environ.get("NATLAB_REQUIRED") == "1":
+        pytest.fail(why)
+    pytest.skip(why)
 
 
 def print_logs(mesh: Mesh) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lab.clients.cases import CASES
-from lab.clients.results import Result, Results
+from lab.clients.results import Result, Results, absent
 from lab.clients.stage import PATHS, Stage
 from tests.e2e.conftest import print_logs, require_simulation
 
@@ -33,7 +33,7 @@ async def test_real_clients_are_served(path: str, short_path: Path) -> None:
     finally:
         await stage.close()
     tried = {it.client for it in results.rows if it.result == "ok"}
-    assert "gRPC" in tried, "it comes with the tests; what is not installed is skipped"
+    assert "gRPC" in tried, "it comes with the tests; what is not installed is skipped, or has failed"
     assert tried | {it.client for it in results.rows if it.result == "skipped"} == {it.name for it in cases}
 
 
@@ -42,3 +42,15 @@ def test_a_failure_is_told() -> None:
     assert Results({}, [fine]).ok
     assert not Results({}, [fine, broken]).ok
     assert not Results({}, []).ok
+
+
+@pytest.mark.parametrize(("required", "result"), [("", "skipped"), ("1", "failed")])
+def test_what_is_not_installed_has_failed_where_it_is_required(
+    required: str, result: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATLAB_REQUIRED", required)
+    assert absent("Redis", "direct", ["redis-server"]) == Result(
+        "Redis", "all", "direct", result, "not installed: redis-server"
+    )
+    fine = Result("x", "a", "direct", "ok", "1/s")
+    assert Results({}, [fine, absent("Redis", "direct", ["redis-server"])]).ok is not bool(required)

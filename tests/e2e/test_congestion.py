@@ -49,6 +49,12 @@ async def test_bulk_over_a_narrow_link_is_hardly_sent_twice(narrow_mesh: Mesh) -
             await writer.drain()
         writer.close()
 
+    async def path() -> tuple[str, int]:
+        """The relay in use at b, which sends, and how often it changed."""
+        (session,) = (it for it in (await mesh.b.tunnel()).sessions if it.peer == "a")
+        return next(it.relay for it in session.links if it.state == "active"), session.switches
+
+    before = await path()
     async with await asyncio.start_server(serve, sock=sock):
         reader, writer = await connect(mesh.a.place, mesh.cluster_ips[0])
         received = 0
@@ -56,6 +62,7 @@ async def test_bulk_over_a_narrow_link_is_hardly_sent_twice(narrow_mesh: Mesh) -
             received += len(data)
         writer.close()
     assert received == SIZE
+    assert await path() == before, "the path was not left"
     (session,) = (it for it in (await mesh.b.tunnel()).sessions if it.peer == "a")
     carried = sum(link.bytes_sent for link in session.links)
     print(f"{session.switches} switches, {session.records_resent} records resent", file=sys.stderr)

@@ -1,6 +1,6 @@
 """The network under a node's feet changes: another address, an interface that goes and comes, routes that flap.
 
-The kernel tells no connection that its address is gone (FAILURES 15, 16, 17: silence for minutes).
+The kernel tells no connection that its address is gone (FAILURES 15, 17: silence for minutes).
 """
 
 import asyncio
@@ -95,6 +95,32 @@ async def test_an_interface_goes_and_comes(mesh: Mesh) -> None:
         namespace.ip("link set eth0 up", f"route add default via {prefix}.1")
         await goes_on(stream)
         assert time.monotonic() - up < GENEROUS
+    await eventually(lambda: reserved(mesh), "both relays are reserved again")
+
+
+async def test_packets_vanish_while_the_interface_is_up(mesh: Mesh) -> None:
+    """FAILURES 16: nobody is told, and TCP to the relays would linger for minutes. Here links and control connections are
+    doubted within seconds, and new ones carry the stream on as soon as packets arrive again."""
+
+    async def noticed() -> bool:
+        status = await mesh.a.tunnel()
+        links = [link.state for session in status.sessions for link in session.links]
+        return not {"active", "standby"} & {*links} and all(relay.state != "reserved" for relay in status.relays)
+
+    async with talk(mesh) as stream:
+        await goes_on(stream)
+        mesh.a.silence()
+        try:
+            dark = time.monotonic()
+            await eventually(noticed, "nothing that runs through the dark is trusted any more")
+            print(f"noticed after {time.monotonic() - dark:.1f} s")
+            assert time.monotonic() - dark < GENEROUS
+        finally:
+            mesh.a.unsilence()
+        back = time.monotonic()
+        await goes_on(stream)
+        print(f"the stream went on after {time.monotonic() - back:.1f} s")
+        assert time.monotonic() - back < GENEROUS
     await eventually(lambda: reserved(mesh), "both relays are reserved again")
 
 

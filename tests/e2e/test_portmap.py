@@ -20,7 +20,7 @@ from lab.node import Node, together
 from lab.place import simulated
 from protos import discovery_pb2
 from protos import tunnel_pb2 as pb
-from tests.e2e.conftest import require_simulation
+from tests.e2e.conftest import refuse, require_simulation
 from tests.e2e.miniupnpd import EXTERNAL, Miniupnpd, program
 from tests.e2e.traffic import eventually
 
@@ -34,7 +34,7 @@ PSK = "a secret of the tests of port mapping, long enough"
 def net() -> Iterator[Network]:
     require_simulation()
     if program() is None:
-        pytest.skip("miniupnpd is not installed (Debian package miniupnpd-nftables)")
+        refuse("miniupnpd is not installed (Debian package miniupnpd-nftables)")
     with Network() as network:
         yield network
 

@@ -80,6 +80,36 @@ async def test_a_relay_is_added_and_one_is_removed_while_streams_flow(unstarted:
         await traffic.flows()
 
 
+async def test_the_list_of_relays_is_emptied_and_filled_while_streams_flow(unstarted: Mesh) -> None:
+    """FAILURES 14: the list of relays is emptied by a reload. Those that serve are kept; one may die even then."""
+    mesh = unstarted
+    await start(mesh)
+    await holding(mesh, "r1", "r2")
+    async with Traffic.through(mesh) as traffic:
+        await traffic.flows()
+        await eventually(mesh.warm, "an active link and a standby over the other relay")
+        for node in (mesh.a, mesh.b):
+            name_relays(node)
+        for node in (mesh.a, mesh.b):
+            await eventually(lambda node=node: applied(node), f"{node.name} has read that there are none")
+        await traffic.flows()
+        async with Traffic.through(mesh) as other:
+            await other.flows()
+        await mesh.r1.kill("relay")
+        await traffic.flows()
+        for node in (mesh.a, mesh.b):
+            name_relays(node, mesh.r1, mesh.r2)
+        mesh.r1.start("relay")
+        await holding(mesh, "r1", "r2")
+        await traffic.flows()
+
+
+def applied(node: Node) -> bool:
+    """Whether a node has followed a change of its relays."""
+    log = node.log("discovery").read_text().splitlines()
+    return any("configuration applied" in line and "relayNodes" in line for line in log)
+
+
 async def test_a_node_becomes_a_relay_and_ceases_to_be_one_while_streams_flow(unstarted: Mesh) -> None:
     mesh = unstarted
     be_relay(mesh.r2, "off")

@@ -25,7 +25,7 @@ from lab.manifest import merged
 from lab.mesh import Mesh
 from lab.node import Node
 from tests.causeway.process import Process
-from tests.e2e.conftest import print_logs
+from tests.e2e.conftest import print_logs, refuse
 from tests.e2e.traffic import PATIENCE, eventually
 
 pytestmark = pytest.mark.slow  # a mesh for the module
@@ -57,10 +57,10 @@ class Setting:
 
 
 def tool(name: str) -> str:
-    """The path of a program; skips when it is not installed."""
+    """The path of a program; skips, or fails, when it is not installed."""
     path = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
     if path is None:
-        pytest.skip(f"{name} is not installed: make system")
+        refuse(f"{name} is not installed: make system")
     return path
 
 

@@ -2,8 +2,18 @@
 
 import pytest
 
-from services.tunnel.core.gaps import ANY, BETTER, CONFIRM_PATIENCE, RESPONDER_PATIENCE, STANDBY, among, patience
-from services.tunnel.core.link import RELAYED, Link
+from services.tunnel.core.gaps import (
+    ANY,
+    AT_ONCE,
+    BETTER,
+    CONFIRM_PATIENCE,
+    DOUBT_PATIENCE,
+    RESPONDER_PATIENCE,
+    STANDBY,
+    among,
+    patience,
+)
+from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED, Link
 from tests.tunnel.harness import PlainCipher
 
 
@@ -30,3 +40,30 @@ def test_what_a_confirmed_link_leaves_open_is_not_kept_waiting() -> None:
     links = [link(confirmed=True), link(confirmed=False)]
     assert among(links, links[0]) == {BETTER, STANDBY}
     assert patience(BETTER, links, initiator=True) == patience(STANDBY, links, initiator=True) == 0.0
+
+
+def doubted(kind: int, relay: str = "", since: float = 100.0) -> Link:
+    made = Link(1, kind, PlainCipher(), 0.0, relay=relay)
+    made.confirmed = True
+    made.suspect_since = since
+    return made
+
+
+def test_two_ways_that_fall_silent_at_once_are_given_time() -> None:
+    """Perhaps it is this host that is too busy to hear."""
+    links = [doubted(RELAYED, "r1"), doubted(RELAYED, "r2", 100.4)]
+    assert patience(ANY, links, initiator=True) == DOUBT_PATIENCE
+    links[1].suspect_since, links[1].distrusted = None, True
+    assert patience(ANY, links, initiator=True) == DOUBT_PATIENCE, "the peer says so"
+
+
+def test_links_of_one_way_are_no_two_ways() -> None:
+    """A direct path that is lost takes the punched link along: another one is looked for at once."""
+    assert patience(ANY, [doubted(DIRECT), doubted(PUNCHED)], initiator=True) == 0.0
+    assert patience(ANY, [doubted(RELAYED, "r1"), doubted(RELAYED, "r1")], initiator=True) == 0.0
+
+
+def test_what_fell_silent_before_says_nothing_of_now() -> None:
+    """It stays in the list for 10 s, until it counts as dead."""
+    links = [doubted(RELAYED, "r1", 100.0), doubted(RELAYED, "r2", 100.0 + AT_ONCE)]
+    assert patience(ANY, links, initiator=True) == 0.0
