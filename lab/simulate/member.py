@@ -6,11 +6,14 @@ import random
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import Enum
 
-from services.discovery.core.model import Record, RelayRole, Signed
+from services.discovery.core.model import Address, AddressSource, Peer, Record, RelayRole, Reservation, Signed, Source
 from services.discovery.core.overlay import Overlay
 from services.discovery.core.records import Held
+from services.discovery.core.registry import Registry
 from services.discovery.core.routing import K, Node
+from services.discovery.core.store import Store
 
 # Bytes of the parts of a signed record with one address and two reservations, as a real node signs it.
 RECORD, SIGNATURE, CERTIFICATE = bytes(180), bytes(71), bytes(450)
@@ -78,9 +81,27 @@ class Member:
                 return [], Held(1 << 40, now + LIFETIME, Signed(RECORD, FORGED, CERTIFICATE))
         return self.overlay.named(key, asker), self.overlay.records.get(key, now)
 
-    def state(self) -> int:
-        """Bytes of everything that its DHT holds."""
-        return footprint([self.overlay])
+    def state(self, now: float) -> int:
+        """Bytes of everything that its DHT holds, and of what a real node has of that in its registry."""
+        registry = Registry(self.node.name, Store[Peer](0))
+        volunteers = () if self.overlay.large else tuple(self.overlay.records)
+        for number, held in enumerate((*volunteers, *self.overlay.relays)):
+            registry.offer(_record(f"n{number}", held), held.signed, Source.LOOKUP, now, wanted=False)
+        return footprint([self.overlay, registry, registry.store])
+
+
+def _record(name: str, held: Held) -> Record:
+    """What a real node has decoded of a record."""
+    return Record(
+        name,
+        "c",
+        held.revision,
+        held.until - LIFETIME,
+        held.until,
+        "0123456789abcdef" + name,
+        (Address(f"10.0.{held.revision}.1", AddressSource.INTERFACE),),
+        reservations=(Reservation("r1", held.until / 1e9), Reservation("r2", held.until / 2e9)),
+    )
 
 
 class Crowd:
@@ -101,12 +122,13 @@ class Crowd:
 
 
 def footprint(roots: Iterable[object]) -> int:
-    """Bytes of some objects and all they refer to. Bytes count each time: each record has its own in a real node."""
+    """Bytes of some objects and all they refer to. Bytes count each time: each record has its own in a real node. Words
+    of an enumeration are the program's."""
     seen: set[int] = set()
     waiting, total = list(roots), 0
     while waiting:
         it = waiting.pop()
-        if id(it) in seen and not isinstance(it, bytes):
+        if (id(it) in seen and not isinstance(it, bytes)) or isinstance(it, Enum):
             continue
         seen.add(id(it))
         total += sys.getsizeof(it)

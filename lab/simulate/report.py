@@ -45,7 +45,9 @@ class Report:
         self.asked = sorted(it.asked for it in found)
         self.messages = sum(it.sent for it in (*world.members, *world.gone)) / world.plan.nodes / seconds
         self.rates = sorted(it.sent / seconds for it in stayed)
-        self.state = sorted(it.state() / 1024 for it in world.members[:: max(1, len(world.members) // WEIGHED)])
+        self.state = sorted(
+            it.state(world.now) / 1024 for it in world.members[:: max(1, len(world.members) // WEIGHED)]
+        )
         self.tables = sorted(len(it.overlay.table) for it in world.members)
         alive = {it.node.id for it in world.members if it.relay}
         self.relays = [sum(it.overlay.relays.get(key, world.now) is not None for key in alive) for it in stayed]

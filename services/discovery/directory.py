@@ -107,6 +107,8 @@ class Directory:
         """A component says what it contributes. Returns the revision of the record that holds it."""
         if isinstance(report, TunnelReport):
             self.own.tunnel = report
+            for reservation in report.reservations:
+                self.registry.want(reservation.relay)
         else:
             self.own.relay = report
         return self.own_changed()
@@ -131,16 +133,22 @@ class Directory:
     # Other nodes' records
 
     def take(
-        self, signed: Signed, source: Source, *, expected: str = "", seen: tuple[str, ...] | None = None
+        self,
+        signed: Signed,
+        source: Source,
+        *,
+        expected: str = "",
+        seen: tuple[str, ...] | None = None,
+        wanted: bool = True,
     ) -> Record:
-        """Verify a record and put it into the registry. Raises DiscoveryError.
+        """Verify a record and put it into the registry. Raises DiscoveryError. `wanted`: it was asked for.
 
         A record in our own name is returned but not stored.
         """
         record = unseal(self.identity, signed, expected)
         if record.node_name == self.settings.node_name:
             return record
-        if self.registry.offer(record, signed, source, self.wall(), seen=seen):
+        if self.registry.offer(record, signed, source, self.wall(), seen=seen, wanted=wanted):
             self.log.debug(
                 "record taken", extra={"peer": record.node_name, "source": source.name, "revision": record.revision}
             )
@@ -155,11 +163,11 @@ class Directory:
         return record
 
     def volunteer(self, record: Record, signed: Signed) -> bool:
-        """A verified record that its subject published here goes into the registry while there is room: names that
-        nobody here asked for must not keep out those that somebody looks for."""
+        """A verified record that its subject published here goes into the registry while there is room, and while it
+        holds: names that nobody here asked for must not keep out those that somebody looks for."""
         if self.registry.entry(record.node_name) is None and len(self.registry) >= MAX_VOLUNTEERS:
             return False
-        self.registry.offer(record, signed, Source.LOOKUP, self.wall())
+        self.registry.offer(record, signed, Source.LOOKUP, self.wall(), wanted=False)
         return True
 
     def meet_double(self, record: Record, where: str) -> None:
@@ -196,10 +204,12 @@ class Directory:
         parsed = ipaddress.ip_address(ip)
         return any(parsed in network for network in _PRIVATE) and any(it.near(ip) for it in self.interfaces)
 
-    def try_take(self, signed: Signed, source: Source, where: str, *, expected: str = "") -> Record | None:
+    def try_take(
+        self, signed: Signed, source: Source, where: str, *, expected: str = "", wanted: bool = True
+    ) -> Record | None:
         """`take`, for records that others volunteer: a bad one is a line in the log."""
         try:
-            return self.take(signed, source, expected=expected)
+            return self.take(signed, source, expected=expected, wanted=wanted)
         except DiscoveryError as error:
             self.counts["refused", error.reason] += 1
             self.log.warning("record refused", extra={"peer": where, "reason": error.reason, "error": error.message})

@@ -23,7 +23,7 @@ from .bell import Bell
 from .core.contacts import Contact
 from .core.errors import BadTarget, DiscoveryError, LimitReached, TooManyCalls, UnknownNode
 from .core.gateways import GatewayObject
-from .core.model import Peer, Record, Signed
+from .core.model import Peer, Signed
 from .core.own import MAX_ADDRESSES, MAX_RESERVATIONS, RelayReport, TunnelReport
 from .core.service import Service
 from .core.standing import Standing
@@ -219,9 +219,7 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
     async def PutRecord(self, request: pb.PutRecordRequest, context: Context) -> pb.PutRecordResponse:
         caller = await self._caller(context)
         directory = self._directory
-        held = directory.registry.fresh(caller, directory.wall())
-        # Taken apart before the new record replaces them in the entry.
-        former, instance = (held.signed, _instance(held.record)) if held is not None else (None, "")
+        former = self._dht.held(caller)
         conflicting: Signed | None = None
         try:
             signed = wire.signed_from_wire(request.record)
@@ -234,7 +232,7 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
         if caller == directory.settings.node_name:
             directory.meet_double(record, "publishing here")
             conflicting = directory.signed()
-        elif former is not None and instance != record.instance_id:
+        elif former is not None and _instance(former) != record.instance_id:
             conflicting = former
         response = pb.PutRecordResponse(record=wire.signed_to_wire(directory.signed()))
         if conflicting is not None:
@@ -320,8 +318,9 @@ def _standing(standing: Standing) -> pb.DhtStatus:
     return message
 
 
-def _instance(record: Record | None) -> str:
-    return record.instance_id if record is not None else ""
+def _instance(signed: Signed) -> str:
+    """The run of the node that signed a record, which was verified when it came."""
+    return pb.PeerRecord.FromString(signed.record).instance_id
 
 
 def _peer(peer: Peer) -> pb.Peer:

@@ -1,6 +1,7 @@
 """The DHT's core: table, search, records, relays. Ids are small where distances are to be read by eye."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -8,10 +9,11 @@ from hypothesis import strategies as st
 
 from services.discovery.core.errors import Expired, TableFull, TooLarge
 from services.discovery.core.model import Record, RelayRole, Signed
-from services.discovery.core.overlay import MAX_RELAYS, Overlay
+from services.discovery.core.overlay import Overlay
 from services.discovery.core.records import RecordStore
 from services.discovery.core.registry import CLOCK_SKEW
 from services.discovery.core.routing import CHECK, MAX_RESTING, REST, Node, Table
+from services.discovery.core.rumours import MAX_RELAYS, TURN, Rumours
 from services.discovery.core.search import LIES, Search
 
 NOW = 1_000_000.0
@@ -339,6 +341,30 @@ def test_relays_are_told_the_newest_first_and_bounded() -> None:
     told = overlay.told(NOW, random.Random(3))
     assert len(told) == 4 and 333 in {held.signed.size for held in told}
     assert not overlay.told(NOW + 601, random.Random(3))
+
+
+def test_every_relay_has_its_turn_and_those_in_use_stay() -> None:
+    """So the nearest of many is measured, and chosen, sooner or later."""
+    rumours = Rumours(0)
+    for number in range(1, MAX_RELAYS + 1):
+        assert rumours.put(number, named(number), signed(), NOW)
+    with pytest.raises(TableFull):
+        rumours.put(99, named(99), signed(), NOW + TURN - 1)
+    rumours.use({2, 98})
+    assert rumours.put(98, named(98), signed(), NOW + 1) and rumours.left == ["r1"], "what is in use gets a place"
+    for number in (*range(2, MAX_RELAYS + 1), 98):
+        assert rumours.put(number, named(number, 2), signed(), NOW + 300), "a new version is no new turn"
+    later = NOW + TURN
+    for number in range(100, 100 + MAX_RELAYS - 2):
+        assert rumours.put(number, named(number), signed(), later)
+    assert rumours.left == ["r1", *(f"r{number}" for number in range(3, MAX_RELAYS + 1))]
+    assert rumours.get(2, later) and rumours.get(98, later) and len(rumours) == MAX_RELAYS
+    with pytest.raises(TableFull):
+        rumours.put(200, named(200), signed(), later)
+
+
+def named(number: int, revision: int = 1) -> Record:
+    return replace(record(revision, relay=RelayRole(), issued=NOW + revision * 300), node_name=f"r{number}")
 
 
 def test_who_is_no_relay_any_more_is_told_no_more() -> None:

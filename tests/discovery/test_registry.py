@@ -161,3 +161,16 @@ def test_an_unchanged_record_wakes_nobody() -> None:
     assert known.store.revision == before
     known.offer(replace(record(revision=2), relay=RelayRole(configured=True)), PROOF, Source.LOOKUP, NOW + 10)
     assert known.store.revision == before + 1
+
+
+def test_nobody_remembers_whom_only_others_wanted() -> None:
+    known = registry()
+    for name in "cd":
+        known.offer(record(name), PROOF, Source.LOOKUP, NOW, wanted=False)
+    known.want("d")
+    known.expire(NOW + 600)
+    assert known.entry("c") is None and peer(known, "d").sources == (Source.CACHE,)
+    for name in "de":
+        known.offer(record(name, 2, NOW + 600), PROOF, Source.LOOKUP, NOW + 600, wanted=False)
+        known.dismiss(name)
+    assert known.entry("e") is None and peer(known, "d").sources == (Source.LOOKUP,)

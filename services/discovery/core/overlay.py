@@ -14,12 +14,15 @@ from dataclasses import replace
 from .model import Record, Signed
 from .records import Held, RecordStore
 from .routing import K, Node, Table
+from .rumours import Rumours
 from .search import QUORUM, Search
 
 # Servers at which a node's record is kept. All eight being liars where a fifth of all nodes lie: 3 in a million.
 COPIES = 8
-# Relays remembered, and records of them in an answer.
-MAX_RELAYS, RELAYS_TOLD = 16, 4
+# Servers beyond which a mesh is a large one.
+LARGE = 200
+# Records of relays in an answer.
+RELAYS_TOLD = 4
 # Seconds between two looks for the nearest servers, and into a far corner (go-libp2p refreshes buckets every 10 min).
 REFRESH = 600.0
 # Seconds between two pings: 5 in a small mesh, so that a new relay is known everywhere within 10 s, growing with it to
@@ -34,7 +37,7 @@ class Overlay:
         self.own = own
         self.table = Table(own)
         self.records = RecordStore(own)
-        self.relays = RecordStore(own, capacity=MAX_RELAYS)
+        self.relays = Rumours(own)
 
     # As a server
 
@@ -67,6 +70,11 @@ class Overlay:
         if alone:
             return Search(key, self.own, start, width=COPIES)
         return Search(key, self.own, start, quorum=QUORUM)
+
+    @property
+    def large(self) -> bool:
+        """So many servers that a holder hardly ever wants those whose records it keeps."""
+        return self.table.size() > LARGE
 
     def meet_relay(self, key: int, record: Record, signed: Signed, now: float) -> bool:
         """A verified record that says whether its subject is a relay; True when it is news of one. Raises

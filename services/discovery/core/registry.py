@@ -4,7 +4,9 @@ A peer is there because some source *claims* it, each claim until its own moment
 with a valid signature, whoever brought it; addresses that this node knows by itself (configuration, mDNS) are
 added to it. When the last live claim lapses, the record is not forgotten at once: it stays as a CACHE claim for
 a day, so that a node which lost its relays, or restarts offline, still finds its neighbours (a dial that fails
-costs little; a name that nobody can resolve costs the connection). Cached peers are the first to make room.
+costs little; a name that nobody can resolve costs the connection). Cached peers are the first to make room. Peers that
+nobody here wanted, of whom others told us, end with their last claim: else the holder of a few records would soon
+remember a day's publishers.
 
 Signatures are checked before a record comes here.
 """
@@ -52,6 +54,7 @@ class Entry:
     signed: Signed | None = None
     named: Named | None = None
     seen: tuple[str, ...] = ()
+    wanted: bool = False
 
     @property
     def cached(self) -> bool:
@@ -98,16 +101,23 @@ class Registry:
                 self.withdraw(entry.name, Source.CONFIG)
         for name, relay in named.items():
             entry = self._entries.get(name) or self._admit(name, Source.CONFIG)
-            entry.named = relay
+            entry.named, entry.wanted = relay, True
             entry.claims[Source.CONFIG] = _FOREVER
             self._publish(entry)
 
     def offer(
-        self, record: Record, signed: Signed, source: Source, now: float, *, seen: tuple[str, ...] | None = None
+        self,
+        record: Record,
+        signed: Signed,
+        source: Source,
+        now: float,
+        *,
+        seen: tuple[str, ...] | None = None,
+        wanted: bool = True,
     ) -> bool:
         """Take a verified record from a source; True when it is newer than what was known.
 
-        `seen` are addresses under which the source saw the peer (mDNS). Raises Expired for a record that is out
+        `seen` are addresses under which the source saw the peer (mDNS); `wanted`: not only others want us to have it. Raises Expired for a record that is out
         of date or from the future beyond CLOCK_SKEW (CACHE: beyond STALE_AGE), TableFull when there is no room.
         """
         until = lapse_of(record, now) if source is not Source.CACHE else record.expires_at + STALE_AGE
@@ -130,8 +140,21 @@ class Registry:
             entry.claims.pop(Source.CACHE, None)
         if seen is not None:
             entry.seen = seen
+        entry.wanted = entry.wanted or wanted
         self._publish(entry)
         return newer
+
+    def dismiss(self, name: str) -> None:
+        """Others' word of a peer does not count any more; what somebody here wants stays."""
+        entry = self._entries.get(name)
+        if entry is not None and not entry.wanted:
+            self.withdraw(name, Source.LOOKUP)
+
+    def want(self, name: str) -> None:
+        """Somebody here asks for a peer."""
+        entry = self._entries.get(name)
+        if entry is not None:
+            entry.wanted = True
 
     def withdraw(self, name: str, source: Source) -> None:
         """A source no longer names a peer."""
@@ -168,7 +191,7 @@ class Registry:
 
     def _settle(self, entry: Entry, *, forget: bool = False) -> None:
         live = entry.claims.keys() - {Source.CACHE}
-        if forget and not live - {Source.CONFIG}:
+        if (forget or not entry.wanted) and not live - {Source.CONFIG}:
             entry.record = entry.signed = None
         elif entry.record is not None and not live - {Source.CONFIG}:
             entry.claims[Source.CACHE] = self._stale_until(entry)
@@ -221,8 +244,10 @@ class Registry:
         stale = not entry.claims.keys() - {Source.CONFIG, Source.CACHE}
         addresses = (*extra, *record.addresses) if stale else (*record.addresses, *extra)
         relay_port = named.relay_port if named is not None and named.relay_port else record.relay_port
+        if extra or relay_port != record.relay_port:
+            record = replace(record, addresses=addresses, relay_port=relay_port)
         return Peer(
-            record=replace(record, addresses=addresses, relay_port=relay_port),
+            record=record,
             sources=tuple(sorted(entry.claims)),
             verified=entry.signed is not None,
             relay_rank=named.rank if named is not None else 0,

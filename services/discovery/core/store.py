@@ -18,8 +18,9 @@ from .errors import RevisionCompacted
 
 V = TypeVar("V")
 
-# Removals remembered for readers that resume.
-MAX_TOMBSTONES = 4096
+# Removals remembered for readers that resume: at most, and how many whatever is left. In between, no more than there are
+# keys: who missed more starts over, which costs it no more than they would.
+MAX_TOMBSTONES, FEW = 4096, 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Store(Generic[V]):
             return False
         self._append(key, None)
         self._tombstones[key] = self.revision
-        if len(self._tombstones) > self._max_tombstones:
+        while len(self._tombstones) > min(self._max_tombstones, max(FEW, len(self))):
             oldest, self.compacted = self._tombstones.popitem(last=False)
             del self._changes[oldest]
         return True

@@ -93,7 +93,9 @@ class Dht:
             self.overlay.records.put(self.key(record.node_name), record, signed, self._directory.wall())
         except TableFull as error:
             full = error
-        if not self._directory.volunteer(record, signed) and full is not None:
+        # In a large mesh the registry, and whoever watches it, is spared those that nobody here asks for.
+        strange = self.overlay.large and self._directory.registry.entry(record.node_name) is None
+        if (strange or not self._directory.volunteer(record, signed)) and full is not None:
             raise full
         self.invite(_contact(record), caller)
 
@@ -160,12 +162,15 @@ class Dht:
             record = directory.check(signed)
             key, now = self.key(record.node_name), directory.wall()
             known = self.overlay.relays.get(key, now)
+            self.overlay.relays.use(self.key(it.relay) for it in directory.record().reservations)
             news = self.overlay.meet_relay(key, record, signed, now)
         except DiscoveryError as error:
             directory.counts["refused", error.reason] += 1
             return
+        while self.overlay.relays.left:
+            directory.registry.dismiss(self.overlay.relays.left.pop())
         if news or directory.registry.entry(record.node_name) is not None:
-            directory.try_take(signed, Source.LOOKUP, record.node_name)
+            directory.try_take(signed, Source.LOOKUP, record.node_name, wanted=False)
         if news and known is None and self.enabled:
             directory.log.info("relay heard of", extra={"peer": record.node_name})
             servers = list(self._table)

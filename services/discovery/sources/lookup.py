@@ -42,9 +42,11 @@ class Lookup:
         """
         if name == self._directory.settings.node_name:
             return self._directory.self_peer()
+        self._recall(name)
         known = self._directory.peers.get(name)
         if not fresh and known is not None and self._directory.registry.fresh(name, self._directory.wall()):
             self._directory.counts["lookups", "local"] += 1
+            self._directory.registry.want(name)
             return known
         task = self._running.get((name, fresh))
         if task is None:
@@ -54,6 +56,13 @@ class Lookup:
             self._running[name, fresh] = task
             task.add_done_callback(lambda _: self._running.pop((name, fresh), None))
         return await asyncio.shield(task)
+
+    def _recall(self, name: str) -> None:
+        """A record that this node keeps for others, whom nobody here asked for until now."""
+        held = self._dht.held(name)
+        entry = self._directory.registry.entry(name)
+        if held is not None and (entry is None or entry.signed is not held):
+            self._directory.try_take(held, Source.LOOKUP, name, expected=name)
 
     async def close(self) -> None:
         """End all lookups."""
