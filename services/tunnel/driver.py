@@ -301,7 +301,8 @@ class Tunnel:
             raise Refused(UNKNOWN_NODE, f"nobody knows a node {node}")
         known = find(self.relays, node, info, self.sessions.use(pairing))
         decision = self.meeting.why(pairing) if pairing is not None else None
-        return explain(pairing, self.sessions.keeper_of(node), known, decision, time.monotonic())
+        keeper, port = self.sessions.keeper_of(node), self.settings.listen_port
+        return explain(pairing, keeper, known, decision, port, time.monotonic())
 
     async def check_network(self) -> Report:
         """What lies between this node and the others."""

@@ -13,16 +13,21 @@ from services.tunnel.status import CandidateStatus, PeerStatus, PunchStatus, by_
 
 
 def explain(
-    pairing: Pairing | None, keeper: Keeper | None, candidates: list[Candidate], decision: Decision | None, now: float
+    pairing: Pairing | None,
+    keeper: Keeper | None,
+    candidates: list[Candidate],
+    decision: Decision | None,
+    listen_port: int,
+    now: float,
 ) -> PeerStatus:
     """`candidates`: all that are known; those that have become links are told of as such. `decision`: about the relay,
-    where it is this side's."""
+    where it is this side's. `listen_port`: of this node."""
     links = by_preference(pairing.session) if pairing is not None else []
     active = pairing.session.active if pairing is not None else None
     sources = {it.where: it.source for it in candidates}
     taken = {link.relay or link.remote for link in links}
     # A link that the other side dialled comes from another port there than the one that could be dialled.
-    accepted = {link.remote for link in links if link.kind == DIRECT} - sources.keys()
+    accepted = {link.remote for link in links if link.kind == DIRECT and link.owner.came_to(listen_port)}
     taken |= {it.where for it in candidates if it.ip in {dialling.split(remote)[0] for remote in accepted}}
     sources |= dict.fromkeys(accepted, "accepted")
     found = [_of_link(link, active, decision, sources.get(link.remote, "")) for link in links]

@@ -69,6 +69,13 @@ class LinkIO:
         link.owner = self
         engine.add(self._descriptor, IN, self._ready, self._break)
 
+    def came_to(self, port: int) -> bool:
+        """This end is that local port: of the listen port, that the other side dialled."""
+        try:
+            return bool(self.sock.getsockname()[1] == port)
+        except OSError:
+            return True
+
     def close(self, *, reset: bool = False) -> None:
         """Gives the socket up. `reset`: the far end shall know at once that this was no orderly end."""
         self._engine.remove(self._descriptor)

@@ -89,7 +89,7 @@ class Rotation:
             self._lifetimes.lived(path, link.started, max(link.last_in, link.progress))
         if not link.usable or session.second is not None:
             return False
-        if link.kind == DIRECT and self._accepted(io.sock):
+        if link.kind == DIRECT and io.came_to(self._sessions.settings.listen_port):
             return False
         expendable = link is not session.active or not session.streams
         return self._lifetimes.due(path, link.started, now, io.phase, expendable=expendable)
@@ -108,13 +108,6 @@ class Rotation:
         """To the listen port."""
         waited = self._returns.get(client.name, Backoff()).until
         return self._relays.strays(client) and now >= max(waited, client.started + RETURN_AFTER)
-
-    def _accepted(self, sock: socket.socket) -> bool:
-        """The other side dialled."""
-        try:
-            return bool(sock.getsockname()[1] == self._sessions.settings.listen_port)
-        except OSError:
-            return True
 
     def _may(self, one: Pairing | Punch | RelayClient, now: float) -> bool:
         if now < self._not_before.get(one, 0.0):

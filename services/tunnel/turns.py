@@ -1,7 +1,7 @@
 """Handshakes with one peer, one after the other, as long as each of them is quick.
 
 What accepts a connection need not be the peer, nor say a word: captive portals and SYN proxies accept whatever is dialled,
-and so may a stranger at a private address. Nobody waits for such a one for long, however many of them there are.
+and so may a stranger at a private address. Nobody waits for such a one for long, also when there are several.
 """
 
 import asyncio
@@ -9,9 +9,10 @@ import contextlib
 import time
 from types import TracebackType
 
-HEADSTART = 1.0
+HEADSTART, LEAST = 1.0, 0.25
 """Seconds that one has for itself: two or three round trips of the slowest path that is of use. Each that begins while
-others go on leaves half as much to the next, so that all of them together delay nobody for more than twice that."""
+others go on leaves half as much to the next, but not less than the second number: where handshakes are slow because the
+host is busy, all of them at once would make it busier."""
 
 
 class Turns:
@@ -28,7 +29,7 @@ class Turns:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._ended.wait()
-        self._next_at = time.monotonic() + HEADSTART / 2**self._going
+        self._next_at = time.monotonic() + max(HEADSTART / 2**self._going, LEAST)
         self._going += 1
 
     async def __aexit__(
