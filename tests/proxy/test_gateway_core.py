@@ -419,6 +419,18 @@ def test_a_stream_that_cannot_be_served_keeps_its_clients_and_leaves_the_others(
     assert [str(one) for one in table.entries[443].destinations()] == ["default/b:80"]
 
 
+def test_a_stream_that_is_not_understood_keeps_clients_from_no_other_object() -> None:
+    subnets = {"match": [{"destinationSubnets": ["10.0.0.0/8"]}], "route": [to("db")]}
+    bad = routes(tcp=[subnets, {"route": [to("late")]}], name="a")
+    for more, expected in (
+        ([], "default/a:tcp0"),
+        ([routes(tcp=[{"route": [to("any")]}], name="b")], "default/b:tcp0"),
+    ):
+        table = compile_table([gateway(server(1, "TCP")), bad, *more])
+        (served,) = table.entries[1].served
+        assert [one.label for one in served.streams] == [expected]
+
+
 def test_a_match_may_be_for_some_gateways_only() -> None:
     http = [
         route("inner", {**prefix("/x"), "gateways": ["inner"]}),

@@ -53,6 +53,13 @@ class Hosts(Generic[T]):
         yield from self._exact.values()
         yield from self._below.values()
 
+    def put(self, host: str, value: T) -> None:
+        """The value for exactly this pattern from now on."""
+        if host.startswith("*"):
+            self._below[host[1:]] = value
+        else:
+            self._exact[host] = value
+
     def setdefault(self, host: str, value: T) -> T:
         """The value for exactly this pattern; `value`, if it had none."""
         if host.startswith("*"):

@@ -165,11 +165,12 @@ class StreamMatch:
 @dataclass(frozen=True, slots=True)
 class StreamRoute:
     """One of spec.tcp or spec.tls. One of `matches` must hold. Without `spread` it cannot be served: its clients are nobody
-    else's either."""
+    else's either. `vague`: as of HttpRoute."""
 
     label: str
     matches: tuple[StreamMatch, ...]
     spread: Spread | None = None
+    vague: bool = False
 
 
 @dataclass(frozen=True, slots=True)

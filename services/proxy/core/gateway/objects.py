@@ -300,7 +300,7 @@ def _stream_route(
         return StreamRoute(label, matches, spread)
     except ObjectError as error:
         problems[spec.path] = str(error)
-        return StreamRoute(label, matches)
+        return StreamRoute(label, matches, vague=bool(faults.found))
 
 
 def _stream_match(spec: Spec, namespace: str, kind: str, faults: _Faults) -> StreamMatch:

@@ -64,6 +64,7 @@ class Streams:
 
     label: str
     spread: Spread | None  # None: they are refused
+    vague: bool = False
 
 
 @dataclass(slots=True)
@@ -225,8 +226,11 @@ def _add(entry: Entry, served: Served, service: VirtualService, hosts: list[str]
 
 
 def _stream(served: Served, route: StreamRoute, hosts: list[str]) -> None:
+    streams = Streams(route.label, route.spread, route.vague)
     for host in hosts if served.passes else ["*"]:
-        served.streams.setdefault(host, Streams(route.label, route.spread))
+        held = served.streams.setdefault(host, streams)
+        if held.vague and _owner(held.label) != _owner(route.label):
+            served.streams.put(host, streams)
 
 
 def _spreads(service: VirtualService) -> Iterator[Spread]:
@@ -292,7 +296,7 @@ def choose(served: Served, request: Request, chance: float) -> Forward | Moved |
         return Moved(served.server.label, 301, paths.location(to, request.target, request.scheme, request.authority))
     vague: dict[str, str] = {}  # labels of routes that may be meant, by their virtual service
     for route in site.routes:
-        owner = route.label.partition(":")[0]
+        owner = _owner(route.label)
         if owner in vague:
             continue
         match = next((match for match in route.matches if _matches(match, request)), None)
@@ -311,6 +315,11 @@ def choose(served: Served, request: Request, chance: float) -> Forward | Moved |
         target = paths.rewrite(route, match, request.target)
         return Forward(route.label, route.spread.pick(chance), target, route.rewrite_authority, route.timeout)
     return _unserved(next(iter(vague.values()))) if vague else None
+
+
+def _owner(label: str) -> str:
+    """The virtual service of a route."""
+    return label.partition(":")[0]
 
 
 def _unserved(label: str) -> Answered:
