@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from protos import tunnel_pb2
+from services.proxy.attach import reset
 from services.proxy.core.health import EJECT_AFTER
 from services.proxy.core.patience import ATTEMPT, CONNECT
 from tests.load import Load
@@ -136,6 +137,18 @@ async def test_with_nobody_else_a_client_has_patience(node: Node, ip: str, serve
     with contextlib.suppress(OSError):  # refused where the next SYN comes before the server
         await servers.start(PORTS[0])
         assert await waiting == PORTS[0]
+
+
+async def test_a_silent_backend_is_found_out_by_clients_without_patience_too(
+    node: Node, ip: str, servers: Servers
+) -> None:
+    await servers.start(PORTS[0])
+    silent = Silent(ip, PORTS[1])
+    await serve(node, ip, endpoints=PORTS[:2])
+    for _ in range(2 * EJECT_AFTER):
+        reset(await connect(ip))
+    await until(lambda: ejected(node), "it is left out")
+    silent.close()
 
 
 # ── counting ──
