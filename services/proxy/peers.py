@@ -77,14 +77,14 @@ class Opening:
         watch: bool,
         welcome: bytes = b"",
     ) -> bytes:
-        """The same for a client that is kept, to try elsewhere or to be told why not; see Outbound.keep, watch and
-        welcome. `timeout`: seconds for a path to the node; 0: the tunnel's own."""
+        """The same for a client that is kept, to try elsewhere or to be told why not; see Outbound.keep, timeout (0: the
+        tunnel's own), watch and welcome."""
         opening = self._kept.open
         self._kept.id = number
         opening.client = client
         opening.traceparent = traceparent
         opening.head = head
-        opening.timeout.FromMilliseconds(round(timeout * 1000))
+        _limit(opening, timeout)
         opening.watch = watch
         opening.welcome = welcome
         return self._kept.SerializeToString()
@@ -97,11 +97,19 @@ class Opening:
         self._attach.id, opening.watch = number, number != 0
         opening.client = client
         opening.traceparent = traceparent
-        opening.timeout.FromMilliseconds(round(timeout * 1000))
+        _limit(opening, timeout)
         opening.datagrams.extend(datagrams)
         encoded = self._attach.SerializeToString()
         del opening.datagrams[:]
         return encoded
+
+
+def _limit(opening: tunnel_pb2.Outbound, timeout: float) -> None:
+    """Seconds for a path to the node; 0: the tunnel's own."""
+    if timeout:
+        opening.timeout.FromMilliseconds(round(timeout * 1000))
+    else:
+        opening.ClearField("timeout")
 
 
 def accept(token: bytes, service: str) -> bytes:
