@@ -409,8 +409,8 @@ class Outbound(_message.Message):
 
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
-        """How long to wait for a path before giving up; default 15 s. A path whose link got no answer for a while by then is none;
-        a stream on one that answers waits for the exit's word.
+        """How long to wait for a path before giving up; default 15 s, at least 2 s where there is no session with the node yet. A
+        path whose link got no answer for a while by then is none; a stream on one that answers waits for the exit's word.
         """
 
     def __init__(

@@ -37,6 +37,8 @@ from services.runtime import descriptors, telemetry
 MAX_KEPT = 4096  # clients that no backend has accepted yet; each holds a descriptor. Further ones get one attempt.
 TELL_EVERY, TELL_MOST = 60.0, 100  # s between two lines in the log on one service and reason; lines in that time
 
+# What a backend did, whether its client had the patience to see it or not.
+_BACKENDS_OWN = (errors.UNREACHABLE, errors.CONNECTION_REFUSED)
 _TCP_CLOSE = 7  # state of a connection that was reset (net/tcp_states.h)
 
 
@@ -298,11 +300,13 @@ class Departure:
         if route.network != "tcp" or len(route) == 1:
             self._refuse(leaving, reason, why)
             return
-        if _was_reset(leaving.client):
+        gone = _was_reset(leaving.client)
+        if not gone or reason in _BACKENDS_OWN:
+            self._outcomes.failed(use, reason, why)
+        if gone:
             leaving.client.close()  # it gave up itself
             self._settled(leaving, "the client gave up")
             return
-        self._outcomes.failed(use, reason, why)
         another = route.next(leaving.address[0], leaving.tried, leaving.key, now)
         last = another is None and not leaving.whole and reason in (errors.UNREACHABLE, errors.NO_PATH)
         if last:

@@ -77,15 +77,14 @@ class Opening:
         watch: bool,
         welcome: bytes = b"",
     ) -> bytes:
-        """The same for a client that is kept, to try elsewhere or to be told why not; see Outbound.keep, watch and
-        welcome. `timeout`: seconds for a path to the node; 0: the tunnel's own."""
+        """The same for a client that is kept, to try elsewhere or to be told why not; see Outbound.keep, timeout (0: the
+        tunnel's own), watch and welcome."""
         opening = self._kept.open
         self._kept.id = number
         opening.client = client
         opening.traceparent = traceparent
         opening.head = head
-        if timeout:
-            opening.timeout.FromMilliseconds(round(timeout * 1000))
+        _limit(opening, timeout)
         opening.watch = watch
         opening.welcome = welcome
         return self._kept.SerializeToString()
@@ -98,12 +97,19 @@ class Opening:
         self._attach.id, opening.watch = number, number != 0
         opening.client = client
         opening.traceparent = traceparent
-        if timeout:
-            opening.timeout.FromMilliseconds(round(timeout * 1000))
+        _limit(opening, timeout)
         opening.datagrams.extend(datagrams)
         encoded = self._attach.SerializeToString()
         del opening.datagrams[:]
         return encoded
+
+
+def _limit(opening: tunnel_pb2.Outbound, timeout: float) -> None:
+    """Seconds for a path to the node; 0: the tunnel's own."""
+    if timeout:
+        opening.timeout.FromMilliseconds(round(timeout * 1000))
+    else:
+        opening.ClearField("timeout")
 
 
 def accept(token: bytes, service: str) -> bytes:
@@ -128,7 +134,6 @@ class Outcome:
     why: str  # one line
     head: bytes  # read from the client, for the next attempt
     rtt: float  # s to the node; 0: not measured
-    relayed: bool  # the path to it goes through a relay
 
 
 def outcome(message: bytes) -> Outcome:
@@ -146,7 +151,6 @@ def outcome(message: bytes) -> Outcome:
         result.refusal.message,
         result.head,
         result.rtt.ToTimedelta().total_seconds(),
-        result.path == tunnel_pb2.PATH_KIND_RELAYED,
     )
 
 
@@ -346,8 +350,6 @@ def service(message: discovery_pb2.Service) -> Service:
                 node=endpoint.node_name.lower(),  # node names are lower case, as the kubelet makes them
                 ready=endpoint.ready,
                 hostname=endpoint.hostname.lower(),
-                leaving=endpoint.leaving,
-                pod=endpoint.pod,
             )
             for endpoint in message.endpoints
         ),

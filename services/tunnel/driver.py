@@ -49,6 +49,9 @@ TICK = 0.01
 """Seconds between looks at sessions that wait for something."""
 TICK_OPENINGS = 0.1
 """Seconds between looks at streams that nobody has accepted."""
+FIRST_CONTACT = 2.0
+"""Seconds that a stream waits at least where there is no session with the node yet: to make one over a relay takes up to
+eight round trips. Who has others to ask is in a hurry with a node that was there and is silent, not with one that is far."""
 TICK_IDLE = 1.0
 SWEEP = 5.0
 CLOCK_JUMP = 60.0
@@ -263,8 +266,11 @@ class Tunnel:
     async def _open_later(
         self, request: OpenRequest, sock: socket.socket, connection: Connection, span: telemetry.Span
     ) -> None:
+        timeout = request.timeout or OPEN_TIMEOUT
+        if request.node not in self.sessions.preferred:
+            timeout = max(timeout, FIRST_CONTACT)
         try:
-            pairing = await self.sessions.session_with(request.node, request.timeout or OPEN_TIMEOUT, span.traceparent)
+            pairing = await self.sessions.session_with(request.node, timeout, span.traceparent)
         except Refused as error:
             self.streams.refuse(request, sock, connection, span, error.reason)
         except BaseException:

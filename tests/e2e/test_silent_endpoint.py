@@ -135,7 +135,7 @@ async def load(mesh: Mesh) -> AsyncIterator[Load]:
     load = Load(lambda: ask(mesh), RATE, most=250)
     asking = asyncio.create_task(load.run())
     try:
-        await eventually(lambda: len(load.answers) > RATE, "there is load")
+        await eventually(lambda: len(load.answers) > RATE / 2, "there is load")
         yield load
     finally:
         asking.cancel()
@@ -148,7 +148,7 @@ async def left_out(mesh: Mesh, load: Load, since: float) -> None:
     await eventually(lambda: ejected(mesh.a), "it is left out")
     print(f"left out {time.monotonic() - since:.2f} s later, after {load.sent - sent} requests")
     assert load.sent - sent < 3 * RATE  # about 0.6 s where the machine is not busy
-    await eventually(lambda: load.since(since).total() > 3 * RATE, "the others serve on")
+    await eventually(lambda: load.since(since).total() > 1.2 * RATE, "the others serve on, over a trial")
 
 
 async def returned(mesh: Mesh, load: Load, since: float) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from protos import tunnel_pb2
+from services.proxy.attach import reset
 from services.proxy.core.health import EJECT_AFTER
 from services.proxy.core.patience import ATTEMPT, CONNECT
 from tests.load import Load
@@ -90,13 +91,13 @@ async def test_one_of_three_falls_silent_under_500_requests_a_second(
     await serve(node, ip, policy)
     load = Load(lambda: ask(ip), RATE, most=250)
     asking = asyncio.create_task(load.run())
-    await until(lambda: len(load.since(0.0)) == 3 and len(load.answers) > 200, "all three answer")
+    await until(lambda: len(load.since(0.0)) == 3 and len(load.answers) > 100, "all three answer")
     servers.stop(PORTS[1])
     silent, fell, sent = Silent(ip, PORTS[1]), time.monotonic(), load.sent
     await until(lambda: ejected(node), "it is left out")
     print(f"left out {time.monotonic() - fell:.2f} s after it fell silent, {load.sent - sent} requests later")
     assert load.sent - sent < 3 * RATE  # about 0.6 s where the machine is not busy; 5 s would be 2,500 requests
-    await until(lambda: load.since(fell).total() > 1000, "the others serve them all, over two trials of the silent one")
+    await until(lambda: load.since(fell).total() > 700, "the others serve them all, over a trial of the silent one")
     assert load.since(fell).keys() == {PORTS[0], PORTS[2]}
 
     silent.close()
@@ -136,6 +137,18 @@ async def test_with_nobody_else_a_client_has_patience(node: Node, ip: str, serve
     with contextlib.suppress(OSError):  # refused where the next SYN comes before the server
         await servers.start(PORTS[0])
         assert await waiting == PORTS[0]
+
+
+async def test_a_silent_backend_is_found_out_by_clients_without_patience_too(
+    node: Node, ip: str, servers: Servers
+) -> None:
+    await servers.start(PORTS[0])
+    silent = Silent(ip, PORTS[1])
+    await serve(node, ip, endpoints=PORTS[:2])
+    for _ in range(2 * EJECT_AFTER):
+        reset(await connect(ip))
+    await until(lambda: ejected(node), "it is left out")
+    silent.close()
 
 
 # ── counting ──

@@ -1,6 +1,7 @@
 """What is known of connections that stay on the node, and of how far the others are."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 
@@ -93,14 +94,15 @@ async def test_round_trips_follow_the_paths(
     await node.listening(f"{ip}:80")
     await node.settled()
 
+    # A port that is used again at once would be taken for the flow that has just ended: each client keeps its own.
+    clients = contextlib.ExitStack()
+
     async def chosen() -> str:
         if udp:
-            with datagram_socket() as client:
-                client.sendto(b"x", (ip, 80))
-                asked = await node.tunnel.asked()
+            clients.enter_context(datagram_socket()).sendto(b"x", (ip, 80))
         else:
-            with await connect(ip):
-                asked = await node.tunnel.asked()
+            clients.enter_context(await connect(ip))
+        asked = await node.tunnel.asked()
         asked.end()
         return asked.open.node
 
@@ -110,6 +112,7 @@ async def test_round_trips_follow_the_paths(
     await until(lambda: all_at("c"), "c is nearer")
     node.tunnel.status = far_and_near(0.005, 0.1)
     await until(lambda: all_at("b"), "b is direct by now")
+    clients.close()
 
 
 def far_and_near(b: float, c: float) -> tunnel_pb2.GetStatusResponse:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from protos import tunnel_pb2 as pb
+from services.tunnel.driver import FIRST_CONTACT
 from tests.patience import until
 from tests.tunnel.conftest import Nodes
 from tests.tunnel.local import TCP, UDP, Attached, Backend, Exit, dial, receive, send, tcp_pair, udp_pair
@@ -20,6 +21,17 @@ def half_a_second() -> dict[str, Any]:
     wanted = pb.Outbound()
     wanted.timeout.FromMilliseconds(500)
     return {"timeout": wanted.timeout}
+
+
+async def test_who_is_in_a_hurry_still_waits_for_the_first_session_with_a_node(
+    nodes: Nodes, attached: Attached
+) -> None:
+    client, accepted = tcp_pair()
+    begun = time.monotonic()
+    number = attached.open("c", "10.0.0.1:80", accepted, keep=True, **half_a_second())
+    assert (await attached.result(number)).HasField("refusal")
+    assert time.monotonic() - begun > 0.9 * FIRST_CONTACT
+    client.close()
 
 
 @pytest.mark.parametrize("network", [TCP, UDP])

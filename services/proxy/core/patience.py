@@ -13,8 +13,9 @@ from services.proxy.core.catalog import Service
 CONNECT = 5.0
 """Seconds for an attempt unless a DestinationRule says otherwise: two repeated SYNs (after 1 and 3 s, RFC 6298)."""
 ATTEMPT = 0.5
-"""Seconds while others are well: a path has answered by then (RTTs are below 300 ms, a lost packet costs 200 ms more), and
-with EJECT_AFTER failures at some requests a second a silent backend is left out within one."""
+"""Seconds while others are well: a backend of the node has answered by then, or the SYN was lost; of a path to a node only one
+that is silent is given up by then (`Outbound.timeout` in protos/tunnel.proto). With EJECT_AFTER failures at some requests a
+second a silent backend is left out within one."""
 
 
 def patience(connect: float, *, others: bool) -> float:
