@@ -80,6 +80,7 @@ class Directory:
         # Events since the start by (what, result), for metrics.
         self.counts: Counter[tuple[str, str]] = Counter()
         self._signed: Signed | None = None
+        self._doubled_at: float | None = None
 
     # The own record
 
@@ -179,7 +180,15 @@ class Directory:
         )
         if self.board.warn("duplicate", text):
             self.log.warning(text)
+        self._doubled_at = self.wall()
         self.own.outrun(record.revision)
+
+    def forget_double(self) -> None:
+        """Takes the warning back when the double has not been met for a lifetime: it would have published twice."""
+        if self._doubled_at is not None and abs(self.wall() - self._doubled_at) > LIFETIME:
+            self._doubled_at = None
+            self.board.clear("duplicate")
+            self.log.info("the other node of this name has not been met for long")
 
     # Where to publish and to ask
 

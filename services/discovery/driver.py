@@ -230,6 +230,7 @@ class Driver:
                 # The record shows who signed it; under a former secret it is soon worth nothing to others.
                 generation = directory.identity.generation
                 directory.own_bell.ring()
+            directory.forget_double()
             directory.registry.expire(now)
             wait = directory.registry.next_expiry() - now
             await asyncio.sleep(min(max(wait, SWEEP_MIN), SWEEP_MAX))

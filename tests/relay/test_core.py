@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.relay.core import drain, load, role
+from services.relay.core.confidence import Reachability, Sample
 from services.relay.core.fairness import Account, Accounts
 from services.relay.core.greeting import (
     GREETING_LENGTH,
@@ -233,6 +234,8 @@ def test_a_dial_back_is_known_at_its_last_byte() -> None:
         ("auto", [("r", ["192.0.2.1"])], True, True, "Configured"),
         ("auto", [("r", ["relay.example"])], True, True, "Configured"),
         ("auto", [("r", ["0.0.0.0", "2001:db8::1"])], True, True, "Configured"),
+        ("auto", [("r", ["192.168.1.5", "fd00::5"])], True, True, "LanOnly"),
+        ("auto", [("r", ["192.168.1.5", "192.0.2.1"])], True, True, "Configured"),
         ("auto", [("r", [])], False, True, "NoUsableAddress"),
         ("auto", [("r", ["0.0.0.0", "224.0.0.1"])], False, True, "NoUsableAddress"),
         ("auto", [("x", ["192.0.2.1"])], False, False, "Unproven"),
@@ -251,6 +254,16 @@ def test_role(mode: str, nodes: list[tuple[str, list[str]]], active: bool, confi
 
 def test_role_says_which_address_is_no_good() -> None:
     assert "224.0.0.1" in role.decide("auto", "r", [("r", ["224.0.0.1"])]).reason
+
+
+def test_a_relay_with_private_addresses_says_that_nobody_else_reaches_it() -> None:
+    """It stands beside Reachable=False, and would look like a contradiction."""
+    found = Reachability()
+    for number in range(3):
+        found.add("198.51.100.7", Sample(f"v{number}", False, "no answer"), float(number))
+    decided = role.decide("auto", "r", [("r", ["192.168.1.5"])], found, own=lambda it: it == "192.168.1.5")
+    assert decided.active and decided.condition == "LanOnly" and not decided.reachable.status
+    assert "for its LAN only: 192.168.1.5 is private (198.51.100.7 cannot be reached" in decided.reason
 
 
 def test_load() -> None:

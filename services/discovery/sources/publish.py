@@ -26,6 +26,11 @@ TIMEOUT = 5.0
 # Seconds between two attempts at a contact that fails, at most: when a LAN's uplink returns no address of ours changes,
 # and nothing else tells of it. With TIMEOUT this bounds how long a node stays unknown after that.
 MAX_PAUSE = 6.0
+# Seconds between two attempts at one that refuses, at least and at most: a table that is full stays so for minutes.
+REFUSED = (60.0, 600.0)
+# Seconds until the next publication where another run of this node's name had published, doubled each time: is it
+# still alive, it will be there again.
+SUSPICIOUS = 15.0
 
 
 class Publisher:
@@ -66,19 +71,24 @@ class Publisher:
         self._show()
 
     async def _keep(self, key: str) -> None:
-        backoff = Backoff(1.0, MAX_PAUSE, self._rng)
+        silent, refused = Backoff(1.0, MAX_PAUSE, self._rng), Backoff(*REFUSED, self._rng)
         published: Record | None = None
+        suspicion = LIFETIME
         while True:
             seen = self._directory.own_bell.count
             signed, record = self._directory.signed(max_age=LIFETIME / 4), self._directory.record()
+            backoff = silent
             try:
-                taken = await self._put(self._keepers.contacts[key], signed, record, published)
+                taken, alone = await self._put(self._keepers.contacts[key], signed, record, published)
             except Exception as error:
                 # Whatever one contact brings about must not end publishing there.
                 self._directory.counts["publishes", "failed"] += 1
                 self._note(key, str(error), known=isinstance(error, Unreachable | Refused | DiscoveryError))
-                self._dht.lost(self._keepers.contacts[key])
-                taken = False
+                if isinstance(error, Refused):
+                    backoff = refused
+                else:
+                    self._dht.lost(self._keepers.contacts[key])
+                taken = alone = False
             if not taken:
                 woken = self._directory.wake_bell.count
                 if await self._directory.wake_bell.wait(woken, backoff.next()) != woken:
@@ -86,12 +96,17 @@ class Publisher:
                 continue
             self._directory.counts["publishes", "ok"] += 1
             self._note(key, "")
-            backoff.reset()
+            silent.reset()
+            refused.reset()
             published = record
-            await self._until_due(published, seen)
+            suspicion = 2 * suspicion if alone else SUSPICIOUS
+            await self._until_due(published, seen, suspicion)
 
-    async def _put(self, contact: Contact, signed: Signed, record: Record, published: Record | None) -> bool:
-        """Publish once; False when the contact holds a newer record under our name, which ours has to outrun."""
+    async def _put(
+        self, contact: Contact, signed: Signed, record: Record, published: Record | None
+    ) -> tuple[bool, bool]:
+        """Publish once. False when the contact holds a newer record under our name, which ours has to outrun; and whether
+        nobody but this run has published there."""
         directory = self._directory
         answer = await self._client.put(contact, signed, timeout=TIMEOUT)
         keeper = directory.try_take(answer.own, Source.LOOKUP, contact.key, expected=contact.node_name)
@@ -101,30 +116,30 @@ class Publisher:
                 self._names[contact.key] = keeper.node_name
                 directory.peers_bell.ring()
         if answer.conflicting is None:
-            return True
+            return True, True
         other = directory.try_take(
             answer.conflicting, Source.LOOKUP, contact.key, expected=directory.settings.node_name
         )
         if other is None or other.instance_id == directory.instance_id:
-            return True
+            return True, True
         # At the first publication of a run this is most likely the former run's record. After that, somebody
         # else must have put it there.
         if published is not None and other.revision > published.revision:
             directory.meet_double(other, f"at {contact.key}")
         if other.revision < record.revision:
-            return True
+            return True, False
         directory.own.outrun(other.revision)
-        return False
+        return False, False
 
-    async def _until_due(self, published: Record, seen: int) -> None:
-        """Returns when the contact should be told something new."""
+    async def _until_due(self, published: Record, seen: int, most: float) -> None:
+        """Returns when the contact should be told something new, after `most` seconds at the latest."""
         directory = self._directory
         start = directory.wall()
         # Nodes that started together must not come back together for ever.
         pace = self._rng.uniform(1.0, 1.1)
         while True:
             age = abs(directory.wall() - start) * pace
-            wait = due_in(published, directory.own.current or published, age)
+            wait = min(due_in(published, directory.own.current or published, age), most - age)
             if wait <= 0:
                 break
             seen = await directory.own_bell.wait(seen, wait / pace)

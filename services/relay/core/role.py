@@ -2,7 +2,8 @@
 
 Named in relayNodes it is a relay from the start if one of its addresses there is the host's own, as somebody has to be
 the first; dials from other nodes may disprove that. An address that is not the host's own (a router's, in front of
-it) has to be proven first: a machine behind a NAT that lets nobody in stays ordinary from the first moment.
+it) has to be proven first: a machine behind a NAT that lets nobody in stays ordinary from the first moment. With
+private addresses only it is a relay for its LAN, and says so: nobody outside can disprove that, or use it.
 Not named it has to earn the role: proven by dials, up for a while, and fast enough.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 from .confidence import Reachability
 
@@ -18,6 +19,10 @@ MIN_UPTIME = 5.0
 """Seconds that an earned relay's service has run: what ends again and again is no relay."""
 MIN_THROUGHPUT = 125_000
 """Bytes per second that an earned relay has sent to a vantage, 1 Mbit/s: less would hardly carry one call."""
+
+
+_PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")))
+"""RFC 1918, 6598, 4193. (`is_private` of ipaddress also counts networks for documentation.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,14 @@ def unusable(address: str) -> str:
     return ""
 
 
+def private(address: str) -> bool:
+    """Whether an address, if it is one and no DNS name, means the host in its own LAN only."""
+    try:
+        return any(ip_address(address) in network for network in _PRIVATE)
+    except ValueError:
+        return False
+
+
 def decide(
     mode: str,
     node_name: str,
@@ -98,7 +111,11 @@ def _named(name: str, addresses: list[str], found: Reachability, own: Callable[[
         return False, "NoUsableAddress", f"{stays}: {why}; give an address that other nodes can dial"
     if found.up():
         return True, "Proven", f"{name} is named in relayNodes, and {_proof(found)}"
-    if any(not unusable(it) and own(it) and found.verdict(it) is not False for it in addresses):
+    usable = [it for it in addresses if not unusable(it) and own(it) and found.verdict(it) is not False]
+    if usable and all(map(private, usable)):
+        beyond = f" ({_disproof(found)})" if found.down() else ""
+        return True, "LanOnly", f"{name} is named in relayNodes, for its LAN only: {', '.join(usable)} is private{beyond}"
+    if usable:
         return True, "Configured", f"{name} is named in relayNodes"
     if found.down():
         return False, "Unreachable", f"{stays}: {_disproof(found)}"
