@@ -90,9 +90,15 @@ def issue(node: str, folder: Path, out: Path | None, days: int) -> None:
     out = out or Path(node)
     with _told(), _locked(folder):
         trusted, cluster = _open(folder)
+        now = time.time()
+        end = trusted.certificates[0].not_valid_after_utc
+        if end.timestamp() <= now:
+            raise click.ClickException(f"{folder / 'ca.crt'}: this authority ended at {end:%Y-%m-%d}; make a new one")
+        # Nobody accepts a certificate after the end of its authority.
+        lifetime = min(days * _DAY, end.timestamp() - now)
         key_file = out / "node.key"
         key = authority.read_key(key_file) if key_file.exists() else authority.new_key()
-        certificate = trusted.issue(cluster, node, key.public_key(), time.time(), days * _DAY)
+        certificate = trusted.issue(cluster, node, key.public_key(), now, lifetime)
         pem = certificate.public_bytes(serialization.Encoding.PEM)
         out.mkdir(parents=True, exist_ok=True)
         # The authority's own note comes first: what was handed out must be revocable.
@@ -101,7 +107,8 @@ def issue(node: str, folder: Path, out: Path | None, days: int) -> None:
         files.write_atomically(out / "node.crt", pem, 0o644)
         files.write_atomically(out / "ca.crt", (folder / "ca.crt").read_bytes(), 0o644)
         files.write_atomically(out / "ca.crl", (folder / "ca.crl").read_bytes(), 0o644)
-    click.echo(f"{out / 'node.crt'}: node {node} of the cluster {cluster}, {days} days")
+    until = f"{days} days" if lifetime == days * _DAY else f"until {end:%Y-%m-%d}, when the authority itself ends"
+    click.echo(f"{out / 'node.crt'}: node {node} of the cluster {cluster}, {until}")
 
 
 @ca.command(short_help="Revoke certificates.")
@@ -175,8 +182,8 @@ def _told() -> Iterator[None]:
     """Failures that the user can do something about, as one line."""
     try:
         yield
-    except AuthorityError as error:
-        raise click.ClickException(str(error)) from None
+    except (AuthorityError, ValueError) as error:
+        raise click.ClickException(" ".join(str(error).split())) from None
     except OSError as error:
         raise click.ClickException(f"{error.filename or 'files'}: {error.strerror or error}") from None
 
@@ -205,7 +212,7 @@ def _node(certificate: x509.Certificate) -> str:
 
 
 def _revoked(folder: Path) -> dict[int, datetime.datetime]:
-    listed = x509.load_pem_x509_crl((folder / "ca.crl").read_bytes())
+    listed = authority.read_revocation_list(folder / "ca.crl")
     return {entry.serial_number: entry.revocation_date_utc for entry in listed}
 
 
@@ -227,7 +234,7 @@ def _write_revocations(folder: Path, trusted: Authority, revoked: dict[int, date
 
 def _describe(file: Path) -> dict[str, Any]:
     if b"X509 CRL" in file.read_bytes():
-        listed = x509.load_pem_x509_crl(file.read_bytes())
+        listed = authority.read_revocation_list(file)
         return {
             "kind": "revocation list",
             "issuer": listed.issuer.rfc4514_string(),

@@ -13,27 +13,27 @@ HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?(\.[A-Za-z0-9_]([A-
 
 
 def split(text: str, default_port: int = 0) -> tuple[str, int]:
-    """`text` as (host, port). A bare IPv6 literal needs no brackets; ValueError says what is wrong."""
+    """`text` as (host, port). A bare IPv6 literal needs no brackets; ValueError says what is expected."""
     text = text.strip()
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")) or not is_ip(host):
-            raise ValueError("expected [IPv6 address] or [IPv6 address]:port")
+            raise ValueError("[IPv6 address] or [IPv6 address]:port")
         port = rest[1:]
     elif text.count(":") > 1:
         host, port = text, ""
         if not is_ip(host):
-            raise ValueError("expected an IPv6 address; write [address]:port to add a port")
+            raise ValueError("an IPv6 address, or [address]:port")
     else:
         host, _, port = text.partition(":")
         if text.endswith(":"):
-            raise ValueError("the port after ':' is missing")
+            raise ValueError("a port after ':'")
     if not is_ip(host) and (len(host) > 253 or not HOST.fullmatch(host) or host.replace(".", "").isdigit()):
-        raise ValueError("expected an IP address or a DNS name, with or without :port")
+        raise ValueError("an IP address or a DNS name, with or without :port")
     if not port:
         return host, default_port
     if not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-        raise ValueError("expected a port from 1 to 65535 after ':'")
+        raise ValueError("a port from 1 to 65535 after ':'")
     return host, int(port)
 
 

@@ -53,6 +53,11 @@ class Authority:
         """Whether one of the trusted certificates signed this one."""
         return signed_by(certificate, self.certificates)
 
+    def end(self, certificate: x509.Certificate) -> float:
+        """Until when those that signed this one may vouch for it, in Unix seconds; 0 when none did."""
+        signers = [issuer for issuer in self.certificates if signed_by(certificate, (issuer,))]
+        return max((issuer.not_valid_after_utc.timestamp() for issuer in signers), default=0.0)
+
     def issue(
         self, cluster: str, node_name: str, key: ec.EllipticCurvePublicKey, now: float, lifetime: float
     ) -> x509.Certificate:
@@ -203,14 +208,19 @@ def read_key(path: Path) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def read_revocations(path: Path, authority: Authority) -> frozenset[int]:
-    """Serial numbers in a CRL that one of the CA certificates signed. AuthorityError otherwise."""
+def read_revocation_list(path: Path) -> x509.CertificateRevocationList:
+    """The PEM CRL in a file, whoever signed it. AuthorityError otherwise."""
     try:
-        revocations = x509.load_pem_x509_crl(path.read_bytes())
+        return x509.load_pem_x509_crl(path.read_bytes())
     except OSError as error:
         raise AuthorityError(f"{path}: the revocation list cannot be read: {error.strerror}") from None
     except ValueError:
         raise AuthorityError(f"{path}: expected a PEM revocation list (-----BEGIN X509 CRL-----)") from None
+
+
+def read_revocations(path: Path, authority: Authority) -> frozenset[int]:
+    """Serial numbers in a CRL that one of the CA certificates signed. AuthorityError otherwise."""
+    revocations = read_revocation_list(path)
     for certificate in authority.certificates:
         key = certificate.public_key()
         if isinstance(key, ec.EllipticCurvePublicKey) and revocations.is_signature_valid(key):

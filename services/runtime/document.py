@@ -5,15 +5,13 @@ from typing import Any
 
 import yaml
 
+from services.runtime.loader import Loader
 from services.runtime.problems import ConfigError, Problem
 
 # A configuration larger than this is a mistake (Kubernetes refuses ConfigMaps over 1 MiB).
 MAX_BYTES = 1 << 20
 
 KeyPath = tuple[str | int, ...]
-
-# The C loader is ten times as fast, and present in all wheels.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read(path: Path, *, keep_nulls: bool = False) -> tuple[dict[str, Any], dict[KeyPath, int]]:
@@ -40,7 +38,7 @@ def read(path: Path, *, keep_nulls: bool = False) -> tuple[dict[str, Any], dict[
     lines: dict[KeyPath, int] = {}
     problems: list[Problem] = []
     try:
-        loader = _Loader(text)
+        loader = Loader(text)
         try:
             node = loader.get_single_node()
             if node is None:
@@ -54,7 +52,7 @@ def read(path: Path, *, keep_nulls: bool = False) -> tuple[dict[str, Any], dict[
         said = ", ".join(part for part in (error.context, error.problem) if part)
         line = mark.line + 1 if mark else 0
         raise _error(name, f"not YAML: {said}", "indentation by spaces and `key: value` pairs", line) from error
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, TypeError) as error:
         raise _error(name, f"not YAML: {' '.join(str(error).split())}", "") from error
     if problems:
         raise ConfigError(problems)

@@ -12,7 +12,10 @@ from services.runtime.section import FilePath, Section
 def _selection(text: str) -> str:
     for item in text.split(","):
         if item.strip() not in ("", "*"):
-            ipaddress.ip_network(item.strip(), strict=False)
+            try:
+                ipaddress.ip_network(item.strip(), strict=False)
+            except ValueError:
+                raise ValueError("addresses and networks with commas between, or *") from None
     return text
 
 

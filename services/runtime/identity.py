@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # A certificate of ours takes 0.6 KiB; nobody makes us parse more than this.
 MAX_CERTIFICATE_BYTES = 16384
 
+_NEW_CA = "make a new one with `causeway ca init`, and issue new certificates"
+
 IdentityError = AuthorityError
 _log = logging.getLogger("causeway.identity")
 
@@ -62,6 +64,8 @@ class Identity:
         self._stamps: object = None
         self._revoked: frozenset[int] = frozenset()
         self._revocation_stamp: object = None
+        self._revocation_problem = ""
+        self._crl_file = tunnel.ca.crl_file if tunnel.ca.enable else None
         self._complaint = ""
         self.credentials: Credentials
         self.certificate_der: bytes
@@ -72,6 +76,10 @@ class Identity:
         """Reads key and certificate; in psk mode makes them on first start. IdentityError in one line."""
         identity = cls(config, clock)
         identity._adopt(identity._read())
+        if identity._crl_file is not None:
+            # Without its list a node would let in whom it is there to keep out; later the one read last stays.
+            identity._revoked = authority.read_revocations(identity._crl_file, identity.credentials.authority)
+            identity._revocation_stamp = files.stamp(identity._crl_file)
         return identity
 
     def reconfigure(self, config: Config) -> None:
@@ -95,6 +103,7 @@ class Identity:
 
         True when the credentials changed. Keeps the old ones, and logs why once, where new ones are unusable.
         """
+        self._revocations()
         settled = not self._store.problem and self._stamps == self._stamp()
         if settled and self._store.fresh(self.credentials.certificate):
             return False
@@ -116,7 +125,7 @@ class Identity:
     @property
     def warnings(self) -> list[str]:
         """What a person should know, one line each."""
-        return [self._store.problem] if self._store.problem else []
+        return [problem for problem in (self._store.problem, self._revocation_problem) if problem]
 
     # Judging others
 
@@ -214,6 +223,13 @@ class Identity:
                 f"the certificate of {name} expired at {_utc(end)} and the clock of {self.node_name} says {_utc(now)}; "
                 f"{'set the clock that is wrong' if self._secrets else 'issue a new one with `causeway ca issue`'}",
             )
+        end = self.credentials.authority.end(certificate)
+        if now > end:
+            raise Rejection(
+                "certificate-expired",
+                f"the cluster CA that issued the certificate of {name} expired at {_utc(end)} and the clock of "
+                f"{self.node_name} says {_utc(now)}; {_NEW_CA}",
+            )
         if certificate.serial_number in self._revocations():
             raise Rejection(
                 "revoked",
@@ -246,14 +262,14 @@ class Identity:
         )
 
     def _revocations(self) -> frozenset[int]:
-        if not self._ca.enable or self._ca.crl_file is None:
-            return frozenset()
-        stamp = files.stamp(self._ca.crl_file)
-        if stamp != self._revocation_stamp:
+        stamp = files.stamp(self._crl_file)
+        if self._crl_file is not None and stamp != self._revocation_stamp:
             self._revocation_stamp = stamp
             try:
-                self._revoked = authority.read_revocations(self._ca.crl_file, self.credentials.authority)
+                self._revoked = authority.read_revocations(self._crl_file, self.credentials.authority)
+                self._revocation_problem = ""
             except AuthorityError as error:
+                self._revocation_problem = f"{error}; the list that was read before stays in force"
                 _log.error("revocation list not reread, the old one stays", extra={"error": str(error)})
         return self._revoked
 
@@ -308,6 +324,8 @@ class Identity:
             raise IdentityError(f"{file}: was not issued by the CA in {self._ca.ca_file}; {advice}")
         if self._clock() > _validity(certificate)[1]:
             raise IdentityError(f"{file}: expired at {_utc(_validity(certificate)[1])}; {advice}")
+        if self._clock() > trusted.end(certificate):
+            raise IdentityError(f"{self._ca.ca_file}: this CA expired at {_utc(trusted.end(certificate))}; {_NEW_CA}")
         return Credentials(key, certificate, trusted)
 
 

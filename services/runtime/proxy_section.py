@@ -61,10 +61,15 @@ _SHORTEST_PREFIX = {4: 8, 6: 48}
 
 
 def _networks(text: str) -> str:
-    networks = [ipaddress.ip_network(part.strip(), strict=False) for part in text.split(",")] if text.strip() else []
+    try:
+        networks = (
+            [ipaddress.ip_network(part.strip(), strict=False) for part in text.split(",")] if text.strip() else []
+        )
+    except ValueError:
+        raise ValueError("networks with a comma between, as 10.96.0.0/12") from None
     for network in networks:
         if network.prefixlen < _SHORTEST_PREFIX[network.version]:
-            raise ValueError(f"{network} is too wide: /{_SHORTEST_PREFIX[network.version]} or longer")
+            raise ValueError(f"a narrower network than {network}: /{_SHORTEST_PREFIX[network.version]} or longer")
     return ",".join(map(str, networks))
 
 

@@ -102,7 +102,7 @@ def _listen_tcp(server: grpc.aio.Server) -> None:
     try:
         host, port = address.split(text)
     except ValueError as error:
-        raise OSError(f"CAUSEWAY_LOCAL_TCP: found {text!r}; {error}") from None
+        raise OSError(f"CAUSEWAY_LOCAL_TCP: found {text!r}; expected {error}") from None
     if not host.startswith("127.") and host != "::1":
         raise OSError(f"CAUSEWAY_LOCAL_TCP: found {text!r}; expected a loopback address, for it is not protected")
     try:

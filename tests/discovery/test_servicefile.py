@@ -71,6 +71,8 @@ def test_a_configmap_swap_is_read_again(node_config: WriteConfig, tmp_path: Path
         ("kind: Service\nmetadata: [", "line 3, column 1: not YAML: "),
         ("- 1\n- 2\n", "document 1: found list, expected an object"),
         ("\x00", "unacceptable character"),
+        ("[" * 30_000, "line 1, column 201: not YAML: nested more than 200 deep"),
+        ("kind: !!bool foo", "line 1, column 7: not YAML: 'foo' is no bool"),
         (None, "no such file or directory; check servicesFile"),
     ],
 )

@@ -84,6 +84,24 @@ def test_errors_are_one_line_that_helps(home: Path) -> None:
     assert "file" in error("issue", "edge-b", "--out", "file/x")
 
 
+def test_no_certificate_outlives_its_authority(home: Path) -> None:
+    output("init", "--days", "30")
+    assert "when the authority itself ends" in output("issue", "edge-a")
+    ends = [json.loads(output("show", file, "-o", "json"))["validUntil"] for file in ("ca/ca.crt", "edge-a/node.crt")]
+    assert ends[0] == ends[1]
+    assert "20 days" in output("issue", "edge-b", "--days", "20")
+
+
+def test_damaged_files_of_an_authority_are_said_in_one_line(home: Path) -> None:
+    output("init")
+    output("issue", "edge-a")
+    (home / "ca/ca.crl").write_text("-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n")
+    assert "expected a PEM revocation list" in error("revoke", "edge-a")
+    assert "expected a PEM revocation list" in error("show", "ca/ca.crl")
+    (home / "ca/ca.key").write_text("x")
+    assert "expected an unencrypted PEM private key" in error("issue", "edge-a")
+
+
 def test_help_shows_the_whole_way() -> None:
     for word in ("init", "issue", "show", "revoke", "psk", "crlFile"):
         assert word in output("--help")

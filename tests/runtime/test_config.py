@@ -357,6 +357,40 @@ def test_bad_yaml_is_one_problem_with_its_line(write: Write, text: str, line: in
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x: !!bool foo", "'foo' is no bool"),
+        ("x: !!int ''", "'' is no int"),
+        ("x: !!float ''", "'' is no float"),
+        ("x: !!timestamp soon", "'soon' is no timestamp"),
+        ("x: 2001-99-99", "'2001-99-99' is no timestamp"),
+        ("x: " + "[" * 30_000, "nested more than 200 deep"),
+        ("x:" + " {a:" * 30_000, "nested more than 200 deep"),
+    ],
+)
+def test_yaml_that_its_library_chokes_on_is_one_problem(write: Write, text: str, said: str) -> None:
+    problem = only(write(f"nodeName: a\n{text}\n"))
+    assert (problem.line, said in problem.found) == (2, True), problem
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        'edgeDiscovery: {bootstrap: ["a:x", "a:", "1:2:3", "[a]:1", "-a"]}',
+        'edgeTunnel: {advertiseAddress: ["a:x"], relayNodes: [{nodeName: r, advertiseAddress: ["[::1"]}]}',
+        "edgeDNS: {cacheDNS: {upstreamServers: [a:x, dns.test]}}",
+        "edgeProxy: {subNet: foo}",
+        "edgeProxy: {subNet: '10.0.0.0/8,0.0.0.0/0'}",
+        "edgeGateway: {includeIP: foo, excludeIP: 10.0.0.0/33}",
+    ],
+)
+def test_found_and_expected_are_said_once(write: Write, section: str) -> None:
+    for problem in problems(write(f"modules: {{{section}}}\n")):
+        assert str(problem).count("; expected ") == 1 and "expected expected" not in str(problem), str(problem)
+        assert "does not appear" not in problem.expected
+
+
+@pytest.mark.parametrize(
     "text", ["x: !!python/object/apply:os.system [id]\n", "a: &a [*a]\n", "x: 2026-13-45\n", "? [1]\n: 2\n"]
 )
 def test_strange_yaml_is_refused_in_one_line(write: Write, text: str) -> None:

@@ -438,9 +438,46 @@ def test_a_bad_revocation_list_changes_nothing(ca_folder: Path, caplog: pytest.L
     for content in (b"garbage", (ca_folder / "ca2/ca.crl").read_bytes()):
         mine.write_bytes(content)
         assert refusal(a, b.certificate_der).reason == "revoked"
+        (warning,) = a.warnings
+        assert "ca.crl" in warning and "stays in force" in warning
     mine.unlink()
+    assert not a.refresh()
+    assert "cannot be read" in a.warnings[0]
     assert refusal(a, b.certificate_der).reason == "revoked"
     assert len(caplog.records) == 3
+    mine.write_bytes((ca_folder / "ca/ca.crl").read_bytes())
+    assert not a.refresh()
+    assert not a.warnings
+
+
+def test_a_node_does_not_start_without_its_revocation_list(ca_folder: Path) -> None:
+    node(ca_folder, "edge-a")
+    mine = ca_folder / "default.edge-a/ca.crl"
+    for content, said in ((None, "cannot be read"), (b"garbage", "expected a PEM revocation list")):
+        mine.unlink() if content is None else mine.write_bytes(content)
+        with pytest.raises(IdentityError, match=said):
+            Identity.load(config_of(ca_folder, "edge-a"))
+
+
+def test_nobody_is_accepted_after_the_end_of_the_ca(ca_folder: Path) -> None:
+    clock = Clock()
+    a = node(ca_folder, "edge-a")
+    b = Identity.load(config_of(ca_folder, "edge-a"), clock)
+    # As other tools issue them: the certificate outlives its authority.
+    key = authority.read_key(ca_folder / "ca/ca.key")
+    issuer = authority.Authority(authority.read_certificates(ca_folder / "ca/ca.crt"), key)
+    long = issuer.issue("default", "edge-c", authority.new_key().public_key(), clock.now, 9000 * 86400)
+    der = long.public_bytes(serialization.Encoding.DER)
+    assert b.judge(der) == a.judge(der) == "edge-c"
+    clock.now += 3651 * 86400
+    rejection = refusal(b, der)
+    assert rejection.reason == "certificate-expired"
+    assert "the cluster CA that issued the certificate of edge-c expired" in rejection.message
+    home = ca_folder / "default.edge-a"
+    mine = issuer.issue("default", "edge-a", a.credentials.key.public_key(), clock.now, 86400)
+    (home / "node.crt").write_bytes(mine.public_bytes(serialization.Encoding.PEM))
+    with pytest.raises(IdentityError, match="this CA expired"):
+        Identity.load(config_of(ca_folder, "edge-a"), clock)
 
 
 def test_ca_mode_takes_over_renewed_files(ca_folder: Path) -> None:

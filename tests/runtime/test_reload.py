@@ -125,3 +125,14 @@ def test_what_cannot_be_applied_is_said_once_and_tried_again(file: File, caplog:
     reload.look()
     reload.look()
     assert len(tries) == 5 and not reload.warnings
+
+
+def test_a_file_of_brackets_does_not_end_the_service(file: File) -> None:
+    reload, applied = follow("discovery", file)
+    file.write_text("[" * 60_000)
+    reload.look()
+    (warning,) = reload.warnings
+    assert "stays in force" in warning and "nested more than 200 deep" in warning
+    file.write(edgeTunnel={"relayNodes": [{"nodeName": "r1"}]})
+    reload.look()
+    assert len(applied) == 1 and not reload.warnings

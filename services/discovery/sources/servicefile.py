@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from services.runtime import files
 from services.runtime.core.age import spell
 from services.runtime.core.envelope import BadSnapshot
+from services.runtime.loader import Loader
 
 from ..core import gateways
 from ..core.gateways import GatewayObject
@@ -34,9 +34,6 @@ from .lastgood import Copy
 PERIOD = 2.0
 # Bytes of manifests that are read.
 MAX_BYTES = 16 << 20
-
-# The C parser is ten times as fast, where PyYAML was built with it.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class ServiceFile:
@@ -208,7 +205,7 @@ def _read(path: Path) -> bytes:
 
 def _documents(data: bytes) -> list[object]:
     """All documents of a YAML or JSON file (JSON is YAML)."""
-    return list(yaml.load_all(data, Loader=_Loader))  # a safe loader
+    return list(yaml.load_all(data, Loader=Loader))  # a safe loader
 
 
 def _one_line(error: Exception) -> str:
