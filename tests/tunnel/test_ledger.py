@@ -2,13 +2,16 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from prometheus_client import REGISTRY
 
 from protos import tunnel_pb2 as pb
 from services.tunnel import ledger
 from services.tunnel.core.frames import Reason
+from services.tunnel.errors import UnknownPeer
 from services.tunnel.ledger import Ledger
+from services.tunnel.peers import PeerInfo
 from tests.tunnel.inside import inside
 from tests.tunnel.local import (
     UDP,
@@ -98,6 +101,14 @@ async def test_bytes_first_bytes_and_errors_by_service_and_path(short_path: Path
             attached.give(pb.Attach(open=pb.Outbound(node="b", target=target)), accepted)
             assert await was_reset(client)
             await until(lambda: errors("denied") == 1, "the refusal is counted")
+            known = a.view.resolve
+
+            async def resolve(name: str, **how: Any) -> PeerInfo | None:
+                if name == "nobody":
+                    raise UnknownPeer(name)
+                return await known(name, **how)
+
+            a.view.resolve = resolve  # type: ignore[method-assign]
             client, accepted = tcp_pair()
             outbound = pb.Outbound(node="nobody", target=target)
             outbound.timeout.FromMilliseconds(200)
