@@ -76,6 +76,7 @@ async def given_up(call: asyncio.Task[object]) -> None:
 
 async def test_before_the_relay_has_answered(scene: Scene) -> None:
     client = scene.a.tunnel.relays.clients["r1"]
+    await until(lambda: not client._answers, "its heartbeat is answered")
     call = scene.call()
     while not client._answers:  # noqa: ASYNC110 — the very next turn counts
         await asyncio.sleep(0)
