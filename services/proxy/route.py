@@ -63,7 +63,7 @@ class Route:
 
     def whole(self, tried: Backends, now: float) -> bool:
         """Whether the attempt at the last of those `tried` shall have all the time: nobody else is well."""
-        return len(tried) >= MAX_TRIES or not self.balancer.spare(tried, now)
+        return len(self) == 1 or len(tried) >= MAX_TRIES or not self.balancer.spare(tried, now)
 
 
 @dataclass(slots=True, eq=False)

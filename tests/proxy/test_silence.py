@@ -12,11 +12,13 @@ import pytest
 
 from protos import tunnel_pb2
 from services.proxy.attach import reset
+from services.proxy.core.catalog import Backend
 from services.proxy.core.health import EJECT_AFTER
 from services.proxy.core.patience import ATTEMPT, CONNECT
+from services.proxy.route import Route
 from tests.load import Load
 from tests.proxy.conftest import Node, until
-from tests.proxy.neighbours import service
+from tests.proxy.neighbours import Asked, service
 from tests.proxy.silent import Silent
 from tests.proxy.test_endpoints import ask
 from tests.proxy.test_tcp import connect, receive
@@ -76,6 +78,16 @@ async def servers(ip: str) -> AsyncIterator[Servers]:
 async def serve(node: Node, ip: str, policy: dict[str, Any] | None = None, *, endpoints: Any = PORTS) -> None:
     node.discovery.put(service("web", ip, *[("n", ip, port) for port in endpoints], policy=policy))
     await node.listening(f"{ip}:80")
+
+
+def route_of(node: Node) -> Route:
+    assert node.proxy is not None
+    return next(iter(node.proxy._listeners._open.values())).route
+
+
+def _address(taken: Asked) -> tuple[str, int]:
+    ip, _, port = taken.open.target.address.rpartition(":")
+    return ip, int(port)
 
 
 def ejected(node: Node) -> int:
@@ -162,8 +174,7 @@ async def test_a_burst_is_even_over_those_with_the_fewest_connections(node: Node
     clients = [await hold(ip) for _ in range(6)]
     shares = Counter(port for _, port in clients)
     assert set(shares.values()) == {2}
-    assert node.proxy is not None
-    route = next(iter(node.proxy._listeners._open.values())).route
+    route = route_of(node)
     assert set(route.balancer.active.values()) == {2}
     # Those of one backend leave; a burst fills the gap before it goes over all.
     for client, port in clients:
@@ -185,8 +196,7 @@ async def test_a_burst_by_the_tunnel_is_even_before_anybody_was_accepted(node: N
     clients = [await connect(ip) for _ in range(50)]
     taken = [await node.tunnel.asked() for _ in clients]
     assert set(Counter(one.open.target.address for one in taken).values()) == {10}
-    assert node.proxy is not None
-    route = next(iter(node.proxy._listeners._open.values())).route
+    route = route_of(node)
     for one in taken[:25]:
         one.accept()
     for one in taken[25:]:
@@ -225,6 +235,9 @@ async def test_real_connections_over_5_endpoints_are_even_within_3_sigma(node: N
             client.close()
     sigma = (count * 0.2 * 0.8) ** 0.5
     assert all(abs(seen[f"10.0.0.{i}:80"] - count / 5) < 3 * sigma for i in range(5)), seen
+    active = route_of(node).balancer.active
+    expected = Counter(Backend("b", *_address(taken)) for _, taken in living) if simple == "P2C" else Counter()
+    await until(lambda: active == expected, "who lives counts, where that matters")
     for client, taken in living:
         taken.end()
         client.close()
