@@ -1,4 +1,4 @@
-"""`python -m lab.matrix`: measures, prints, writes out/matrix.json and out/matrix.png. See `--help`."""
+"""`python -m lab.matrix`: measures, prints, writes out/matrix.json, out/matrix.md and out/matrix.png. See `--help`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from lab.matrix.campaign import LOADS, Campaign, Plan
 from lab.matrix.conditions import NETS
 from lab.matrix.events import EVENTS, Event
 from lab.matrix.flow import BULK, IDLE, REQUEST
+from lab.matrix.markdown import markdown
 from lab.matrix.results import Matrix
 from lab.matrix.table import show
 
@@ -101,6 +102,7 @@ def parse() -> argparse.Namespace:
     )
     for name, default, kind, what in (
         ("--json", "out/matrix.json", "FILE", "every stall"),
+        ("--table", "out/matrix.md", "FILE", "median and 99th percentile, as Markdown"),
         ("--picture", "out/matrix.png", "FILE", "heat map, .png or .svg"),
         ("--logs", "out/matrix-logs", "DIR", "where the nodes' logs of runs that did not go well are kept"),
     ):
@@ -186,6 +188,9 @@ def conclude(matrix: Matrix, options: argparse.Namespace) -> int:
     console = Console()
     show(matrix, console if console.is_terminal else Console(width=170))
     places = [] if options.show else [f"every stall: {options.json}"]
+    options.table.parent.mkdir(parents=True, exist_ok=True)
+    options.table.write_text(markdown(matrix))
+    places.append(f"table: {options.table}")
     try:
         picture.draw(matrix, options.picture)
         places.append(f"picture: {options.picture}")

@@ -211,8 +211,7 @@ class Upgrade(DirectLost):
             if all(it is not None and it.kind in kinds for it in links):
                 return
             if time.monotonic() > deadline:
-                wanted = " or ".join(pb.PathKind.Name(kind) for kind in kinds)
-                raise NodeError(f"not {wanted} after {PATIENCE:.0f} s: {await paths(self.mesh)}")
+                raise NodeError(f"a and b did not change their path within {PATIENCE:.0f} s: {await paths(self.mesh)}")
             await asyncio.sleep(0.1)
 
 

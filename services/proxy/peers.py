@@ -134,6 +134,7 @@ class Outcome:
     why: str  # one line
     head: bytes  # read from the client, for the next attempt
     rtt: float  # s to the node; 0: not measured
+    relayed: bool  # the path to it goes through a relay
 
 
 def outcome(message: bytes) -> Outcome:
@@ -151,6 +152,7 @@ def outcome(message: bytes) -> Outcome:
         result.refusal.message,
         result.head,
         result.rtt.ToTimedelta().total_seconds(),
+        result.path == tunnel_pb2.PATH_KIND_RELAYED,
     )
 
 
@@ -350,6 +352,8 @@ def service(message: discovery_pb2.Service) -> Service:
                 node=endpoint.node_name.lower(),  # node names are lower case, as the kubelet makes them
                 ready=endpoint.ready,
                 hostname=endpoint.hostname.lower(),
+                leaving=endpoint.leaving,
+                pod=endpoint.pod,
             )
             for endpoint in message.endpoints
         ),

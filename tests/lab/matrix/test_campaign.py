@@ -19,7 +19,9 @@ LONG = 60.0  # seconds for what should take one
 @pytest.mark.usefixtures("simulation")
 def test_a_killed_relay_is_measured_and_an_end_keeps_the_results(tmp_path: Path) -> None:
     argv = ["--runs", "9", "--events", "relay-reset", "--networks", "clean", "--logs", str(tmp_path / "logs")]
-    argv += ["--json", str(tmp_path / "matrix.json"), "--picture", str(tmp_path / "matrix.svg")]
+    argv += [
+        f"--{what}={tmp_path}/matrix.{kind}" for what, kind in (("json", "json"), ("table", "md"), ("picture", "svg"))
+    ]
     with subprocess.Popen([sys.executable, "-m", "lab.matrix", *argv], stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
@@ -51,5 +53,6 @@ def test_a_killed_relay_is_measured_and_an_end_keeps_the_results(tmp_path: Path)
     used = run.before.split()[1]
     assert f"{used} active" not in run.after.split(";")[0]  # … and not over that one any more
     assert any(0.03 < found.normal < 5 for found in run.findings)  # the path's 40 ms, and what a busy machine adds
+    assert "relay reset" in (tmp_path / "matrix.md").read_text()
     assert (tmp_path / "matrix.svg").stat().st_size > 1000
     assert json.loads((tmp_path / "matrix.json").read_text())["events"] == {"relay-reset": "relay reset (kill -9)"}

@@ -13,6 +13,7 @@ from lab.matrix import picture
 from lab.matrix.conditions import NETS
 from lab.matrix.events import EVENTS
 from lab.matrix.flow import REQUEST, TCP, UDP, Finding
+from lab.matrix.markdown import markdown
 from lab.matrix.results import COLUMNS, Matrix, Run
 from lab.matrix.table import show
 
@@ -159,6 +160,16 @@ def test_the_table_marks_harm_and_what_is_missing() -> None:
     assert "never went on" in text
     assert "[drain], clean: does not start" in text
     assert "was busy" in text
+
+
+def test_the_table_for_the_readme() -> None:
+    made = limited(0.2, 0.05, drain=0.1)
+    made.titles["nothing"] = "nothing happens"
+    lines = markdown(made).splitlines()
+    assert lines[0] == "40 ms: stall in ms, median / 99th percentile"
+    assert "| drain | 100 |  | **200 / 200** |  |  |  |  |" in lines
+    assert "| nothing happens |  |  | 50 / 50 |  |  |  |  |" in lines
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
 
 
 @pytest.mark.slow
