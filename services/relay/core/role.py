@@ -114,7 +114,11 @@ def _named(name: str, addresses: list[str], found: Reachability, own: Callable[[
     usable = [it for it in addresses if not unusable(it) and own(it) and found.verdict(it) is not False]
     if usable and all(map(private, usable)):
         beyond = f" ({_disproof(found)})" if found.down() else ""
-        return True, "LanOnly", f"{name} is named in relayNodes, for its LAN only: {', '.join(usable)} is private{beyond}"
+        return (
+            True,
+            "LanOnly",
+            f"{name} is named in relayNodes, for its LAN only: {', '.join(usable)} is private{beyond}",
+        )
     if usable:
         return True, "Configured", f"{name} is named in relayNodes"
     if found.down():
