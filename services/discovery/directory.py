@@ -20,24 +20,18 @@ from .core.board import Board
 from .core.contacts import MAX_ENDPOINTS, Contact, Endpoint
 from .core.errors import DiscoveryError, Expired
 from .core.gateways import GatewayObject
+from .core.memory import Remembered
 from .core.model import Peer, Record, Signed, Source
 from .core.own import LIFETIME, OwnRecord, RelayReport, TunnelReport
 from .core.registry import MAX_PEERS, Registry, lapse_of
 from .core.service import Service
 from .core.store import Store, origin_at
+from .core.vantage import private
 from .interfaces import Interface
 from .wire import seal, unseal
 
 # Peers known at once up to which published records are let in.
 MAX_VOLUNTEERS = MAX_PEERS * 3 // 4
-# RFC 1918, 6598, 3927, 4193, 4291: addresses that many networks use. (is_private of ipaddress also means those of
-# examples, which laboratories use as public ones.)
-_PRIVATE = tuple(
-    map(
-        ipaddress.ip_network,
-        ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16", "fc00::/7", "fe80::/10"),
-    )
-)
 
 
 class Directory:
@@ -72,8 +66,8 @@ class Directory:
             discovery_port=settings.listen_port,
         )
         self.interfaces: tuple[Interface, ...] = ()
-        # Of the DHT, as they are kept on disk: name and "ip:port,…".
-        self.servers: tuple[tuple[str, str], ...] = ()
+        # Of the DHT, as they are kept on disk.
+        self.servers: tuple[Remembered, ...] = ()
         self.watchers = 0
         # Set when discovery stops; watches then end in good order.
         self.closing = False
@@ -211,7 +205,7 @@ class Directory:
         if self.settings.loopback:
             return False
         parsed = ipaddress.ip_address(ip)
-        return any(parsed in network for network in _PRIVATE) and any(it.near(ip) for it in self.interfaces)
+        return (private(parsed) or parsed.is_link_local) and any(it.near(ip) for it in self.interfaces)
 
     def try_take(
         self, signed: Signed, source: Source, where: str, *, expected: str = "", wanted: bool = True

@@ -37,6 +37,8 @@ REPORT_GRACE = 90.0
 SWEEP_MIN, SWEEP_MAX = 5.0, 15.0
 # Remembered peers that are there from the first moment; verifying one takes about 0.3 ms.
 RESTORED_FIRST = 64
+# Seconds that a task has to run after an error for it to be over.
+RECOVERED = 120.0
 # A wall clock that moved this much more or less than time did was set, or the host was suspended. Seconds.
 JUMP = 5.0
 
@@ -143,13 +145,17 @@ class Driver:
     async def _guard(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
         """A source that fails must not take the others with it; that it failed must be seen, and it starts again."""
         backoff = Backoff(1.0, 60.0, self._rng)
+        loop = asyncio.get_running_loop()
         while True:
+            recovery = loop.call_later(RECOVERED, self._directory.board.clear, f"task {name}")
             try:
                 return await work()
             except Exception as error:
                 text = f"{name} was stopped by an error and starts again: {describe(error)}"
                 self._directory.board.warn(f"task {name}", text)
                 self._directory.log.exception(text)
+            finally:
+                recovery.cancel()
             await asyncio.sleep(backoff.next())
 
     async def _stop(self) -> None:

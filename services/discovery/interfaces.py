@@ -144,3 +144,14 @@ def _order(ip: str) -> tuple[bool, int]:
     """Self-assigned addresses last, IPv4 before IPv6."""
     parsed = ipaddress.ip_address(ip)
     return parsed.is_link_local, parsed.version
+
+
+def speakers(interfaces: tuple[Interface, ...]) -> tuple[list[str], list[int]]:
+    """What zeroconf wants: for IPv4 an address of each interface, for IPv6 the interface's index."""
+    v4 = [
+        next(ip for ip in interface.ips if ":" not in ip)
+        for interface in interfaces
+        if any(":" not in ip for ip in interface.ips)
+    ]
+    v6 = [it.index for it in interfaces if it.link_local or any(":" in ip for ip in it.ips)]
+    return v4, v6

@@ -49,6 +49,7 @@ class DirectoryCollector(Collector):
             ("refused", "reason", "Records and calls of other nodes refused."),
             ("searches", "result", "Names looked for in the DHT: found, unknown."),
             ("dht_calls", "result", "Questions to servers of the DHT: ok, failed."),
+            ("dials", "result", "Dials for other nodes, by their outcome or the reason of a refusal."),
             ("visitors", "result", "Connections on the public port: admitted, refused (no TLS), evicted (too many)."),
         ):
             counter = CounterMetricFamily(f"causeway_discovery_{name}_total", text, labels=[label])

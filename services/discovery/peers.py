@@ -108,6 +108,7 @@ class NodeClient:
         self._resolver = resolver
         self._channels: OrderedDict[tuple[Endpoint, str], tuple[int, grpc.aio.Channel]] = OrderedDict()
         self._names: OrderedDict[Endpoint, str] = OrderedDict()
+        self._located: OrderedDict[str, tuple[str, ...]] = OrderedDict()
         self._closing: dict[asyncio.Task[None], grpc.aio.Channel] = {}
 
     async def ping(self, contact: Contact, *, timeout: float) -> tuple[Signed, Endpoint]:
@@ -251,14 +252,17 @@ class NodeClient:
         raise Unreachable("; ".join(problems[:3]) or f"{contact.key}: no address is known")
 
     async def _locate(self, endpoint: Endpoint, problems: list[str]) -> list[Endpoint]:
-        """The endpoint with its name resolved."""
+        """The endpoint with its name resolved; the last answer stays while the name server does not answer."""
         if is_ip(endpoint.host):
             return [endpoint]
         try:
-            ips = await self._resolver.resolve(endpoint.host)
+            ips = self._located[endpoint.host] = await self._resolver.resolve(endpoint.host)
+            if len(self._located) > MAX_NAMES:
+                self._located.popitem(last=False)
         except OSError as error:
-            problems.append(f"{endpoint.host} does not resolve: {error}")
-            return []
+            ips = self._located.get(endpoint.host, ())
+            if not ips:
+                problems.append(f"{endpoint.host} does not resolve: {error}")
         return [Endpoint(ip, endpoint.port) for ip in ips[:MAX_ENDPOINTS]]
 
     async def _attempt(

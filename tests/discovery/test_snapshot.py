@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.discovery.core.memory import Remembered
 from services.discovery.core.model import Address, AddressSource, RelayRole, Reservation, Signed
 from services.discovery.core.own import RelayReport, TunnelReport
 from services.discovery.core.snapshot import Snapshot, decode, encode
@@ -22,7 +23,7 @@ FULL = Snapshot(
     ),
     relay=RelayReport(20007, RelayRole(True, 10, 2)),
     peers=(Signed(b"\x00\xff", b"sig", b"cert"), Signed(b"", b"", b"")),
-    servers=(("r1", "203.0.113.1:20008,[2001:db8::1]:20008"),),
+    servers=(Remembered("r1", "203.0.113.1:20008,[2001:db8::1]:20008", 1_799_999_999.5),),
 )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from services.runtime.core.envelope import BadSnapshot, unwrap, wrap
 
+from .memory import Remembered
 from .model import Address, AddressSource, RelayRole, Reservation, Signed
 from .own import RelayReport, TunnelReport
 
@@ -30,8 +31,8 @@ class Snapshot:
     tunnel: TunnelReport | None = None
     relay: RelayReport | None = None
     peers: tuple[Signed, ...] = ()
-    # Servers of the DHT: name and "ip:port,…".
-    servers: tuple[tuple[str, str], ...] = ()
+    # Servers of the DHT.
+    servers: tuple[Remembered, ...] = ()
 
 
 def encode(snapshot: Snapshot) -> bytes:
@@ -43,7 +44,7 @@ def encode(snapshot: Snapshot) -> bytes:
             "tunnel": _tunnel_out(snapshot.tunnel),
             "relay": _relay_out(snapshot.relay),
             "peers": [[_text(part) for part in (s.record, s.signature, s.certificate)] for s in snapshot.peers],
-            "servers": [[name, where] for name, where in snapshot.servers],
+            "servers": [[it.name, it.where, it.seen] for it in snapshot.servers],
         },
         separators=(",", ":"),
     ).encode()
@@ -61,8 +62,7 @@ def decode(data: bytes) -> Snapshot:
             tunnel=_tunnel_in(values["tunnel"]),
             relay=_relay_in(values["relay"]),
             peers=tuple(_peers_in(values["peers"])),
-            # Files of versions before 0.3 have none.
-            servers=tuple((str(name), _where(where)) for name, where in values.get("servers", ())),
+            servers=tuple(_servers_in(values.get("servers", ()), float(values["savedAt"]))),
         )
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BadSnapshot(f"it cannot be read ({type(error).__name__}: {error})") from error
@@ -71,6 +71,12 @@ def decode(data: bytes) -> Snapshot:
 def _peers_in(values: list[list[str]]) -> Iterator[Signed]:
     for record, signature, certificate in values:
         yield Signed(_bytes(record), _bytes(signature), _bytes(certificate))
+
+
+def _servers_in(values: list[list[Any]], saved_at: float) -> Iterator[Remembered]:
+    """Files of versions before 0.3 have none, and the first of 0.3 do not say when they were there."""
+    for name, where, *seen in values:
+        yield Remembered(str(name), _where(where), float(seen[0]) if seen else saved_at)
 
 
 def _where(text: str) -> str:

@@ -39,6 +39,7 @@ class Cache:
         self._directory = directory
         self._path: Path = directory.settings.state_dir / FILE
         self._restored: tuple[Signed, ...] = ()
+        self._saved_at = 0.0
         self._kept = 0
         self._size = 0
         self._written: Snapshot | None = None
@@ -62,7 +63,7 @@ class Cache:
             self._directory.board.warn("cache", text)
             self._directory.log.warning(text)
             return Snapshot()
-        self._restored = snapshot.peers
+        self._restored, self._saved_at = snapshot.peers, snapshot.saved_at
         return snapshot
 
     async def run(self) -> None:
@@ -87,7 +88,11 @@ class Cache:
                 self._kept += 1
             except DiscoveryError as error:
                 self._directory.log.debug("cached record dropped", extra={"reason": error.reason})
-        self._directory.board.say("cache", f"{self._kept} peers remembered")
+        text = f"{self._kept} peers remembered"
+        if self._kept:
+            hours = max(0.0, self._directory.wall() - self._saved_at) / 3600
+            text += f", saved {hours:.1f} h before the start"
+        self._directory.board.say("cache", text)
 
     async def _save(self) -> None:
         directory = self._directory

@@ -15,23 +15,26 @@ from ..bell import Bell
 from ..core.backoff import Backoff
 from ..core.contacts import Contact, Endpoint
 from ..core.errors import DiscoveryError, TableFull
-from ..core.model import AddressSource, Peer, Record, Signed, Source, node_id
+from ..core.memory import MAX_REMEMBERED, remember, worth_a_try
+from ..core.model import AddressSource, Record, Signed, Source, node_id
 from ..core.overlay import COPIES, REFRESH, Overlay
 from ..core.routing import Node
 from ..core.search import Search
 from ..core.standing import Standing
 from ..core.vantage import FIRST_PORT, worth_a_call
-from ..directory import Directory, contact_of
+from ..core.waiting import Waiting
+from ..directory import Directory
 from ..peers import NodeClient, Refused
 from ..probe import Unreachable
 from ..wire import MAX_WHERE
+from .places import contact_at, contact_of_server, endpoint_of, is_public, server_at
 
 # Seconds one question may take; a search for a name, within what the tunnel waits; a search for the own neighbourhood.
 DEADLINE, LOOKUP, SEARCH = 2.0, 5.0, 20.0
 # Seconds a lookup waits for further, perhaps newer records after the first.
 GRACE = 0.3
-# Callers that wait to be called back, and calls back at once: a flood of publications makes no flood of calls.
-MAX_WAITING, CALLERS_BACK = 64, 2
+# Calls back at once.
+CALLERS_BACK = 2
 # First contacts called at once: while nobody is known, and beside the ping that keeps the table alive.
 FIRST_ALONE, FIRST_BESIDE = 8, 2
 # Servers that are told at once of a relay that is news; they tell as many.
@@ -41,8 +44,6 @@ FANOUT = 3
 FIRST_REFRESH, MIN_REFRESH = 5.0, 10.0
 # Seconds for which a call makes this node a server.
 CALLED = 300.0
-# Servers remembered on disk.
-MAX_REMEMBERED = 128
 
 
 class Dht:
@@ -58,9 +59,7 @@ class Dht:
         self._table = self.overlay.table
         # Servers nearest to this node, as the last search found them; they are to keep its record.
         self.holders: list[Contact] = []
-        # Those to be called: proven ones, whom others wait for, and strangers.
-        self._proven: dict[str, Contact] = {}
-        self._waiting: dict[str, Contact] = {}
+        self._waiting = Waiting()
         self._visitors = Bell()
         self._doubts = Bell()
         self._called_at: float | None = None
@@ -97,7 +96,7 @@ class Dht:
         strange = self.overlay.large and self._directory.registry.entry(record.node_name) is None
         if (strange or not self._directory.volunteer(record, signed)) and full is not None:
             raise full
-        self.invite(_contact(record), caller)
+        self.invite(contact_at(record), caller)
 
     def held(self, name: str) -> Signed | None:
         """The newest record of a node that holds, whether published here or learnt otherwise."""
@@ -133,18 +132,15 @@ class Dht:
             self._call_soon(replace(contact, endpoints=tuple(where)), proven=proven)
 
     def _call_soon(self, contact: Contact, *, proven: bool = True) -> None:
-        name, waiting = contact.node_name, self._proven if proven else self._waiting
-        if self.enabled and contact.endpoints and name and name not in self._proven and len(waiting) < MAX_WAITING:
-            self._waiting.pop(name, None)
-            waiting[name] = replace(contact, endpoints=contact.endpoints[:MAX_WHERE])
+        if self.enabled and self._waiting.add(contact, proven=proven):
             self._visitors.ring()
 
     def answered(self, record: Record, signed: Signed, where: Endpoint) -> None:
         """A node answered a publication there, with its own record."""
         node = self._table.get(self.key(record.node_name))
         if node is None:
-            self.invite(_contact(record), where.host, proven=True)
-        elif _public(node):
+            self.invite(contact_at(record), where.host, proven=True)
+        elif is_public(node):
             self.meet_relay(signed)
 
     def lost(self, contact: Contact) -> None:
@@ -175,27 +171,27 @@ class Dht:
             directory.log.info("relay heard of", extra={"peer": record.node_name})
             servers = list(self._table)
             for node in self._rng.sample(servers, min(FANOUT, len(servers))):
-                self._call_soon(_contact_of(node))
+                self._call_soon(contact_of_server(node))
 
     # As one who asks
 
-    async def find(self, name: str) -> tuple[bool, int]:
-        """Look a record up and put it into the registry. Whether somebody had it, and how many were asked."""
+    async def find(self, name: str) -> tuple[bool, int, int]:
+        """Look a record up and put it into the registry. Whether somebody had it, how many were asked, and how many
+        answered (of the nearest)."""
         search = self.overlay.seek(self.key(name), self._first(), _now())
         await self._run(search, LOOKUP, name)
         self._directory.counts["searches", "found" if search.best is not None else "unknown"] += 1
         if search.best is not None:
             self._directory.take(search.best, Source.LOOKUP, expected=name)
-        return search.best is not None, search.asked
+        return search.best is not None, search.asked, len(search.nearest())
 
     async def _run(self, search: Search[Signed], timeout: float, name: str = "") -> None:
         running: set[asyncio.Task[None]] = set()
         try:
             async with asyncio.timeout(timeout) as limit:
-                while True:
+                # Done may be before the last answers: who has enough records waits for nobody else.
+                while not search.done:
                     running |= {asyncio.create_task(self._ask(search, node, name)) for node in search.ask()}
-                    if not running:
-                        return
                     done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
                         task.result()
@@ -210,9 +206,9 @@ class Dht:
 
     async def _ask(self, search: Search[Signed], node: Node, name: str) -> None:
         directory = self._directory
-        callback = _contact(directory.record()).endpoints[:MAX_WHERE] if self.server else ()
+        callback = contact_at(directory.record()).endpoints[:MAX_WHERE] if self.server else ()
         try:
-            found = await self._client.find(_contact_of(node), search.target, name, callback, timeout=DEADLINE)
+            found = await self._client.find(contact_of_server(node), search.target, name, callback, timeout=DEADLINE)
             record = directory.check(found.record, expected=name) if found.record is not None else None
         except (Unreachable, Refused, DiscoveryError) as error:
             search.failed(node)
@@ -231,7 +227,7 @@ class Dht:
             known = self._table.get(node.id)
             others = known.where.split(",")[1:] if known is not None else []
         else:
-            others = [str(it) for it in _contact(record, AddressSource.ADVERTISED).endpoints]
+            others = [str(it) for it in contact_at(record, AddressSource.ADVERTISED).endpoints]
         places = dict.fromkeys([str(where), *others])
         near = self._directory.near(where.host)
         heard = Node(node.id, node.name, ",".join(list(places)[:MAX_WHERE]), near)
@@ -240,7 +236,7 @@ class Dht:
             self._doubts.ring()
         doubtful = self._table.heard(heard, _now())
         if doubtful is not None:
-            self._call_soon(_contact_of(doubtful))
+            self._call_soon(contact_of_server(doubtful))
 
     def _failed(self, key: int) -> None:
         self._directory.counts["dht_calls", "failed"] += 1
@@ -260,7 +256,7 @@ class Dht:
         node = self._table.get(key)
         relays = told.relays
         # A relay of our own LAN is known there by mDNS, and of no use elsewhere.
-        if node is None or _public(node):
+        if node is None or is_public(node):
             relays = (told.own, *relays)
         for relay in relays:
             self.meet_relay(relay)
@@ -268,11 +264,10 @@ class Dht:
     async def _call_back(self) -> None:
         while True:
             seen = self._visitors.count
-            waiting = self._proven or self._waiting
-            if not waiting:
+            if (contact := self._waiting.take()) is not None:
+                await self._ping(contact)
+            else:
                 await self._visitors.wait(seen)
-                continue
-            await self._ping(waiting.pop(next(iter(waiting))))
 
     async def _tend(self) -> None:
         """Keeps the table alive, and brings news of relays."""
@@ -281,7 +276,7 @@ class Dht:
         while True:
             woken = bell.count
             eldest = self._table.eldest(self._rng.random())
-            contacts = [_contact_of(eldest)] if eldest is not None else []
+            contacts = [contact_of_server(eldest)] if eldest is not None else []
             await asyncio.gather(*(self._ping(it) for it in (*contacts, *self._strangers())))
             self.overlay.records.expire(self._directory.wall())
             self.overlay.relays.expire(self._directory.wall())
@@ -304,7 +299,7 @@ class Dht:
             if nearest:
                 self._refreshed_at = _now()
                 self._remember()
-                found = [_contact_of(node) for node in nearest]
+                found = [contact_of_server(node) for node in nearest]
                 if found != self.holders:
                     self.holders = found
                     # Wakes the publisher; to whoever else reads the registry it says nothing new.
@@ -319,10 +314,9 @@ class Dht:
     def _remember(self) -> None:
         """For the next run: who is there now, then who was; one that starts without its uplink shall not forget all that
         is beyond."""
-        known = {node.name: node.where for node in self._table.nearest(self.overlay.own, MAX_REMEMBERED)}
-        for name, where in self._directory.servers:
-            known.setdefault(name, where)
-        self._directory.servers = tuple(known.items())[:MAX_REMEMBERED]
+        directory = self._directory
+        known = self._table.nearest(self.overlay.own, MAX_REMEMBERED)
+        directory.servers = remember(known, directory.servers, directory.wall())
 
     def _spread(self, nearest: list[Node]) -> list[Node]:
         """With as many from far as there should be, so that those who look from outside our LAN find a holder. When only
@@ -337,8 +331,9 @@ class Dht:
 
     def _contacts(self) -> list[Contact]:
         directory = self._directory
-        nodes = (self._usable(Node(self.key(name), name, where)) for name, where in directory.servers)
-        remembered = [_contact_of(node) for node in nodes if node.where]
+        young = worth_a_try(directory.servers, directory.wall())
+        nodes = (self._usable(Node(self.key(it.name), it.name, it.where)) for it in young)
+        remembered = [contact_of_server(node) for node in nodes if node.where]
         return [*directory.contacts(), *directory.neighbours(), *remembered]
 
     def _strangers(self) -> list[Contact]:
@@ -360,7 +355,7 @@ class Dht:
             return []
         named = [it for it in self._contacts() if it.node_name and it.endpoints]
         picked = self._rng.sample(named, min(COPIES, len(named)))
-        return [_node(self.key(it.node_name), it) for it in picked]
+        return [server_at(self.key(it.node_name), it) for it in picked]
 
     def _usable(self, node: Node) -> Node:
         """Without addresses at which no other node can be: a liar must not make us call ourselves."""
@@ -368,7 +363,7 @@ class Dht:
         return replace(node, where=",".join(where))
 
     def _callable(self, where: str) -> bool:
-        endpoint = _endpoint(where)
+        endpoint = endpoint_of(where)
         if endpoint.port < FIRST_PORT:
             return False
         ip = ipaddress.ip_address(endpoint.host)
@@ -396,27 +391,3 @@ class Dht:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _public(node: Node) -> bool:
-    """It can be reached from outside our LAN, as far as we can tell."""
-    return not node.near or "," in node.where
-
-
-def _contact(record: Record, source: AddressSource | None = None) -> Contact:
-    """How to call a node, at its addresses of one source or at all."""
-    addresses = tuple(it for it in record.addresses if source is None or it.source is source)
-    return contact_of(Peer(replace(record, addresses=addresses)))
-
-
-def _contact_of(node: Node) -> Contact:
-    return Contact(node.name, tuple(map(_endpoint, node.where.split(","))))
-
-
-def _node(key: int, contact: Contact) -> Node:
-    return Node(key, contact.node_name, ",".join(str(it) for it in contact.endpoints[:MAX_WHERE]))
-
-
-def _endpoint(where: str) -> Endpoint:
-    host, _, port = where.rpartition(":")
-    return Endpoint(host.strip("[]"), int(port))

@@ -6,6 +6,7 @@ All are asked at once, the DHT a moment later; nobody waits for the slow or the 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 from ..core.contacts import Contact, nearest
 from ..core.errors import DiscoveryError, NobodyAnswered, TableFull, UnknownNode
@@ -21,8 +22,25 @@ DEADLINE = 2.0
 GRACE = 0.3
 # Seconds before the DHT is asked beside contacts that do not answer.
 PATIENCE = 0.5
+# How the DHT's "nobody knows it" begins.
+SEARCHED = "servers of the DHT asked: "
 # Lookups at once; a reader that asks for more is refused.
 MAX_LOOKUPS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """The DHT was asked, and nobody there knows the name."""
+
+    asked: int
+    answered: int
+
+    def __str__(self) -> str:
+        return f"{SEARCHED}{self.asked}"
+
+
+# Whether it knows the name, or why there was no answer.
+Answer = bool | str | Searched
 
 
 class Lookup:
@@ -75,7 +93,9 @@ class Lookup:
         settings = self._directory.settings
         contacts = nearest(settings.cluster, name, self._directory.contacts()) if settings.lookup else []
         known = self._directory.peers.get(name)
-        asked = [asyncio.create_task(self._ask(contact, name)) for contact in contacts if contact.node_name != name]
+        asked: list[asyncio.Task[Answer]] = [
+            asyncio.create_task(self._ask(contact, name)) for contact in contacts if contact.node_name != name
+        ]
         if known is not None and (itself := contact_of(known)).endpoints:
             asked.append(asyncio.create_task(self._ask_itself(itself)))
         contacted = len(asked)
@@ -83,7 +103,9 @@ class Lookup:
             asked.append(asyncio.create_task(self._search(name, tuple(asked))))
         problems: list[str] = []
         found = False
-        denied = not contacted
+        # Somebody answered that it does not know the name.
+        denied = False
+        alone = not contacted
         try:
             pending = set(asked)
             while pending:
@@ -96,8 +118,11 @@ class Lookup:
                     answer = task.result()
                     found = found or answer is True
                     denied = denied or answer is False
-                    if isinstance(answer, str):
-                        problems.append(answer)
+                    if isinstance(answer, Searched):
+                        denied = denied or answer.answered > 0
+                        alone = alone and not answer.asked
+                    if not isinstance(answer, bool):
+                        problems.append(str(answer))
                 if found and not fresh:
                     break
         finally:
@@ -107,10 +132,10 @@ class Lookup:
         peer = self._directory.peers.get(name)
         self._directory.counts["lookups", "found" if found else "stale" if peer is not None else "unknown"] += 1
         if peer is None:
-            raise (UnknownNode if denied else NobodyAnswered)(_nobody(name, contacted, problems))
+            raise (UnknownNode if denied or alone else NobodyAnswered)(_nobody(name, contacted, problems, alone))
         return peer
 
-    async def _ask(self, contact: Contact, name: str) -> bool | str:
+    async def _ask(self, contact: Contact, name: str) -> Answer:
         """True: a valid record came; False: not known there; text: why there was no answer."""
         try:
             signed = await self._client.get(contact, name, timeout=DEADLINE)
@@ -121,19 +146,19 @@ class Lookup:
             return f"{contact.key}: {error}"
         return True
 
-    async def _search(self, name: str, before: tuple[asyncio.Task[bool | str], ...]) -> bool | str:
+    async def _search(self, name: str, before: tuple[asyncio.Task[Answer], ...]) -> Answer:
         """In the DHT, when nobody who was asked `before` knows the name, or they take long."""
         if before:
             done, _ = await asyncio.wait(before, timeout=PATIENCE)
             if any(task.result() is True for task in done):
-                return False
+                return True
         try:
-            found, asked = await self._dht.find(name)
+            found, asked, answered = await self._dht.find(name)
         except DiscoveryError as error:
             return f"the DHT: {error}"
-        return found or f"{SEARCHED}{asked}"
+        return found or Searched(asked, answered)
 
-    async def _ask_itself(self, contact: Contact) -> bool | str:
+    async def _ask_itself(self, contact: Contact) -> Answer:
         try:
             signed, _ = await self._client.ping(contact, timeout=DEADLINE)
             self._directory.take(signed, Source.LOOKUP, expected=contact.node_name)
@@ -142,14 +167,10 @@ class Lookup:
         return True
 
 
-# How the DHT's "nobody knows it" begins.
-SEARCHED = "servers of the DHT asked: "
-
-
-def _nobody(name: str, asked: int, problems: list[str]) -> str:
+def _nobody(name: str, asked: int, problems: list[str], alone: bool) -> str:
     searched = [text for text in problems if text.startswith(SEARCHED)]
     problems = [text for text in problems if text not in searched]
-    if not asked:
+    if alone:
         return f"nobody knows the node {name}: there is no relay and no first contact to ask; check relayNodes"
     text = f"nobody knows the node {name}: {asked} asked, {asked - len(problems)} answered"
     text += f"; {searched[0]}" if searched else ""

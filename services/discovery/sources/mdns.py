@@ -18,7 +18,7 @@ from ..core.errors import DiscoveryError
 from ..core.model import Source
 from ..core.own import LIFETIME, due_in
 from ..directory import Directory
-from ..interfaces import Interface, addresses
+from ..interfaces import Interface, addresses, speakers
 from ..peers import NodeClient, Refused
 from ..probe import Unreachable
 
@@ -69,6 +69,8 @@ class Mdns:
         self._station: AsyncZeroconf | None = None
         self._followers: dict[str, asyncio.Task[None]] = {}
         self._news: dict[str, asyncio.Event] = {}
+        # Announcements heard while as many were followed as may be.
+        self._missed: dict[str, None] = {}
         self._problems: dict[str, str] = {}
         self._strangers: set[str] = set()
         # Node names by announcement, of neighbours whose record was verified.
@@ -131,7 +133,7 @@ class Mdns:
 
         if not self.interfaces:
             raise OSError("no interface but loopback is up")
-        v4, v6 = _speakers(self.interfaces)
+        v4, v6 = speakers(self.interfaces)
         version = IPVersion.All if v4 and v6 else IPVersion.V4Only if v4 else IPVersion.V6Only
         station = AsyncZeroconf(interfaces=[*v4, *v6], ip_version=version)
         self._station = station
@@ -251,8 +253,13 @@ class Mdns:
         if name in self._followers:
             self._news[name].set()
         elif len(self._followers) < MAX_NEIGHBOURS:
-            news = self._news[name] = asyncio.Event()
-            self._followers[name] = asyncio.create_task(self._follow(name, news), name=f"mdns {name}")
+            self._start(name)
+        elif len(self._missed) < MAX_NEIGHBOURS:
+            self._missed[name] = None
+
+    def _start(self, name: str) -> None:
+        news = self._news[name] = asyncio.Event()
+        self._followers[name] = asyncio.create_task(self._follow(name, news), name=f"mdns {name}")
 
     async def _follow(self, name: str, news: asyncio.Event) -> None:
         """Keeps the record of one neighbour fresh while it is announced."""
@@ -352,7 +359,8 @@ class Mdns:
         return True
 
     def _leave(self, name: str) -> None:
-        """An announcement is gone."""
+        """An announcement is gone; one that found no room gets its place."""
+        self._missed.pop(name, None)
         follower = self._followers.pop(name, None)
         if follower is not None and follower is not asyncio.current_task():
             follower.cancel()
@@ -363,6 +371,8 @@ class Mdns:
         if node_name and node_name not in self._named.values():
             self._directory.registry.withdraw(node_name, Source.MDNS)
             self._directory.log.info("neighbour left", extra={"peer": node_name, "source": "mdns"})
+        if self._missed and len(self._followers) < MAX_NEIGHBOURS and self._station is not None:
+            self._start(self._missed.popitem()[0])
         self._show()
 
     def _show(self) -> None:
@@ -382,14 +392,3 @@ def announced(interfaces: tuple[Interface, ...]) -> tuple[str, ...]:
     first = [(interface.ips or interface.link_local)[0] for interface in interfaces]
     every = [*addresses(interfaces), *(ip for interface in interfaces for ip in interface.link_local)]
     return tuple(dict.fromkeys([*first, *every]))[:MAX_ENDPOINTS]
-
-
-def _speakers(interfaces: tuple[Interface, ...]) -> tuple[list[str], list[int]]:
-    """What zeroconf wants: for IPv4 an address of each interface, for IPv6 the interface's index."""
-    v4 = [
-        next(ip for ip in interface.ips if ":" not in ip)
-        for interface in interfaces
-        if any(":" not in ip for ip in interface.ips)
-    ]
-    v6 = [it.index for it in interfaces if it.link_local or any(":" in ip for ip in it.ips)]
-    return v4, v6

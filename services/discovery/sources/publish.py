@@ -61,8 +61,12 @@ class Publisher:
     def _wanted(self) -> list[Contact]:
         """Relays and first contacts, then the servers of the DHT nearest to this node, nobody twice."""
         settings = self._directory.settings
-        contacts = nearest(settings.cluster, settings.node_name, self._directory.contacts())
-        known = {self._names.get(contact.key, contact.node_name) for contact in contacts}
+        found = nearest(settings.cluster, settings.node_name, self._directory.contacts())
+        named = {contact.node_name for contact in found if contact.node_name}
+        # A first contact that turned out to be one of the others.
+        contacts = [it for it in found if it.node_name or self._names.get(it.key) not in named]
+        self._names = {it.key: self._names[it.key] for it in found if it.key in self._names}
+        known = named.union(self._names.values())
         return contacts + [holder for holder in self._dht.holders if holder.node_name not in known]
 
     async def _reconcile(self, wanted: list[Contact]) -> None:
