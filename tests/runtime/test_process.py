@@ -20,6 +20,7 @@ import pytest
 from protos import relay_pb2 as pb
 from protos import relay_pb2_grpc as rpc
 from services.runtime import dial
+from services.runtime.process import AGAIN
 from tests.conftest import WriteConfig
 
 pytestmark = pytest.mark.slow  # real processes: several a test
@@ -79,8 +80,17 @@ async def test_a_second_signal_does_not_wait(node_config: WriteConfig) -> None:
         process.send_signal(signal.SIGINT)
         await line_with(process, "reason=SIGINT")
         assert process.returncode is None
+        await asyncio.sleep(AGAIN + 0.1)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 30) == 128 + signal.SIGTERM
+
+
+async def test_two_signals_in_one_moment_are_one_request(node_config: WriteConfig) -> None:
+    async with running(node_config("edge-a")) as process:
+        await line_with(process, "ready")
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), 30) == 0
 
 
 async def test_json_log(node_config: WriteConfig) -> None:
@@ -114,12 +124,12 @@ def test_start_up_problems_are_lines(node_config: WriteConfig) -> None:
     )
     config = node_config("edge-a", psk=None)
     code, text = ends(config)
-    assert (code, len(text.splitlines())) == (1, 1)
+    assert (code, len(text.splitlines())) == (2, 1)
     assert "causeway ca psk" in text
     (config.parent / "psk").write_text("x" * 10 + "abcdefghijklmnopqrstuv")
     for key, value in (("CAUSEWAY_LOG", "xml"), ("CAUSEWAY_LOG_LEVEL", "loud"), ("OTEL_TRACES_EXPORTER", "pigeon")):
         code, text = ends(config, **{key: value})
-        assert (code, text.count("\n"), value in text, "expected" in text) == (1, 1, True, True), text
+        assert (code, text.count("\n"), value in text, "expected" in text) == (2, 1, True, True), text
     code, text = ends(config, CAUSEWAY_LOCAL_TCP="10.0.0.1:7")
     assert (code, "loopback" in text) == (1, True)
     config.write_text("nodeNam: x\n")
