@@ -35,7 +35,8 @@ def _bound_depth(text: str | bytes) -> None:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > MAX_DEPTH:
-                raise ConstructorError(None, None, f"nested more than {MAX_DEPTH} deep", event.start_mark)
+                mark: Any = event.start_mark
+                raise ConstructorError(None, None, f"nested more than {MAX_DEPTH} deep", mark)
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 

@@ -144,15 +144,15 @@ async def _refresh(identity: Identity, logger: logging.Logger) -> None:
 
 
 def _serve_metrics(name: str, config: Config) -> None:
-    from prometheus_client import start_http_server
+    from services.runtime import metricsport
 
     port = config.metrics.base_port + METRICS_PORTS[name]
-    listen = config.metrics.listen_address or "::"
+    listen = config.metrics.listen_address
     try:
-        start_http_server(port, listen)
+        metricsport.serve(listen, port)
     except OSError as error:
         raise OSError(
-            f"metrics cannot be served on {listen} port {port}: {error.strerror}; set metrics.basePort"
+            f"metrics cannot be served on {listen or '*'} port {port}: {error.strerror}; set metrics.basePort"
         ) from None
 
 

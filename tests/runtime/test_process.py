@@ -10,7 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -20,6 +20,7 @@ import pytest
 from protos import relay_pb2 as pb
 from protos import relay_pb2_grpc as rpc
 from services.runtime import dial
+from services.runtime.metricsport import MAX_CONNECTIONS
 from services.runtime.process import AGAIN
 from tests.conftest import WriteConfig
 
@@ -197,6 +198,35 @@ async def test_local_tcp(node_config: WriteConfig, loopback_ip: Callable[[], str
         async with grpc.aio.insecure_channel(place) as channel:
             answer = await dial.call(rpc.RelayServiceStub(channel).GetStatus, pb.GetStatusRequest())
             assert answer.node_name == "edge-a"
+
+
+async def test_silent_connections_do_not_keep_metrics_from_being_read(
+    node_config: WriteConfig, loopback_ip: Callable[[], str]
+) -> None:
+    ip = loopback_ip()
+    async with running(node_config("edge-a", metrics={"listenAddress": ip, "basePort": 9100})) as process:
+        await line_with(process, "ready")
+        silent = [await asyncio.open_connection(ip, 9102) for _ in range(4 * MAX_CONNECTIONS)]
+        for _, writer in silent[::2]:
+            writer.write(b"GET /metrics HTTP/1.1\r\nX: ")
+
+        def scrape() -> str:
+            with urllib.request.urlopen(f"http://{ip}:9102/metrics", timeout=30) as answer:
+                return str(answer.read().decode())
+
+        for _ in range(3):
+            assert "process_open_fds" in await asyncio.to_thread(scrape)
+        threads = os.listdir(f"/proc/{process.pid}/task")
+        assert len(threads) < MAX_CONNECTIONS, "no thread for each connection"
+        pushed_out = silent[: 3 * MAX_CONNECTIONS]
+        await asyncio.wait_for(asyncio.gather(*(end_of(reader) for reader, _ in pushed_out)), 60)
+        for _, writer in silent:
+            writer.close()
+
+
+async def end_of(reader: asyncio.StreamReader) -> None:
+    with suppress(ConnectionError):
+        assert await reader.read() == b""
 
 
 async def test_metrics(node_config: WriteConfig, loopback_ip: Callable[[], str]) -> None:
