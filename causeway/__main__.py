@@ -6,6 +6,7 @@ nothing of `causeway status`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -116,11 +117,15 @@ def main() -> None:
         # The reader of our output went away (`causeway status | head`): nothing more to say, also not at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = RUNTIME
+    except OSError as error:
+        _complain(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        code = RUNTIME
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _complain(line: str) -> None:
-    print(f"causeway: {printable(line)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it; the exit code stays
+        print(f"causeway: {printable(line)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from protos.tunnel_pb2 import AttachResult
 
 _CHUNK = 256 * 1024  # bytes a read; the largest record of a session
+_HOST_MAX = (
+    255  # characters; DNS names have 253 (RFC 1035), and a longer text may not fit into the message to the tunnel
+)
 _RESULT_SIZE = 64 * 1024  # largest message on tunnel.attach
 _ATTACH_ID = 1  # any number but 0: we want a result
 _RESULT_GRACE = 2.0  # seconds that the result may come after the stream's end
@@ -51,8 +54,10 @@ def nc(node: str, target: str, timeout: float, config: Path | None, run_dir: Pat
     Exit codes: 0 the stream ended, 1 refused or no path, 2 wrong usage.
     """
     host, _, port = target.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise CommandError(f"'{target}' is not HOST:PORT, such as 127.0.0.1:22 or [::1]:22", code=USAGE)
+    if not 0 < len(host) <= _HOST_MAX or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
+        raise CommandError(f"'{target:.80}' is not HOST:PORT, such as 127.0.0.1:22 or [::1]:22", code=USAGE)
+    if len(node) > _HOST_MAX:
+        raise CommandError(f"'{node:.80}…' is too long for a node's name", code=USAGE)
     with _attach(place.run_directory(config, run_dir) / "tunnel.attach") as control:
         stream = _open(control, node, target, timeout)
         threading.Thread(target=_push, args=(stream,), daemon=True).start()
@@ -141,7 +146,7 @@ def _check(result: AttachResult) -> None:
     from protos import tunnel_pb2
 
     if result.HasField("refusal"):
-        reason = wording.word(tunnel_pb2.RefusalReason.Name(result.refusal.reason), "REFUSAL_REASON_")
+        reason = wording.word(tunnel_pb2.RefusalReason.Name, result.refusal.reason, "REFUSAL_REASON_")
         raise CommandError(f"refused ({reason}): {result.refusal.message}")
 
 

@@ -96,10 +96,10 @@ def as_data(reply: NetCheckResponse) -> dict[str, Any]:
         "node": reply.node_name,
         "verdict": reply.verdict,
         "nat": {
-            "kind": wording.word(pb.NatKind.Name(reply.kind), "NAT_KIND_"),
-            "mapping": wording.word(pb.NatMapping.Name(reply.mapping), "NAT_MAPPING_"),
+            "kind": wording.word(pb.NatKind.Name, reply.kind, "NAT_KIND_"),
+            "mapping": wording.word(pb.NatMapping.Name, reply.mapping, "NAT_MAPPING_"),
             "mapping_why": reply.mapping_why,
-            "filtering": wording.word(pb.NatFiltering.Name(reply.filtering), "NAT_FILTERING_"),
+            "filtering": wording.word(pb.NatFiltering.Name, reply.filtering, "NAT_FILTERING_"),
             "filtering_why": reply.filtering_why,
             "port_preserved": known(reply.port_preserved),
             "hairpin": known(reply.hairpin),

@@ -10,6 +10,7 @@ imported modules. `preload` checks the first.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import importlib
@@ -56,16 +57,25 @@ def preload(modules: tuple[str, ...] = SHARED) -> None:
     gc.freeze()
 
 
+class CannotFork(Exception):
+    """The system has no room for another process now. No OSError: the child, too, may raise one through `fork`."""
+
+
 def fork(name: str, run: Callable[[], None]) -> int:
     """Starts `run` in a child process and returns its pid. The child ends when `run` returns (code 0) or by the
-    SystemExit that it raises, in the usual way of an interpreter, and never outlives this process.
+    SystemExit that it raises, in the usual way of an interpreter, and never outlives this process. CannotFork when
+    there is none.
 
     Call it in the main thread: PDEATHSIG fires when the forking *thread* ends.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a full disk behind it is no reason to be without services
+            stream.flush()
     parent = os.getpid()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:  # EAGAIN, ENOMEM: fork(2)
+        raise CannotFork(error.strerror) from None
     if pid:
         return pid
     # SystemExit climbs up the stack of the copied parent to the interpreter, which then runs atexit handlers and

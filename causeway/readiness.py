@@ -7,7 +7,7 @@ import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
 
-POLL = 0.02  # seconds between looks; only while a node starts
+POLL = 0.02, 1.0  # seconds between looks: at first, and at last, where a service does not come up
 
 
 def wait(run_dir: Path, names: Iterable[str]) -> None:
@@ -15,6 +15,7 @@ def wait(run_dir: Path, names: Iterable[str]) -> None:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+    pause = POLL[0]
     for name in names:
         path = run_dir / f"{name}.sock"
         while True:
@@ -29,4 +30,5 @@ def wait(run_dir: Path, names: Iterable[str]) -> None:
                             break
                     except grpc.RpcError:
                         pass  # a left-over socket of an earlier run, or not up yet
-            time.sleep(POLL)
+            time.sleep(pause)
+            pause = min(1.1 * pause, POLL[1])

@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from causeway.nursery import fork
+from causeway.nursery import CannotFork, fork
 from causeway.restart import Backoff
 
 # A clean stop: callers end before what they call, so that a relay can still tell discovery that it drains and
 # nobody dials a tunnel that is gone. ASK_ALL bounds the waiting, KILL the whole.
 ASK_ALL = 6.0  # seconds after the request: services that still wait for their turn are asked too
 KILL = 10.0  # seconds after the request: SIGKILL for what is left
+# timeout(1) signals its child and then its group, so one request may arrive as two signals.
+AGAIN = 0.5  # seconds after the request: from then on a second signal means "at once"
 
 _STOP = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
@@ -65,7 +67,7 @@ class Supervisor:
         # Blocked, not handled: they wait in the kernel until sigtimedwait takes them. Children unblock them.
         signal.pthread_sigmask(signal.SIG_BLOCK, _STOP | {signal.SIGCHLD})
         self._children = [_Child(program, Backoff(self.rng)) for program in self.programs]
-        self._prober = fork("probe", self.probe) if self.probe else 0
+        self._prober = self._fork("probe", self.probe) if self.probe else 0
         while not self._wait(self._start_due()):
             self._reap()
         return self._stop()
@@ -75,11 +77,22 @@ class Supervisor:
         now = time.monotonic()
         for child in self._children:
             if not child.pid and child.due <= now:
-                child.pid = fork(child.program.name, child.program.run)
                 child.started = now
                 child.backoff.started(now)
-                self.say(f"{child.program.name} started (pid {child.pid})")
+                child.pid = self._fork(child.program.name, child.program.run)
+                if child.pid:
+                    self.say(f"{child.program.name} started (pid {child.pid})")
+                else:
+                    child.due = now + child.backoff.ended(now)
         return min((max(0.0, child.due - now) for child in self._children if not child.pid), default=None)
+
+    def _fork(self, name: str, run: Callable[[], None]) -> int:
+        """The pid, or 0 and a line where the system has no room for a process."""
+        try:
+            return fork(name, run)
+        except CannotFork as error:
+            self.say(f"{name} cannot be started: {error}")
+            return 0
 
     def _wait(self, timeout: float | None) -> bool:
         """Sleeps until a signal or the timeout (seconds); True when the signal asks to stop."""
@@ -130,7 +143,8 @@ class Supervisor:
                     os.kill(child.pid, signal.SIGTERM)
                     child.asked = True
             waiting = not all(child.asked for child in running)
-            if self._wait(max(0.0, (self.ask_all if waiting else self.kill) - elapsed)):
+            signalled = self._wait(max(0.0, (self.ask_all if waiting else self.kill) - elapsed))
+            if signalled and time.monotonic() - begin >= AGAIN:
                 return self._kill(running, "killed by the second signal")
             self._reap(stopping=True)
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sys
@@ -50,8 +51,8 @@ def up(config: Path | None, without: tuple[str, ...]) -> None:
     if "proxy" in names and not settings.modules.edge_proxy.enable:
         names.remove("proxy")
         _say("proxy is left out: modules.edgeProxy.enable is false")
-    lock = _lock(settings.run_dir)
     _introduce(settings)
+    lock = _lock(settings.run_dir)
     nursery.preload()
     supervisor = Supervisor(
         programs=[Program(name, partial(service.run, name, path), service.CALLS[name]) for name in names],
@@ -87,8 +88,13 @@ def _introduce(settings: Config) -> None:
 
 def _lock(run_dir: Path) -> int:
     """Two supervisors on one run directory would take each other's sockets away. Held until the process ends."""
-    run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
-    descriptor = os.open(run_dir / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
+        descriptor = os.open(run_dir / "up.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CommandError(
+            f"{run_dir}: cannot be used: {error.strerror}; set runDir to a folder that can be written", code=USAGE
+        ) from None
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process only: children do not inherit it
     except OSError:  # EACCES or EAGAIN, fcntl(2)
@@ -109,4 +115,5 @@ def _age() -> float:
 
 
 def _say(line: str) -> None:
-    print(f"causeway: {line}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads, or a disk is full: no reason to stop the node
+        print(f"causeway: {line}", file=sys.stderr, flush=True)

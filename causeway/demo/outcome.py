@@ -8,6 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
+LOSSES = 2
+"""Times that the stream loses its relay: one is killed, and the next one silenced."""
+
 
 @dataclass
 class Event:
@@ -59,7 +62,7 @@ class Outcome:
     def ok(self) -> bool:
         """Whether nothing was lost, and the stream really had to change its path each time."""
         moved = [it for it in self.events if it.path_after]
-        return self.intact and bool(moved) and all(it.path_before != it.path_after for it in moved)
+        return self.intact and len(moved) == LOSSES and all(it.path_before != it.path_after for it in moved)
 
     def to_json(self) -> str:
         """The stable form: sizes in bytes, times in seconds, stalls in milliseconds."""

@@ -143,5 +143,5 @@ def _outcome(result: AttachResult) -> Outcome:
 
     if not result.HasField("refusal"):
         return Outcome()
-    name = tunnel_pb2.RefusalReason.Name(result.refusal.reason)
-    return Outcome(wording.word(name, "REFUSAL_REASON_") or GONE, result.refusal.message, result.head)
+    reason = wording.word(tunnel_pb2.RefusalReason.Name, result.refusal.reason, "REFUSAL_REASON_")
+    return Outcome(reason or GONE, result.refusal.message, result.head)

@@ -43,11 +43,11 @@ def _own(host: str) -> bool:
     if not address.is_ip(host):
         return True
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
             probe.bind((host, 0))
-        except OSError:
-            return False
+    except OSError:  # also of a host whose kernel has no IPv6
+        return False
     return True
 
 

@@ -67,11 +67,6 @@ class Engine:
     def __len__(self) -> int:
         return len(self._circuits)
 
-    @property
-    def pipes_lent(self) -> int:
-        """Pipes that hold bytes now."""
-        return self._pipes.lent
-
     def add(
         self,
         caller: socket.socket,

@@ -10,6 +10,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from itertools import count
+from math import inf
 from time import monotonic
 
 from .core.greeting import GREETING_LENGTH, Kind, classify, proof_token, token
@@ -22,6 +23,8 @@ ACCEPT_BATCH = 64
 """Connections accepted in one turn of the loop; circuits and control connections come in between."""
 ACCEPT_PAUSE = 0.2
 """Seconds without accepting when the process has no descriptor left."""
+EPISODE = 10.0
+"""Seconds: what follows the last failure sooner is the same lack of descriptors, and is not told again."""
 
 
 def open_listener(listen_address: str, port: int) -> socket.socket:
@@ -100,9 +103,10 @@ class PublicPort:
         self._newcomers: dict[int, Newcomer] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._pause: asyncio.TimerHandle | None = None
+        self._short_at = -inf
+        """When the last connection could not be accepted for want of room."""
         self.refused: Counter[str] = Counter()
         """Connections closed here by reason."""
-        self.accepted_total = 0
         loop.add_reader(listener.fileno(), self._accept)
 
     def __len__(self) -> int:
@@ -149,7 +153,6 @@ class PublicPort:
             self._enter(sock, address)
 
     def _enter(self, sock: socket.socket, address: tuple[str, int]) -> None:
-        self.accepted_total += 1
         sock.setblocking(False)
         ip, observed = endpoint(address)
         key = next(self._keys)
@@ -214,7 +217,10 @@ class PublicPort:
         self._arm()
 
     def _wait_for_room(self, error: OSError) -> None:
-        self._log.error("cannot accept; raise the limit of open files", extra={"error": str(error)})
+        now = monotonic()
+        if now - self._short_at > EPISODE:
+            self._log.error("cannot accept; raise the limit of open files", extra={"error": str(error)})
+        self._short_at = now
         self.refused["no-descriptor"] += 1
         self._loop.remove_reader(self._listener.fileno())
         self._pause = self._loop.call_later(ACCEPT_PAUSE, self._loop.add_reader, self._listener, self._accept)

@@ -25,6 +25,9 @@ METRICS_PORTS = {"discovery": 0, "tunnel": 1, "relay": 2, "proxy": 3}
 # It costs two stat calls, and bounds how long a machine that slept past the end of its certificate stays mute.
 REFRESH_PERIOD = 30.0
 
+# A second signal so soon after the first is the same request: timeout(1) signals its child, and then its group. Seconds.
+AGAIN = 0.5
+
 # More descriptors than this only make programs slow that walk all of them.
 _MAX_DESCRIPTORS = 1 << 20
 
@@ -69,7 +72,8 @@ def command(name: str, main: Main, arguments: Sequence[str] | None = None) -> in
 
 
 def run(name: str, config: Config, main: Main) -> int:
-    """Runs `main` until it returns; gives the exit code: 0, or 1 after one clear line on standard error."""
+    """Runs `main` until it returns; gives the exit code: 0, or after one clear line on standard error 1, or 2 for a
+    variable, a PSK or a certificate that is not good."""
     if not sys.warnoptions:
         # Libraries warn about what strangers send (a certificate with an odd serial number); we judge that.
         warnings.simplefilter("ignore")
@@ -80,7 +84,7 @@ def run(name: str, config: Config, main: Main) -> int:
         telemetry.set_up(name, config.node_name)
     except (ValueError, OSError, IdentityError) as error:
         sys.stderr.write(f"causeway {name}: {error}\n")
-        return 1
+        return 1 if isinstance(error, OSError) else 2
     for warning in config.warnings:
         # All services of the node read the same file; one of them says it.
         logger.log(logging.WARNING if name == "discovery" else logging.DEBUG, warning)
@@ -101,10 +105,15 @@ def run(name: str, config: Config, main: Main) -> int:
 
 async def _run(service: Service, main: Main) -> None:
     loop = asyncio.get_running_loop()
+    asked = 0.0
 
     def stop(received: signal.Signals) -> None:
+        nonlocal asked
         if service.stopping.is_set():
-            os._exit(128 + received)  # asked twice: at once
+            if loop.time() - asked >= AGAIN:
+                os._exit(128 + received)  # asked twice: at once
+            return
+        asked = loop.time()
         service.log.info("stopping", extra={"reason": received.name})
         service.stopping.set()
 
@@ -135,15 +144,15 @@ async def _refresh(identity: Identity, logger: logging.Logger) -> None:
 
 
 def _serve_metrics(name: str, config: Config) -> None:
-    from prometheus_client import start_http_server
+    from services.runtime import metricsport
 
     port = config.metrics.base_port + METRICS_PORTS[name]
-    listen = config.metrics.listen_address or "::"
+    listen = config.metrics.listen_address
     try:
-        start_http_server(port, listen)
+        metricsport.serve(listen, port)
     except OSError as error:
         raise OSError(
-            f"metrics cannot be served on {listen} port {port}: {error.strerror}; set metrics.basePort"
+            f"metrics cannot be served on {listen or '*'} port {port}: {error.strerror}; set metrics.basePort"
         ) from None
 
 

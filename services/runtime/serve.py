@@ -159,6 +159,15 @@ async def _add_health(server: grpc.aio.Server, names: list[str]) -> Any:
     return servicer
 
 
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"{path}: is left over and cannot be removed: {error.strerror}; remove it, or set another runDir"
+        ) from None
+
+
 def _make_way(path: Path, name: str) -> None:
     """Removes the socket of a process that is gone; refuses to take over from one that lives."""
     try:
@@ -174,8 +183,12 @@ def _make_way(path: Path, name: str) -> None:
         except FileNotFoundError:
             return
         except ConnectionRefusedError:
-            path.unlink(missing_ok=True)
+            _remove(path)
             return
         except BlockingIOError:
             pass  # its backlog is full: it lives
+        except OSError as error:
+            raise OSError(
+                f"{path}: the socket cannot be made: {error.strerror}; run as the user who owns it, or set another runDir"
+            ) from None
     raise OSError(f"{path}: another {name} service is running here; stop it, or set another runDir")

@@ -7,6 +7,7 @@ file. Off, nothing of opentelemetry is imported, and a span only hands its paren
 Context travels as a W3C `traceparent` (https://www.w3.org/TR/trace-context/, 3.2).
 """
 
+import importlib
 import json
 import os
 from collections.abc import Sequence
@@ -180,9 +181,7 @@ def _exporters() -> "list[SpanExporter]":
     wanted = os.environ.get("OTEL_TRACES_EXPORTER", "otlp" if endpoint else "")
     for name in filter(None, (part.strip() for part in wanted.split(","))):
         if name == "otlp":
-            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-
-            exporters.append(OTLPSpanExporter())
+            exporters.append(_otlp_exporter())
         elif name == "console":
             from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 
@@ -190,6 +189,25 @@ def _exporters() -> "list[SpanExporter]":
         elif name != "none":
             raise ValueError(f"OTEL_TRACES_EXPORTER: found {name!r}; expected otlp, console or none")
     return exporters
+
+
+def _otlp_exporter() -> "SpanExporter":
+    """By the protocol that the standard variables ask for; that by gRPC is a package of its own."""
+    names = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
+    variable = next((name for name in names if os.environ.get(name)), names[1])
+    found = os.environ.get(variable) or "http/protobuf"
+    modules = {"http/protobuf": "http", "grpc": "grpc"}
+    if found not in modules:
+        raise ValueError(f"{variable}: found {found!r}; expected http/protobuf or grpc")
+    try:
+        module = importlib.import_module(f"opentelemetry.exporter.otlp.proto.{modules[found]}.trace_exporter")
+    except ImportError:
+        raise ValueError(
+            f"{variable}: found {found!r}, for which the package opentelemetry-exporter-otlp-proto-{modules[found]} is not "
+            "installed; expected http/protobuf (usually port 4318)"
+        ) from None
+    exporter: SpanExporter = module.OTLPSpanExporter()
+    return exporter
 
 
 class _File:

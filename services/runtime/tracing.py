@@ -33,7 +33,15 @@ class _Unary(_ClientBase):
         span = telemetry.start_span(method, parent=str(metadata.get("traceparent", "")), kind="client")
         metadata["traceparent"] = span.traceparent
         call = await continuation(details._replace(metadata=metadata), request)
-        call.add_done_callback(lambda done: span.end("" if not done.cancelled() else "cancelled"))
+        try:
+            await call  # whoever gets the call awaits it once more, and has the same answer
+        except grpc.aio.AioRpcError as error:
+            span.end(f"{error.code().name}: {error.details()}")
+        except BaseException:
+            span.end("cancelled")
+            raise
+        else:
+            span.end()
         return call
 
 

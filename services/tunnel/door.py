@@ -10,12 +10,18 @@ import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from math import inf
 
 from services.tunnel import dialling
 from services.tunnel.config import MAX_HALF_OPEN
 from services.tunnel.linkio import tune
 
 log = logging.getLogger("causeway.tunnel")
+
+PAUSE = 0.2
+"""Seconds without accepting after it failed."""
+EPISODE = 10.0
+"""Seconds: a failure that follows the last one sooner is the same trouble, and is not told again."""
 
 Welcome = Callable[[socket.socket, str], Awaitable[None]]
 """Takes over a connection (and its socket); the second argument names the relay it came through, "" if direct."""
@@ -46,13 +52,19 @@ class Door:
     async def accept(self, listener: socket.socket) -> None:
         """Admits whoever connects there, until it is cancelled."""
         loop = asyncio.get_running_loop()
+        failed_at = -inf
         while True:
             try:
                 sock, _ = await loop.sock_accept(listener)
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                if error.errno == errno.ECONNABORTED:  # it left before it was accepted: the next one may be honest
+                    await asyncio.sleep(0)
+                    continue
+                now = loop.time()
+                if now - failed_at > EPISODE:
                     log.warning("cannot accept", extra={"error": error.strerror})
-                    await asyncio.sleep(0.2)
+                failed_at = now
+                await asyncio.sleep(PAUSE)
                 continue
             self.admit(sock, "")
             # Under a flood the next one is there already, and sock_accept would never let anybody else run.

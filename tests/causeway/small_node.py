@@ -1,10 +1,13 @@
 """A supervisor over small programs, for test_supervisor.py: `python -m tests.causeway.small_node FOLDER SPEC…`.
 
 A SPEC is NAME:KIND[:CALLS,…]. Kinds: serve (ends on SIGTERM), deaf (does not), crash (ends at once with 3).
-With a file FOLDER/ready the probe succeeds. --ask-all and --kill set the supervisor's patience in seconds.
+With a file FOLDER/ready the probe succeeds. --ask-all and --kill set the supervisor's patience in seconds. With
+--no-room N the system refuses the Nth fork.
 """
 
 import argparse
+import errno
+import itertools
 import os
 import signal
 import sys
@@ -48,13 +51,27 @@ def probe(folder: Path) -> None:
         time.sleep(0.01)
 
 
+def refuse_fork(which: int) -> None:
+    # RLIMIT_NPROC would do it, but not for root.
+    real, count = os.fork, itertools.count(1)
+
+    def fork() -> int:
+        if next(count) == which:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return real()
+
+    os.fork = fork
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("spec", nargs="+")
     parser.add_argument("--ask-all", type=float, default=60.0)
     parser.add_argument("--kill", type=float, default=60.0)
+    parser.add_argument("--no-room", type=int, default=0)
     options = parser.parse_args()
+    refuse_fork(options.no_room)
     programs = []
     for spec in options.spec:
         name, kind, *calls = spec.split(":")

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from causeway import wording
 from causeway.__main__ import COMMANDS
+from protos import tunnel_pb2
 
 # Imported by no command before it needs them: `causeway --help` and a shell's completion stay quick.
 HEAVY = ("grpc", "google.protobuf", "pydantic", "yaml", "rich", "cryptography", "opentelemetry", "zeroconf", "asyncio")
@@ -75,6 +77,12 @@ def test_every_command_teaches_with_an_example(name: str) -> None:
         (["status", "--jsn"], "causeway: No such option '--jsn' (see causeway status --help)"),
         (["nc", "edge-b", "22"], "causeway: '22' is not HOST:PORT, such as 127.0.0.1:22 or [::1]:22"),
         (["nc", "edge-b", "host:0"], "causeway: 'host:0' is not HOST:PORT, such as 127.0.0.1:22 or [::1]:22"),
+        (["nc", "edge-b", "1.1.1.1:²"], "causeway: '1.1.1.1:²' is not HOST:PORT, such as 127.0.0.1:22 or [::1]:22"),
+        (
+            ["nc", "edge-b", "h" * 70_000 + ":22"],
+            f"causeway: '{'h' * 80}' is not HOST:PORT, such as 127.0.0.1:22 or [::1]:22",
+        ),
+        (["nc", "n" * 70_000, "h:22"], f"causeway: '{'n' * 80}…' is too long for a node's name"),
         (["up", "--config", "absent.yaml"], "causeway: --config: absent.yaml does not exist; expected a YAML file"),
         (["up", "--config", "."], "causeway: --config: . is a directory; expected a YAML file"),
         (["relay", "--config", "absent.yaml"], "causeway: --config: absent.yaml does not exist; expected a YAML file"),
@@ -111,12 +119,29 @@ def test_all_problems_of_a_configuration_are_listed(command: str, tmp_path: Path
     assert "modules.edgeRelay.mode" in lines[2]
 
 
-def test_up_without_a_psk_says_how_to_make_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["up", "relay"])
+def test_a_node_without_a_psk_says_how_to_make_one(command: str, tmp_path: Path) -> None:
     (tmp_path / "causeway.yaml").write_text("nodeName: edge-a\n")
-    done = causeway("up", cwd=tmp_path)
+    done = causeway(command, cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert f"{tmp_path / 'psk'}: there is no PSK" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["causeway.yaml"], "nothing is left behind"
+
+
+@pytest.mark.parametrize("run_dir", ["/dev/null/x", "causeway.yaml"])
+def test_a_run_dir_that_cannot_be_one_is_one_line(run_dir: str, tmp_path: Path) -> None:
+    (tmp_path / "psk").write_text("a secret of tests only, 32 bytes or more\n")
+    (tmp_path / "causeway.yaml").write_text(f"nodeName: edge-a\nrunDir: {run_dir}\n")
+    done = causeway("up", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and "set runDir to a folder that can be written" in done.stderr
+
+
+def test_values_of_a_newer_service_have_a_word() -> None:
+    assert wording.word(tunnel_pb2.PathKind.Name, tunnel_pb2.PATH_KIND_DIRECT, "PATH_KIND_") == "direct"
+    newer = tunnel_pb2.Link.FromString(b"\x08\x63")  # field 1, kind, is 99: proto3 keeps what it does not know
+    assert wording.path_kind(newer.kind) == "unknown-99"
 
 
 @pytest.mark.parametrize(

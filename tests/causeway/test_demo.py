@@ -115,6 +115,7 @@ def finished(**changes: object) -> Outcome:
     outcome.events = [
         Event("r1 killed <SIGKILL>", 1.0, "a → r1 → b", "a → r2 → b", 0.0123),
         Event("r1 returns", 1.2, "a → r2 → b"),
+        Event("blackhole r2", 1.5, "a → r2 → b", "a → r1 → b", 0.25),
     ]
     for name, value in changes.items():
         setattr(outcome, name, value)
@@ -128,6 +129,8 @@ def test_verdicts() -> None:
         (finished(client_exit=18), "curl ended with 18"),
         (finished(sha256_received="cd"), "expected ab"),
         (finished(events=[]), "proves less"),
+        (finished(events=finished().events[:2]), "proves less"),  # it was over before the second relay went silent
+        (finished(events=[*finished().events[:2], Event("blackhole r2", 1.5, "two", "two")]), "proves less"),
         (finished(events=[Event("killed", 1.0, "one", "one")]), "proves less"),
     ):
         assert not outcome.ok
@@ -147,6 +150,13 @@ def test_json_is_stable() -> None:
             "path_after": "a → r2 → b",
         },
         {"title": "r1 returns", "at": 1.2, "stall_ms": 0.0, "path_before": "a → r2 → b", "path_after": "a → r2 → b"},
+        {
+            "title": "blackhole r2",
+            "at": 1.5,
+            "stall_ms": 250.0,
+            "path_before": "a → r2 → b",
+            "path_after": "a → r1 → b",
+        },
     ]
     assert len(told["rates"]) == 20
 

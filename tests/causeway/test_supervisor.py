@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from causeway.supervisor import AGAIN
 from tests.causeway.process import PATIENCE, Process, alive
 
 # The shape of a node: who calls whom.
@@ -96,6 +97,7 @@ def test_a_deaf_caller_does_not_keep_others_from_being_asked(tmp_path: Path) -> 
         node.wait_for("^above is up")
         node.signal(signal.SIGTERM)
         node.wait_for("^below is down")  # --kill is a minute away
+        time.sleep(AGAIN + 0.1)
         node.signal(signal.SIGTERM)
         assert node.end() == 1
 
@@ -105,10 +107,31 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         running = [*pids(node).values(), int(node.wait_for(r"^deaf is up, pid (\d+)").group(1))]
         node.signal(signal.SIGTERM)
         node.wait_for("^deaf was asked")
+        time.sleep(AGAIN + 0.1)
         node.signal(signal.SIGINT)
         assert node.end() == 1
         assert "deaf: killed by the second signal, SIGKILL" in node.lines
         assert not any(alive(pid) for pid in running)
+
+
+def test_two_signals_in_one_moment_are_one_request(tmp_path: Path) -> None:
+    with supervise(tmp_path, *NODE) as node:
+        pids(node)
+        node.signal(signal.SIGTERM)
+        node.signal(signal.SIGINT)  # another one, for two of one kind that wait are one to the kernel
+        assert node.end() == 0
+
+
+@pytest.mark.parametrize("which", [1, 2, 6])
+def test_a_fork_that_fails_is_tried_again(tmp_path: Path, which: int) -> None:
+    # The first is the probe, the second a service, the sixth a service's second start.
+    with supervise(tmp_path, *NODE, "--no-room", str(which)) as node:
+        running = pids(node)
+        os.kill(running["relay"], signal.SIGKILL)
+        node.wait_for(r"^\w+ cannot be started: Resource temporarily unavailable")
+        node.wait_for("^relay is up", after=node.lines.index(f"relay is up, pid {running['relay']}, stdin b''") + 1)
+        node.signal(signal.SIGTERM)
+        assert node.end() == 0
 
 
 def test_services_die_with_a_supervisor_that_was_killed(tmp_path: Path) -> None:

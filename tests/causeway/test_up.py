@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -82,6 +83,17 @@ def test_a_service_may_be_run_by_other_means(node: Node) -> None:
         assert not any("relay started" in line for line in up.lines)
         assert stop(relay) == 0
         assert not node.status()["services"]["relay"]["up"]
+        assert stop(up) == 0
+
+
+@pytest.mark.slow
+def test_it_runs_when_nobody_takes_what_it_says(node: Node) -> None:
+    command = ["sh", "-c", 'exec "$0" -m causeway up 2>/dev/full', sys.executable]
+    with Process(command, env={"CAUSEWAY_CONFIG": ""}, cwd=str(node.folder)) as up:
+        deadline = time.monotonic() + PATIENCE
+        while node.run("status").returncode != 0:
+            assert time.monotonic() < deadline and up.popen.poll() is None
+            time.sleep(0.2)
         assert stop(up) == 0
 
 

@@ -37,21 +37,22 @@ STATUS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def grpcurl() -> str:
-    """Path of the program; skips with the reason when it cannot be had."""
+    """Path of the program; skips with the reason when it cannot be had, or fails where CAUSEWAY_REQUIRE_GRPCURL=1."""
+    refuse = pytest.fail if os.environ.get("CAUSEWAY_REQUIRE_GRPCURL") == "1" else pytest.skip
     path = f"{os.environ.get('PATH', '')}:{BIN}"
     if found := shutil.which("grpcurl", path=path):
         return found
     go = shutil.which("go", path=f"{path}:/usr/local/go/bin")
     if go is None:
-        pytest.skip("neither grpcurl nor go is installed")
+        refuse("neither grpcurl nor go is installed")
     try:
         done = subprocess.run(
             [go, "install", MODULE], env={**os.environ, "GOBIN": str(BIN)}, capture_output=True, text=True, timeout=240
         )
     except subprocess.TimeoutExpired:
-        pytest.skip(f"go install {MODULE} is not done after 240 s")
+        refuse(f"go install {MODULE} is not done after 240 s")
     if done.returncode:
-        pytest.skip(f"go install {MODULE}: {done.stderr.strip().splitlines()[-1]}")
+        refuse(f"go install {MODULE}: {done.stderr.strip().splitlines()[-1]}")
     return str(BIN / "grpcurl")
 
 

@@ -36,6 +36,20 @@ async def test_streams_do_not_notice_a_crash(mesh: Mesh, node: str, service: str
         await traffic.flows()
 
 
+@pytest.mark.parametrize("node", ["a", "b"])
+async def test_streams_do_not_notice_that_their_own_nodes_relay_ends(mesh: Mesh, node: str) -> None:
+    """The relay service of an end: it carries nothing of its own node's."""
+    end = mesh.nodes[node]
+    end.start("relay")
+    await end.ready("relay")
+    async with Traffic.through(mesh) as traffic:
+        await traffic.flows()
+        await end.restart("relay")
+        await traffic.flows()
+        await end.kill("relay")
+        await traffic.flows()
+
+
 @pytest.mark.parametrize("end", ["stop", "kill"])
 @pytest.mark.parametrize("node", ["a", "b"])
 async def test_streams_of_a_tunnel_that_ends_are_reset_and_the_next_connection_works(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import random
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -16,12 +18,20 @@ import grpc.aio
 from lab.child import Child
 from protos import relay_pb2 as pb
 from protos import relay_pb2_grpc
+from services.relay import config
+from services.relay.core.limits import Limits
 from services.runtime import config as configuration
 from services.runtime.identity import Identity
 from services.runtime.tls import FramedTls
 from tests.patience import PATIENCE, until
 
 PSK = "correct horse battery staple, and then some"
+
+
+def limits(**changes: Any) -> Limits:
+    """Limits of a relay with the default configuration, apart from `changes`."""
+    configured = config.limits(configuration.Config(node_name="r"), descriptors=1 << 20)
+    return dataclasses.replace(configured, **changes)
 
 
 def loopback() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -31,7 +30,9 @@ from services.relay.core.messages import (
 )
 from services.tunnel.core.choice import LOAD_LIMIT, Option, decide
 
-LIMITS = Limits(max_reservations=3, max_circuits=4, max_circuits_per_peer=2, max_connections_per_peer=2)
+from .harness import limits
+
+LIMITS = limits(max_reservations=3, max_circuits=4, max_circuits_per_peer=2, max_connections_per_peer=2)
 
 
 def voucher(peer: str, ttl: float) -> Voucher:
@@ -379,8 +380,8 @@ class Schedule:
         assert len(broker.reservations) <= limits.max_reservations
         assert {r.conn for r in broker.reservations} <= set(self.peers)
         assert len(broker.circuits) <= limits.max_circuits
-        assert len(broker.circuits) == broker.circuits.pending + len(self.open)
-        assert broker.circuits.busiest <= limits.max_circuits_per_peer
+        assert len(broker.circuits) == len(broker.circuits._pending) + len(self.open)
+        assert max(broker.circuits._per_peer.values(), default=0) <= limits.max_circuits_per_peer
         assert {c.id for c in broker.circuits if c.paired} == set(self.open)
         assert 0 <= broker.load_permille <= 1000
 
@@ -406,7 +407,11 @@ def test_random_schedules_keep_the_books(seed: int, steps: int) -> None:
 
 
 def test_limits_fit_the_descriptors() -> None:
-    assert Limits().fit(1 << 20) == Limits()
-    small = replace(Limits(), max_reservations=16, max_half_open=16).fit(1024)
-    assert 1 <= small.max_circuits <= (1024 - 64 - 16 - 32) // 6
-    assert Limits().fit(10).max_circuits == 1
+    assert limits().fit(1 << 20) == limits()
+    for descriptors in (256, 1024, 4096):
+        small = limits().fit(descriptors)
+        used = small.max_half_open + small.max_connections + 6 * small.max_circuits
+        assert descriptors / 2 < used <= descriptors - 64
+        assert small.max_half_open_per_source <= small.max_half_open
+    assert limits().fit(1024).max_circuits == 100, "an ordinary soft limit makes a small relay, not a useless one"
+    assert limits().fit(10).max_circuits == 1

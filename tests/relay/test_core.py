@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import random
+import socket
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.relay import config
 from services.relay.core import drain, load, role
 from services.relay.core.confidence import Reachability, Sample
 from services.relay.core.fairness import Account, Accounts
@@ -176,7 +179,7 @@ def test_a_reservation_lasts_as_long_as_it_was_granted_for(events: list[tuple[st
             assert over == {conn for conn, end in ends.items() if end <= now}
             ends = {conn: end for conn, end in ends.items() if end > now}
         assert table.next_expiry == min(ends.values(), default=None)
-        assert set(table.holders) == set(ends)
+        assert set(table._by_conn) == set(ends)
         assert len(table) == len({f"p{conn % 3}" for conn in ends})
 
 
@@ -314,3 +317,12 @@ def test_what_is_worth_a_report() -> None:
     assert not Report(True, True, 500, 900).urgent(last)
     assert Report(True, True, 100, 100, draining=True).urgent(last)
     assert Report(False).urgent(last)
+
+
+def test_an_ipv6_address_is_not_ours_where_the_kernel_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(family: int, kind: int) -> socket.socket:
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    assert config._own("127.0.0.1") and not config._own("192.0.2.1")
+    monkeypatch.setattr("services.relay.config.socket.socket", refuse)
+    assert not config._own("2001:db8::1")

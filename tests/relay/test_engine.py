@@ -60,7 +60,7 @@ async def running(idle_timeout: float = 60.0, bytes_per_second: int = 0) -> Asyn
         yield engine
     finally:
         engine.close()
-        assert engine.pipes_lent == 0
+        assert engine._pipes.lent == 0
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ async def test_a_reader_that_stops_holds_a_bounded_amount_and_loses_nothing(engi
     sent = await fill(circuit)
     assert sent < 64 * MEGABYTE
     assert circuit.splice.forth.held <= pipes.LARGE
-    assert engine.pipes_lent == 1
+    assert engine._pipes.lent == 1
     # A second circuit does not notice.
     other = Circuit(engine, "c", "d")
     await send(other.a, b"hello")
@@ -229,7 +229,7 @@ async def test_idle_circuits_hold_no_pipe_and_are_closed_in_time() -> None:
         for circuit in circuits:
             await send(circuit.a, b"x" * 1000)
             assert len(await receive(circuit.b, 1000)) == 1000
-        assert engine.pipes_lent == 0
+        assert engine._pipes.lent == 0
         assert descriptors() - before <= 4 * len(circuits) + 2 * pipes.MAX_FREE
         for circuit in circuits:
             assert await circuit.end() == "idle"
@@ -259,7 +259,7 @@ async def test_many_stalled_circuits_do_not_stop_a_busy_one(engine: Engine) -> N
                 circuit.a.send(bytes(MEGABYTE))
         except BlockingIOError:
             pass
-    await until(lambda: engine.pipes_lent == len(stalled), "every stalled circuit holds its pipe")
+    await until(lambda: engine._pipes.lent == len(stalled), "every stalled circuit holds its pipe")
     busy = Circuit(engine, "x", "y")
     data = random.Random(1).randbytes(10 * MEGABYTE)
     _, got = await asyncio.gather(send(busy.a, data), receive(busy.b, len(data)))

@@ -23,7 +23,7 @@ from services.relay.core.messages import Heartbeat
 from services.relay.core.role import Role
 from services.relay.relay import Relay
 
-from .harness import PATIENCE, Client, RelayProcess, circuit, identity, leg, loopback, until
+from .harness import PATIENCE, Client, RelayProcess, circuit, identity, leg, limits, loopback, until
 
 pytestmark = pytest.mark.slow  # real processes: beside its discovery
 
@@ -61,7 +61,7 @@ async def serving(folder: Path, limits: Limits) -> AsyncIterator[Here]:
 
 
 async def test_a_silent_control_connection_is_closed_and_its_reservation_dropped(tmp_path: Path) -> None:
-    async with serving(tmp_path, Limits(heartbeat_timeout=0.5)) as here:
+    async with serving(tmp_path, limits(heartbeat_timeout=0.5)) as here:
         silent, alive = await here.client("a"), await here.client("b")
         await silent.reserve()
         await alive.reserve()
@@ -81,7 +81,7 @@ async def test_a_silent_control_connection_is_closed_and_its_reservation_dropped
 
 
 async def test_reservations_run_out(tmp_path: Path) -> None:
-    async with serving(tmp_path, Limits(reservation_ttl=0.5)) as here:
+    async with serving(tmp_path, limits(reservation_ttl=0.5)) as here:
         b = await here.client("b")
         await b.reserve()
         assert len(here.relay.status().reservations) == 1
@@ -92,7 +92,7 @@ async def test_reservations_run_out(tmp_path: Path) -> None:
 
 
 async def test_a_leg_whose_other_never_comes_is_closed(tmp_path: Path) -> None:
-    async with serving(tmp_path, Limits(pairing_timeout=0.5)) as here:
+    async with serving(tmp_path, limits(pairing_timeout=0.5)) as here:
         a, b = await here.client("a"), await here.client("b")
         await b.reserve()
         token = (await a.ask(connect=pb.Connect(peer="b"))).circuit.token
@@ -111,14 +111,14 @@ async def test_a_leg_whose_other_never_comes_is_closed(tmp_path: Path) -> None:
         b.close()
 
 
-AN_HOUR = Limits(pairing_timeout=3600.0)
+AN_HOUR = limits(pairing_timeout=3600.0)
 """With these no time to pair runs out during a test."""
 
 
 def forgotten(relay: Relay) -> bool:
     """Whether nothing is left of a circuit that was not completed."""
     circuits = relay._broker.circuits
-    return not (len(relay._waiting) or len(circuits) or circuits._by_token or circuits.busiest)
+    return not (len(relay._waiting) or len(circuits) or circuits._by_token or circuits._per_peer)
 
 
 @pytest.mark.parametrize("ahead", [b"", b"and this before the other leg is there"], ids=["silent", "speaking"])
@@ -186,7 +186,7 @@ async def test_a_leg_that_is_withdrawn_ends_the_circuit_at_once(tmp_path: Path, 
 
 
 async def test_a_client_that_does_not_read_is_disconnected(tmp_path: Path) -> None:
-    async with serving(tmp_path, Limits()) as here:
+    async with serving(tmp_path, limits()) as here:
         a = await here.client("a")
         (control,) = here.relay._controls.values()
         for _ in range(MAX_QUEUE + 1):  # as many callers could cause, faster than the writer runs
@@ -197,7 +197,7 @@ async def test_a_client_that_does_not_read_is_disconnected(tmp_path: Path) -> No
 
 
 async def test_close_leaves_nothing_open(tmp_path: Path) -> None:
-    async with serving(tmp_path, Limits()) as here:
+    async with serving(tmp_path, limits()) as here:
         a, b = await here.client("a"), await here.client("b")
         await b.reserve()
         one, other = await circuit(a, b, "b")
@@ -220,7 +220,7 @@ async def test_close_leaves_nothing_open(tmp_path: Path) -> None:
 
 
 async def test_changes_are_told(tmp_path: Path) -> None:
-    async with serving(tmp_path, Limits()) as here:
+    async with serving(tmp_path, limits()) as here:
         before = len(here.changes)
         b = await here.client("b")
         await b.reserve()

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -20,6 +20,8 @@ import pytest
 from protos import relay_pb2 as pb
 from protos import relay_pb2_grpc as rpc
 from services.runtime import dial
+from services.runtime.metricsport import MAX_CONNECTIONS
+from services.runtime.process import AGAIN
 from tests.conftest import WriteConfig
 
 pytestmark = pytest.mark.slow  # real processes: several a test
@@ -79,8 +81,17 @@ async def test_a_second_signal_does_not_wait(node_config: WriteConfig) -> None:
         process.send_signal(signal.SIGINT)
         await line_with(process, "reason=SIGINT")
         assert process.returncode is None
+        await asyncio.sleep(AGAIN + 0.1)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 30) == 128 + signal.SIGTERM
+
+
+async def test_two_signals_in_one_moment_are_one_request(node_config: WriteConfig) -> None:
+    async with running(node_config("edge-a")) as process:
+        await line_with(process, "ready")
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(process.wait(), 30) == 0
 
 
 async def test_json_log(node_config: WriteConfig) -> None:
@@ -114,12 +125,12 @@ def test_start_up_problems_are_lines(node_config: WriteConfig) -> None:
     )
     config = node_config("edge-a", psk=None)
     code, text = ends(config)
-    assert (code, len(text.splitlines())) == (1, 1)
+    assert (code, len(text.splitlines())) == (2, 1)
     assert "causeway ca psk" in text
     (config.parent / "psk").write_text("x" * 10 + "abcdefghijklmnopqrstuv")
     for key, value in (("CAUSEWAY_LOG", "xml"), ("CAUSEWAY_LOG_LEVEL", "loud"), ("OTEL_TRACES_EXPORTER", "pigeon")):
         code, text = ends(config, **{key: value})
-        assert (code, text.count("\n"), value in text, "expected" in text) == (1, 1, True, True), text
+        assert (code, text.count("\n"), value in text, "expected" in text) == (2, 1, True, True), text
     code, text = ends(config, CAUSEWAY_LOCAL_TCP="10.0.0.1:7")
     assert (code, "loopback" in text) == (1, True)
     config.write_text("nodeNam: x\n")
@@ -187,6 +198,35 @@ async def test_local_tcp(node_config: WriteConfig, loopback_ip: Callable[[], str
         async with grpc.aio.insecure_channel(place) as channel:
             answer = await dial.call(rpc.RelayServiceStub(channel).GetStatus, pb.GetStatusRequest())
             assert answer.node_name == "edge-a"
+
+
+async def test_silent_connections_do_not_keep_metrics_from_being_read(
+    node_config: WriteConfig, loopback_ip: Callable[[], str]
+) -> None:
+    ip = loopback_ip()
+    async with running(node_config("edge-a", metrics={"listenAddress": ip, "basePort": 9100})) as process:
+        await line_with(process, "ready")
+        silent = [await asyncio.open_connection(ip, 9102) for _ in range(4 * MAX_CONNECTIONS)]
+        for _, writer in silent[::2]:
+            writer.write(b"GET /metrics HTTP/1.1\r\nX: ")
+
+        def scrape() -> str:
+            with urllib.request.urlopen(f"http://{ip}:9102/metrics", timeout=30) as answer:
+                return str(answer.read().decode())
+
+        for _ in range(3):
+            assert "process_open_fds" in await asyncio.to_thread(scrape)
+        threads = os.listdir(f"/proc/{process.pid}/task")
+        assert len(threads) < MAX_CONNECTIONS, "no thread for each connection"
+        pushed_out = silent[: 3 * MAX_CONNECTIONS]
+        await asyncio.wait_for(asyncio.gather(*(end_of(reader) for reader, _ in pushed_out)), 60)
+        for _, writer in silent:
+            writer.close()
+
+
+async def end_of(reader: asyncio.StreamReader) -> None:
+    with suppress(ConnectionError):
+        assert await reader.read() == b""
 
 
 async def test_metrics(node_config: WriteConfig, loopback_ip: Callable[[], str]) -> None:

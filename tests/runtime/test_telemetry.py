@@ -1,5 +1,6 @@
 """Spans: next to nothing when off, linked when on."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -7,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 
-from services.runtime import telemetry
+from protos import relay_pb2, relay_pb2_grpc
+from services.runtime import dial, telemetry
 
 PARENT = f"00-{'ab' * 16}-{'cd' * 8}-01"
 
@@ -55,6 +59,35 @@ def test_off_by_the_standard_variable(monkeypatch: pytest.MonkeyPatch, value: st
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     telemetry.set_up("tunnel", "edge-a")
     assert not telemetry.enabled()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "opentelemetry-exporter-otlp-proto-grpc is not installed"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json", "expected http/protobuf or grpc"),
+    ],
+)
+def test_a_protocol_that_cannot_be_had_is_said(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    if value == "grpc" and importlib.util.find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None:
+        pytest.skip("the exporter by gRPC is installed")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=variable) as caught:
+        telemetry.set_up("tunnel", "edge-a")
+    assert said in str(caught.value)
+    assert not telemetry.enabled()
+
+
+async def test_a_call_that_fails_fails_its_span(on: Path, tmp_path: Path) -> None:
+    async with dial.local_channel(tmp_path, "relay") as channel:
+        stub = relay_pb2_grpc.RelayServiceStub(channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Drain(relay_pb2.DrainRequest(), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE, "it reaches the caller as it came"
+    assert spans(on)["/causeway.relay.v1.RelayService/Drain"]["error"].startswith("UNAVAILABLE: ")
 
 
 def test_spans_are_linked(on: Path) -> None:

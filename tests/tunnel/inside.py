@@ -28,6 +28,7 @@ from services.tunnel import servicer
 from services.tunnel.config import Settings
 from services.tunnel.driver import Tunnel
 from services.tunnel.peers import PeerAddress, PeerInfo, ReservationReport
+from tests.relay.harness import limits as default_limits
 from tests.tunnel.conftest import PSK
 from tests.tunnel.local import until
 
@@ -184,7 +185,7 @@ class Inside:
         address = address or self.ground.address()
         relay = Relay(
             Identity.load(self.config(name, address)),
-            limits or Limits(),
+            limits or default_limits(),
             Role(True, True, "for the test", True, "Configured"),
             alternatives=(),
             changed=lambda: None,

@@ -13,12 +13,11 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
-from services.relay.core.limits import Limits
 from services.relay.relay import Relay
 from services.runtime.identity import Identity
 from services.tunnel import dialling
 from services.tunnel.errors import LinkFailed
-from tests.relay.harness import Client, leg
+from tests.relay.harness import Client, leg, limits
 from tests.tunnel.conftest import Nodes
 from tests.tunnel.inside import RELAY_PORT, Inner, Inside, inside
 from tests.tunnel.local import PATIENCE, until
@@ -59,7 +58,7 @@ async def scene(short_path: Path) -> AsyncIterator[Scene]:
 
 async def prepared(here: Inside) -> Scene:
     ip = here.ground.address()
-    relay = await here.relay("r1", Limits(pairing_timeout=3600.0), address=ip)
+    relay = await here.relay("r1", limits(pairing_timeout=3600.0), address=ip)
     a = await here.tunnel("a")
     b = await Client.greet(ip, Identity.load(here.config("b", here.ground.address())))
     await b.reserve()

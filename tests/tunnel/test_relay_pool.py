@@ -10,12 +10,12 @@ import pytest
 
 from protos import relay_pb2
 from services.relay.core import broker
-from services.relay.core.limits import Limits
 from services.tunnel import dialling, relay_client, relays, rotation
 from services.tunnel.core.punch import GO, OFFER, READY, Punch, Word
 from services.tunnel.errors import LinkFailed
 from services.tunnel.peers import Draining, PeerAddress, PeerInfo
 from services.tunnel.punching import MAX_AT_ONCE, Punching
+from tests.relay.harness import limits
 from tests.tunnel.inside import Inside, Puppet, honest, inside
 from tests.tunnel.local import until
 
@@ -254,7 +254,7 @@ async def test_a_relay_without_room_keeps_the_crowd_away(here: Inside, monkeypat
     says, at random times, and does not come back with a handshake as often as it likes."""
     monkeypatch.setattr(relay_client, "BACKOFF_MOST", 0.01)
     monkeypatch.setattr(broker, "RETRY_AFTER", 3.0)
-    relay = await here.relay("r1", Limits(max_reservations=1))
+    relay = await here.relay("r1", limits(max_reservations=1))
     began = time.monotonic()
     crowd = [await here.tunnel(f"n{number}") for number in range(6)]
     # Four find no room for a connection, one has a connection and no reservation.

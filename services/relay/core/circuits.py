@@ -51,15 +51,6 @@ class Circuits:
     def get(self, circuit_id: int) -> Circuit | None:
         return self._all.get(circuit_id)
 
-    @property
-    def pending(self) -> int:
-        return len(self._pending)
-
-    @property
-    def busiest(self) -> int:
-        """Circuits of the peer that has most."""
-        return max(self._per_peer.values(), default=0)
-
     def of(self, peer: str) -> int:
         """Circuits in which `peer` takes part."""
         return self._per_peer[peer]

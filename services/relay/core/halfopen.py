@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from ipaddress import IPv6Address, ip_address
 
 
@@ -29,7 +28,6 @@ class HalfOpen:
         self._timeout = timeout
         self._all: dict[int, tuple[str, float]] = {}  # in order of age
         self._of_source: dict[str, dict[int, None]] = {}
-        self.evicted: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._all)
@@ -38,11 +36,9 @@ class HalfOpen:
         """Other bounds; returns the connections that must be closed for them, the oldest of each source and of all."""
         self._limit, self._per_source = limit, per_source
         crowding = [key for mine in self._of_source.values() for key in list(mine)[: max(0, len(mine) - per_source)]]
-        self.evicted["source"] += len(crowding)
         for key in crowding:
             self.leave(key)
         surplus = list(self._all)[: max(0, len(self._all) - limit)]
-        self.evicted["all"] += len(surplus)
         for key in surplus:
             self.leave(key)
         return crowding + surplus
@@ -53,10 +49,8 @@ class HalfOpen:
         mine = self._of_source.get(source, {})
         if len(mine) >= self._per_source:
             yielded = next(iter(mine))
-            self.evicted["source"] += 1
         elif len(self._all) >= self._limit:
             yielded = next(iter(self._all))
-            self.evicted["all"] += 1
         if yielded is not None:
             self.leave(yielded)
         self._all[key] = (source, now + self._timeout)

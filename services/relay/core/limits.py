@@ -7,24 +7,25 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits in force. Times in seconds, sizes in bytes."""
+    """Limits in force. Times in seconds, sizes in bytes. What has no default here is set, and has one, in the
+    configuration's schema."""
 
-    max_reservations: int = 1024
+    max_reservations: int
     """Peers that may be reached through this relay."""
-    max_circuits: int = 1024
+    max_circuits: int
     """Circuits open or being opened."""
-    max_circuits_per_peer: int = 256
+    max_circuits_per_peer: int
     """Circuits in which one peer takes part, as caller or as callee."""
-    max_bytes_per_second_per_peer: int = 0
+    max_bytes_per_second_per_peer: int
     """Bytes carried for one peer, both directions together; 0: no limit."""
-    idle_timeout: float = 600.0
+    idle_timeout: float
     """A circuit without a byte for so long is closed. Tunnels ping an idle link every 15 s at the latest."""
-    max_half_open: int = 512
+    max_half_open: int
     """Connections to the public port that have not yet said who they are."""
-    max_half_open_per_source: int = 64
+    max_half_open_per_source: int
     """The same, from one IP (one /64 in IPv6)."""
-    reservation_ttl: float = 3600.0
-    """As in libp2p's relay v2."""
+    reservation_ttl: float
+    """How long a reservation lasts without a refresh."""
     pairing_timeout: float = 10.0
     """Time for both legs of a circuit to arrive."""
     heartbeat_timeout: float = 45.0
@@ -45,10 +46,19 @@ class Limits:
         return 2 * self.max_reservations
 
     def fit(self, descriptors: int) -> Limits:
-        """The same with no more circuits than `descriptors` (RLIMIT_NOFILE) can hold.
+        """The same with no more of anything than `descriptors` (RLIMIT_NOFILE) can hold.
 
-        A circuit needs two sockets, and a pipe of two ends each way while bytes are in flight; 64 are for the
-        process itself.
+        64 are for the process itself. Who is not yet known gets at most an eighth of the others, and reservations with their
+        control connections a quarter, so that circuits are left the larger part. A circuit needs two sockets, and a
+        pipe of two ends each way while bytes are in flight.
         """
-        room = (descriptors - 64 - self.max_half_open - self.max_connections) // 6
-        return replace(self, max_circuits=max(1, min(self.max_circuits, room)))
+        room = max(0, descriptors - 64)
+        half_open = max(1, min(self.max_half_open, room // 8))
+        fitted = replace(
+            self,
+            max_reservations=max(1, min(self.max_reservations, room // 8)),
+            max_half_open=half_open,
+            max_half_open_per_source=min(self.max_half_open_per_source, half_open),
+        )
+        left = room - fitted.max_half_open - fitted.max_connections
+        return replace(fitted, max_circuits=max(1, min(self.max_circuits, left // 6)))

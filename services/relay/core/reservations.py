@@ -44,11 +44,6 @@ class Reservations:
         """The active reservation of every name."""
         return (self._by_conn[conns[-1]] for conns in self._by_peer.values())
 
-    @property
-    def holders(self) -> list[int]:
-        """Connections that hold a reservation, active or not."""
-        return list(self._by_conn)
-
     def has(self, peer: str) -> bool:
         return peer in self._by_peer
 
