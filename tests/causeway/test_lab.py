@@ -312,7 +312,7 @@ def test_a_node_that_does_not_start_ends_the_lab_with_its_log(simulation: None, 
     path = write("hosts: {a: {node: {services: [tunnel], config: {modules: {edgeTunnel: {psk: {path: gone}}}}}}}")
     done = causeway("lab", str(path))
     assert done.returncode == 1
-    assert done.stderr.splitlines()[0] == "causeway: a: tunnel ended with 1; its log ends:"
+    assert done.stderr.splitlines()[0] == "causeway: a: tunnel ended with 2; its log ends:"
     assert "there is no PSK" in done.stderr
 
 

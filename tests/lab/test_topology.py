@@ -351,7 +351,7 @@ async def test_a_node_that_cannot_start_is_told_with_its_log(read: Read, simulat
     text = "hosts: {a: {node: {services: [relay], config: {modules: {edgeTunnel: {psk: {path: absent}}}}}}}"
     stage = Stage(read(text), short_path)
     try:
-        with pytest.raises(NodeError, match=r"a: relay ended with 1; its log ends:\n.*absent"):
+        with pytest.raises(NodeError, match=r"a: relay ended with 2; its log ends:\n.*absent"):
             await stage.start(lambda _, __: None)
     finally:
         await stage.stop()
