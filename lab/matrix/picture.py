@@ -88,7 +88,7 @@ def _cell(axis: Any, column: int, row: int, cell: Cell | None, norm: Any, colour
             0.96,
             0.94,
             facecolor=fill,
-            edgecolor=ALARM if harmed or beyond else "none",
+            edgecolor=ALARM if harmed else INK if beyond else "none",
             linewidth=2.5 if harmed else 1.2,
         )
     )

@@ -20,7 +20,7 @@ from lab.mesh import Mesh
 from lab.node import NodeError
 
 CALM = 1.0  # seconds of traffic before the event, which tell what is normal
-OBSERVED = 3.0  # seconds after it, at least: silence is noticed within 1.5 (see ARCHITECTURE.md, liveness)
+OBSERVED = 2.0  # seconds after it, at least: silence is noticed within 1.5 (see ARCHITECTURE.md, liveness)
 RECOVERED = 0.5  # seconds of observation after all is as usual again
 ANSWER = 2 * PATIENCE  # seconds for any answer of the client
 
