@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from services.runtime.core.private import private
 from services.runtime.identity import Identity
 
 from .bell import Bell
@@ -26,7 +27,6 @@ from .core.own import LIFETIME, OwnRecord, RelayReport, TunnelReport
 from .core.registry import MAX_PEERS, Registry, lapse_of
 from .core.service import Service
 from .core.store import Store, origin_at
-from .core.vantage import private
 from .interfaces import Interface
 from .wire import seal, unseal
 

@@ -13,11 +13,13 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from time import monotonic
 
+from services.runtime.core.private import private
+
 from .core.contacts import Contact
 from .core.errors import DiscoveryError
 from .core.model import AddressSource, Source
 from .core.round import Regulars, Round, Wish
-from .core.vantage import WORK, DialOutcome, private
+from .core.vantage import WORK, DialOutcome
 from .directory import Directory, contact_of
 from .interfaces import Interface
 from .peers import NodeClient, Refused

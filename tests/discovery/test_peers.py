@@ -88,14 +88,19 @@ async def test_the_living_address_is_found_among_dead_and_silent_ones(
 
 async def test_a_name_counts_as_all_its_addresses(client: NodeClient, relay: str) -> None:
     class Names(Resolver):
+        known = True
+
         async def resolve(self, host: str) -> tuple[str, ...]:
-            if host == "relay.example":
+            if host == "relay.example" and self.known:
                 return (relay,)
             raise OSError("no such name")
 
     client._resolver = Names()
     _, answered = await client.ping(contact("nowhere.example", "relay.example"), timeout=PATIENCE)
     assert answered.host == relay
+    # The last answer stays while the name server does not answer.
+    Names.known = False
+    assert (await client.ping(contact("relay.example"), timeout=PATIENCE))[1].host == relay
     with pytest.raises(Unreachable, match=r"nowhere\.example does not resolve: no such name"):
         await client.ping(contact("nowhere.example"), timeout=PATIENCE)
 

@@ -14,6 +14,7 @@ from services.discovery.bell import Bell
 from services.discovery.core.contacts import Contact, Endpoint
 from services.discovery.core.model import Record, Signed
 from services.discovery.core.own import LIFETIME
+from services.discovery.core.registry import Named
 from services.discovery.peers import NodeClient, PutAnswer, Refused
 from services.discovery.probe import Unreachable
 from services.discovery.resolver import Resolver
@@ -107,6 +108,27 @@ async def test_where_another_node_of_this_name_published_ours_is_soon_published_
     for wait, pause in zip(found, (SUSPICIOUS, 2 * SUSPICIOUS, 4 * SUSPICIOUS, 8 * SUSPICIOUS), strict=False):
         assert 0.9 * pause <= wait <= pause, found
     assert found[5] > LIFETIME / 2 * 0.9
+
+
+async def test_nobody_is_published_at_twice(node_config: WriteConfig) -> None:
+    """A first contact, known by its address, may turn out to be a relay that the file names, or a holder."""
+    home = part(
+        node_config(
+            "a", modules={"edgeTunnel": {"relayNodes": [{"nodeName": "r", "advertiseAddress": ["203.0.113.1"]}]}}
+        )
+    )
+    directory = home.directory
+    other = Endpoint("203.0.113.2", 20008)
+    directory.settings = replace(directory.settings, bootstrap=(WHERE, other))
+    directory.registry.configure([Named("r", 1, (WHERE.host,))])
+    client = Contacts(home, lambda _: None)
+    dht = Dht(directory, client, random.Random(1))
+    publisher = Publisher(directory, client, dht, random.Random(1))
+    assert [it.key for it in publisher._wanted()] == [str(WHERE), str(other), "r"], "nobody has answered yet"
+    publisher._names = {str(WHERE): "r", str(other): "s", "203.0.113.9:20008": "gone"}
+    dht.holders = [Contact("r", (WHERE,)), Contact("s", (other,)), Contact("t", (other,))]
+    assert [it.key for it in publisher._wanted()] == [str(other), "r", "t"]
+    assert publisher._names.keys() == {str(WHERE), str(other)}
 
 
 async def test_the_alarm_over_a_double_ends_when_it_is_not_met_any_more(node_config: WriteConfig) -> None:

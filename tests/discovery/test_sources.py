@@ -305,6 +305,32 @@ async def test_reports_of_a_former_run_stand_in_for_a_while(
     assert directory.record().reservations == ((Reservation("r"),) if confirmed else ())
 
 
+async def test_the_warning_of_a_task_that_failed_ends_when_it_has_run_on(
+    node_config: WriteConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_driver(node_config("a"))
+    warnings, failed = made._directory.board, 0
+
+    async def work() -> None:
+        nonlocal failed
+        failed += 1
+        if failed == 1:
+            raise RuntimeError("once")
+        await asyncio.sleep(PATIENCE)
+
+    async def warned() -> bool:
+        return bool(warnings.warnings)
+
+    async def cleared() -> bool:
+        return failed == 2 and not warnings.warnings
+
+    monkeypatch.setattr(driver, "RECOVERED", 0.2)
+    async with task(made._guard("work", work)):
+        await until(warned, "it is said")
+        assert "work was stopped by an error and starts again" in warnings.warnings[0]
+        await until(cleared, "it runs again")
+
+
 async def test_when_no_contact_is_configured_any_more_nobody_publishes_there(
     node_config: WriteConfig, loopback_ip: Callable[[], str]
 ) -> None:
@@ -374,6 +400,7 @@ async def test_metrics_tell_what_is_known_and_done(node_config: WriteConfig, loo
             'causeway_discovery_lookups_total{result="local"} 1.0',
             'causeway_discovery_publishes_total{result="ok"} 1.0',
             "causeway_discovery_dht_servers 1.0",
+            "# TYPE causeway_discovery_dials_total counter",
         ):
             assert line in lines, raw
         watch.cancel()

@@ -24,6 +24,7 @@ from lab.place import simulated
 from lab.stalls import longest_wait, percentile
 from lab.wire import Shape
 from protos import tunnel_pb2 as pb
+from tests.e2e import figures
 from tests.e2e.traffic import eventually
 from tests.tunnel.local import Attached, Exit
 
@@ -292,10 +293,15 @@ async def _show(one: Crowd, pace: float) -> None:
         print("nothing happens:", await one.quiet(), flush=True)
         relay, watch = await one.kill_fullest()
         print(f"{relay.name} killed:", watch, flush=True)
-        print(f"{relay.name} returns:", await one.revive(relay), flush=True)
+        figures.note("crowd stall", max(watch.stalls))
+        figures.note("crowd share", 100 * watch.share)
+        watch = await one.revive(relay)
+        print(f"{relay.name} returns:", watch, flush=True)
+        figures.note("crowd herd", max(watch.seconds, default=0))
         await eventually(one.settled, "every session has a path and a standby", 120)
         relay, watch = await one.drain_fullest()
         print(f"{relay.name} drains:", watch, flush=True)
+        figures.note("crowd drain", max(watch.stalls))
 
 
 def main() -> int:

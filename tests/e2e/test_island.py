@@ -17,6 +17,7 @@ from lab.node import Node, together
 from lab.place import Place, simulated
 from lab.wire import Shape
 from protos import discovery_pb2 as pb
+from tests.e2e import figures
 from tests.e2e.conftest import require_simulation
 from tests.e2e.traffic import PORT, TARGET_PORT, Stream, Traffic, connect, echo_server, eventually
 
@@ -160,6 +161,7 @@ async def test_f29_a_lan_that_was_never_online_works(
         f"\ncold start offline ({'dead DNS' if route else 'no route'}): found each other {found - began:.2f} s after the "
         f"processes began, {found - serving:.2f} s after both served; a service worked after {time.monotonic() - began:.2f} s"
     )
+    figures.note("island start", found - began)
     # About 2 s on an idle machine; a start that waits for the name server takes at least 30 s, for the relay 60.
     assert found - began < 30
 
@@ -207,6 +209,7 @@ async def test_a_lan_that_is_cut_off_goes_on_and_comes_back(island: Island) -> N
 
     await eventually(merged, "the island knows the new record of c")
     records = time.monotonic() - began
+    figures.note("island back", records)
     await island.c.ping("b", timeout=60)
     print(
         f"\nuplink back: the relay had all records after {relay_knows:.2f} s, the island too after {records:.2f} s, c "

@@ -15,6 +15,7 @@ from lab.node import Node, together
 from lab.place import simulated
 from lab.wire import Shape
 from services.tunnel.core.choice import LOAD_LIMIT
+from tests.e2e import figures
 from tests.e2e.conftest import FAILED, require_simulation
 from tests.e2e.traffic import eventually
 
@@ -125,7 +126,9 @@ async def test_pairs_meet_at_the_nearest_relay_and_load_moves_new_ones(country: 
     for pair in places:
         await country.meet(*pair)
     await eventually(lambda: country.where(places), f"each pair is where it belongs: {places}", PATIENCE)
-    print(f"each pair is where it belongs after {time.monotonic() - began:.1f} s, promised within {PROMISED:.0f} s")
+    settled = time.monotonic() - began
+    figures.note("nearest", settled)
+    print(f"each pair is where it belongs after {settled:.1f} s, promised within {PROMISED:.0f} s")
 
     country.room(len(country.nodes))  # just those that it has
 

@@ -15,6 +15,7 @@ from lab.network import Network
 from lab.node import Node, together
 from lab.place import simulated
 from protos import tunnel_pb2 as pb
+from tests.e2e import figures
 from tests.e2e.conftest import require_simulation
 from tests.e2e.test_reload import name_relays
 from tests.e2e.traffic import eventually
@@ -74,7 +75,9 @@ async def test_a_relay_named_to_two_nodes_is_used_by_the_others_when_the_first_d
         name_relays(node, scene.r1, scene.r2)
     began = time.monotonic()
     await eventually(lambda: everywhere([c, d], {"r1", "r2"}), "c and d hold a reservation at r2, too")
-    print(f"used by those who were not told after {time.monotonic() - began:.1f} s")
+    used = time.monotonic() - began
+    figures.note("rumour", used)
+    print(f"used by those who were not told after {used:.1f} s")
     for node in (c, d):
         (heard,) = [peer for peer in (await node.discovery()).peers if peer.record.node_name == "r2"]
         assert heard.verified and heard.relay_rank == 0 and heard.record.HasField("relay")

@@ -221,11 +221,13 @@ class Crowd:
         return name, most / len(self.at)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_f10_twelve_nodes_lose_their_fullest_relay_and_get_it_back(seed: int) -> None:
+@pytest.mark.parametrize("nodes", [11, 12])
+@pytest.mark.parametrize("seed", range(15))
+def test_f10_twelve_nodes_lose_their_fullest_relay_and_get_it_back(seed: int, nodes: int) -> None:
     """FAILURES 10: its pairs divide over the others, nobody else moves, and its return moves nobody. Then the next one
-    dies: the standbys have spread again meanwhile."""
-    crowd = Crowd({"r1", "r2", "r3"}, seed)
+    dies: the standbys have spread again meanwhile. With eleven nodes each has an even number of sessions, of which one
+    more or less at a relay makes a difference of two."""
+    crowd = Crowd({"r1", "r2", "r3"}, seed, nodes)
     crowd.settle()
     for _ in range(3):
         for _ in range(5):
@@ -260,7 +262,7 @@ def test_f10_the_return_of_a_nearer_relay_is_no_herd() -> None:
     assert max(moves) < 30.0, "and all are there soon"
 
 
-def test_a_standby_is_where_it_would_be_as_good_and_is_not_moved_for_one_session() -> None:
+def test_a_standby_is_where_it_would_be_as_good_and_is_moved_for_two_sessions() -> None:
     def best(*found: Option) -> str:
         return choice.standbys(found, "r1", PAIR)[0].relay
 
@@ -270,11 +272,13 @@ def test_a_standby_is_where_it_would_be_as_good_and_is_not_moved_for_one_session
     assert best(here, Option("r2", 0.020, used=3, load=LOAD_LIMIT), Option("r3", 0.028, used=9)) == "r3"
     assert choice.standbys([here], "r1", PAIR) == []
 
-    def stays(used: int, **more: int) -> bool:
+    def stays(used: int, pair: frozenset[str] = PAIR, **more: int) -> bool:
         found = [here, Option("r2", 0.020, used=used, **more), Option("r3", 0.020, used=0)]
-        return choice.standby_of(found, "r1", "r2", PAIR) == "r2"
+        return choice.standby_of(found, "r1", "r2", pair) == "r2"
 
-    assert stays(0) and stays(1) and not stays(2) and not stays(0, load=LOAD_LIMIT)
+    assert stays(0) and not stays(2) and not stays(0, load=LOAD_LIMIT)
+    stayed = sum(stays(1, frozenset((f"a{number}", "b"))) for number in range(100))
+    assert 30 < stayed < 70, "for one more the lot decides, and would not move it back"
     assert choice.standby_of([here, Option("r2", 0.02, load=1000)], "r1", "r3", PAIR) == "r3", "better than a full one"
 
 

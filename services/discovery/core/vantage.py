@@ -11,6 +11,7 @@ import ipaddress
 from enum import IntEnum
 
 from services.runtime.core.allowance import Allowance
+from services.runtime.core.private import private
 from services.runtime.core.proof import TOKEN_LENGTH
 
 from .errors import BadTarget, LimitReached, WorkRequired
@@ -108,13 +109,3 @@ def worth_a_call(ip: str, port: int, caller: str, *, near: bool, loopback: bool)
     if parsed.is_unspecified or parsed.is_link_local or parsed.is_multicast or parsed.is_reserved:
         return False
     return near or not private(parsed)
-
-
-_PRIVATE = tuple(
-    map(ipaddress.ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"))
-)
-
-
-def private(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    """Means another machine in another network (RFC 1918, 6598, 4193)."""
-    return any(ip in network for network in _PRIVATE)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
+
+from services.runtime.core.private import private
 
 from .confidence import Reachability
 
@@ -19,10 +21,6 @@ MIN_UPTIME = 5.0
 """Seconds that an earned relay's service has run: what ends again and again is no relay."""
 MIN_THROUGHPUT = 125_000
 """Bytes per second that an earned relay has sent to a vantage, 1 Mbit/s: less would hardly carry one call."""
-
-
-_PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")))
-"""RFC 1918, 6598, 4193. (`is_private` of ipaddress also counts networks for documentation.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +67,10 @@ def unusable(address: str) -> str:
     return ""
 
 
-def private(address: str) -> bool:
+def in_lan(address: str) -> bool:
     """Whether an address, if it is one and no DNS name, means the host in its own LAN only."""
     try:
-        return any(ip_address(address) in network for network in _PRIVATE)
+        return private(ip_address(address))
     except ValueError:
         return False
 
@@ -112,7 +110,7 @@ def _named(name: str, addresses: list[str], found: Reachability, own: Callable[[
     if found.up():
         return True, "Proven", f"{name} is named in relayNodes, and {_proof(found)}"
     usable = [it for it in addresses if not unusable(it) and own(it) and found.verdict(it) is not False]
-    if usable and all(map(private, usable)):
+    if usable and all(map(in_lan, usable)):
         beyond = f" ({_disproof(found)})" if found.down() else ""
         return (
             True,

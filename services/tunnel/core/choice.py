@@ -201,15 +201,18 @@ def standbys(options: Iterable[Option], active: str, pair: frozenset[str]) -> li
 
 
 def standby_of(options: Iterable[Option], active: str, current: str, pair: frozenset[str]) -> str:
-    """Where that standby should be which is at `current` now: there, unless another place is better by two sessions
-    (moved for one, it would move back for the next), or `current` will not do. Empty: nowhere."""
+    """Where that standby should be which is at `current` now: there, unless another place is better by two sessions, or
+    `current` will not do. Better by one it is for the pair's lot to say: moved by that alone it would move back, and if
+    all stayed, every node with an odd number of sessions would leave the same relay the fuller. Empty: nowhere."""
     ranked = standbys(options, active, pair)
     if not ranked:
         return ""
     best, now = ranked[0], next((it for it in ranked if it.relay == current), None)
     if now is None or best.load >= LOAD_LIMIT:
         return current
-    even = now.load < LOAD_LIMIT and not worth(now.cost, best.cost) and now.used - best.used < 2
+    more = now.used - best.used
+    stays = more < 1 or (more == 1 and _lot(pair, now.relay) < _lot(pair, best.relay))
+    even = now.load < LOAD_LIMIT and not worth(now.cost, best.cost) and stays
     return current if even else best.relay
 
 
