@@ -42,8 +42,8 @@ def forward(
     take turns at its endpoints, and one that does not answer is passed over. NODE's proxy decides whether HOST:PORT
     may be dialled: endpoints of known services, and what its modules.edgeProxy.allowedTargets lists.
 
-    It runs until it is interrupted. TCP connections are carried by the node, not by this command: those that stand
-    then live on. Flows of UDP end with it.
+    It runs until it is interrupted. TCP connections to other nodes are carried by the node, not by this command: those
+    that stand then live on. Connections to an endpoint on this machine's own node, and flows of UDP, end with it.
 
     \b
     Examples:

@@ -93,7 +93,7 @@ class Streams:
         self._accepting = asyncio.create_task(self._accept())
 
     async def close(self) -> None:
-        """Listens no longer. What the tunnel carries lives on."""
+        """Listens no longer. What the tunnel carries lives on; what goes to this node's own backends ends."""
         self._accepting.cancel()
         await asyncio.gather(self._accepting, return_exceptions=True)
         await self._clients.end()

@@ -22,8 +22,12 @@ async def place(mesh: Mesh) -> Place:
 @pytest.fixture
 async def stranger(mesh: Mesh, place: Place, short_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Node]:
     """A node that differs in one thing from those that belong here."""
-    options = {"psk": mesh.psk, **request.param}
-    node = Node(place, short_path / "stranger", relays=[mesh.r1.place, mesh.r2.place], relay_mode="off", **options)
+    options = {"psk": mesh.psk, "relays": [mesh.r1.place, mesh.r2.place], **request.param}
+    if options["relays"] == "mixed up":
+        swapped = mesh.r2.place.address, mesh.r1.place.address
+        names = mesh.r1.name, mesh.r2.name
+        options["relays"] = [Place(name, address) for name, address in zip(names, swapped, strict=True)]
+    node = Node(place, short_path / "stranger", relay_mode="off", **options)
     node.start("discovery", "tunnel")
     try:
         await node.ready("discovery", "tunnel")
@@ -34,7 +38,11 @@ async def stranger(mesh: Mesh, place: Place, short_path: Path, request: pytest.F
 
 @pytest.mark.parametrize(
     ("stranger", "reason"),
-    [({"psk": "not the secret of this cluster at all"}, "wrong-psk"), ({"cluster": "elsewhere"}, "wrong-cluster")],
+    [
+        ({"psk": "not the secret of this cluster at all"}, "wrong-psk"),
+        ({"cluster": "elsewhere"}, "wrong-cluster"),
+        ({"relays": "mixed up"}, "name-mismatch"),
+    ],
     indirect=["stranger"],
 )
 async def test_both_sides_say_why(mesh: Mesh, stranger: Node, reason: str) -> None:

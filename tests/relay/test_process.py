@@ -7,6 +7,7 @@ import hashlib
 import signal
 import socket
 import struct
+import time
 import urllib.request
 from collections.abc import AsyncIterator
 from functools import partial
@@ -15,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from protos import relay_pb2 as pb
-from services.runtime.identity import Rejection
+from services.runtime import config as configuration
+from services.runtime.identity import Identity, Rejection
 from services.runtime.tls import TlsError
 
 from .harness import PATIENCE, Client, RelayProcess, Stream, circuit, identity, leg, relay_process, until
@@ -267,6 +269,26 @@ async def test_wrong_psk_and_wrong_cluster_are_named_on_both_sides(relay: RelayP
         assert await client.ended()
         await until(partial(logged, relay, f"remote={client.address} reason={reason}", 2), "both rejections are logged")
         client.close()
+
+
+async def test_an_expired_certificate_is_named_on_both_sides(relay: RelayProcess) -> None:
+    file = relay.folder / "old.yaml"
+    file.write_text(
+        f"nodeName: old\ncluster: test\nstateDir: {relay.folder}/state-old\nrunDir: {relay.run_dir}\n"
+        f"modules: {{edgeTunnel: {{psk: {{path: {relay.folder}/psk, certificateLifetimeSeconds: 3}}}}}}\n"
+    )
+    # Made an hour ago, so that the allowance for wrong clocks is over, too.
+    old = Identity.load(configuration.load(file), lambda: time.time() - 3600)
+    client = await Client.dial(relay.ip, old)
+    said = (await client.hear()).reject
+    assert said.reason == "certificate-expired" and "the certificate of old expired at" in said.message
+    assert await client.ended()
+    client.close()
+
+    def logged() -> bool:
+        return f"remote={client.address} reason=certificate-expired" in relay.output()
+
+    await until(logged, "the relay says whom it refused, and why")
 
 
 async def test_greeting_must_fit_certificate_version_cluster_and_relay(relay: RelayProcess) -> None:
