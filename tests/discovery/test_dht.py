@@ -15,6 +15,7 @@ import grpc.aio
 import psutil
 import pytest
 
+from lab.nat import Kind, Nat
 from lab.network import Network
 from lab.wire import Shape
 from protos import discovery_pb2 as pb
@@ -187,6 +188,28 @@ async def test_f27_a_lan_without_its_uplink_forgets_nobody_beyond_it(node_config
             await x.report(tunnel=pb.TunnelReport(port=1))
             await x.published()
             assert (await x.status()).dht.servers == 3
+
+
+@pytest.mark.lab
+async def test_a_node_that_is_told_nothing_learns_all_from_its_lan(node_config: WriteConfig) -> None:
+    """The LAN is a first contact, too: y's file names nobody, and its neighbour x knows the relay r."""
+    require_simulation()
+    with Network() as net:
+        home, far = net.lan("home", shape=Shape(delay=0.001)), net.lan("far", Nat(Kind.SYMMETRIC))
+        hosts = {"r": net.public("r"), "x": home.host("x"), "y": home.host("y"), "c": far.host("c")}
+        relays = [{"nodeName": "r", "advertiseAddress": [hosts["r"].address]}]
+
+        def node(name: str, named: list[dict[str, object]]) -> Node:
+            modules = {"edgeTunnel": {"relayNodes": named}, "edgeDiscovery": {"mdns": {"enable": True}}}
+            return Node(node_config(name, modules=modules), hosts[name].namespace)
+
+        async with running(*(node(name, relays if name != "y" else []) for name in hosts)) as (r, _, y, c):
+            await r.report(relay=pb.RelayReport(port=20007, role=pb.RelayRole(configured=True)))
+            await y.sees("r", lambda peer: peer.verified and peer.record.HasField("relay"))
+            await until(at(y, lambda dht: "r" in dht.holders), "its record is kept beyond the LAN", y)
+            await y.published()
+            assert (await y.resolve("c", fresh=True)).verified
+            assert (await c.resolve("y", fresh=True)).verified
 
 
 async def test_f29_neither_silent_contacts_nor_broken_dns_hold_up_the_start(

@@ -2,20 +2,26 @@
 
 import asyncio
 import os
+import random
 import secrets
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from lab.namespace import Namespace, connect
 from lab.rootless import available, probe
 from protos import discovery_pb2 as pb
+from services.discovery.peers import NodeClient
+from services.discovery.resolver import Resolver
+from services.discovery.sources import mdns
+from services.discovery.sources.mdns import Mdns
 
 from ..conftest import WriteConfig
-from .nodes import Node, running, until
+from .nodes import Node, part, running, until
 
 # Each test starts several processes.
 pytestmark = pytest.mark.slow
@@ -60,6 +66,31 @@ async def test_neighbours_find_each_other_and_say_goodbye(local: WriteNode) -> N
         await b.start()
         await a.sees("b", lambda peer: list(peer.sources) == [pb.PEER_SOURCE_MDNS])
         assert "1 interface, 1 neighbours" in (await a.status()).sources["mdns"]
+
+
+async def test_who_found_no_room_gets_the_place_of_one_that_leaves(
+    local: WriteNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mdns, "MAX_NEIGHBOURS", 2)
+    home = part(local("a"))
+    made = Mdns(home.directory, NodeClient(home.identity, Resolver()), random.Random(1))
+    made._station = cast("Any", SimpleNamespace(zeroconf=None))  # it asks nobody, so nobody answers
+
+    def heard(name: str, change: str = "Added") -> None:
+        made._heard(None, mdns.TYPE, f"{name}.{mdns.TYPE}", SimpleNamespace(name=change))
+
+    def followed() -> set[str]:
+        return {name.partition(".")[0] for name in made._followers}
+
+    try:
+        for name in "bcdefg":
+            heard(name)
+        assert followed() == {"b", "c"} and len(made._missed) == 2, "bounded, too"
+        heard("d", "Removed")
+        heard("b", "Removed")
+        assert followed() == {"c", "e"} and not made._missed
+    finally:
+        await made.close()
 
 
 async def test_strangers_in_the_lan_are_counted_or_explained(local: WriteNode, cluster: str) -> None:
