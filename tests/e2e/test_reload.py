@@ -110,6 +110,34 @@ def applied(node: Node) -> bool:
     return any("configuration applied" in line and "relayNodes" in line for line in log)
 
 
+async def test_a_live_relay_is_removed_from_every_file_while_streams_flow(unstarted: Mesh) -> None:
+    """Its own, too: it drains, or goes on by its own merit; whoever is carried by it notices neither."""
+    mesh = unstarted
+    await start(mesh)
+    await holding(mesh, "r1", "r2")
+    async with Traffic.through(mesh) as traffic:
+        await traffic.flows()
+        await eventually(mesh.warm, "an active link and a standby over the other relay")
+        active = await relay_in_use(mesh)
+        other = mesh.r2 if active is mesh.r1 else mesh.r1
+        for node in mesh.nodes.values():
+            name_relays(node, other)
+
+        async def unnamed() -> bool:
+            return "is named in relayNodes" not in (await active.relay()).reason.replace("not named", "")
+
+        await eventually(unnamed, f"{active.name} is no configured relay any more")
+        for _ in range(5):
+            await traffic.flows()
+        assert not (await active.relay()).warnings
+
+
+async def relay_in_use(mesh: Mesh) -> Node:
+    """The relay over which a and b talk."""
+    (relay,) = [it.relay for it in await mesh.a.links(mesh.b.name) if it.state == "active"]
+    return mesh.nodes[relay]
+
+
 async def test_a_node_becomes_a_relay_and_ceases_to_be_one_while_streams_flow(unstarted: Mesh) -> None:
     mesh = unstarted
     be_relay(mesh.r2, "off")
