@@ -14,7 +14,6 @@ import secrets
 import socket
 import urllib.parse
 from collections import Counter, OrderedDict
-from collections.abc import Callable
 from pathlib import Path
 
 from services.runtime.address import join
@@ -37,16 +36,12 @@ _BACKLOG = 128
 class Gate:
     """Listens on the public port; `backend` is the Unix socket of the server behind.
 
-    `counts` receives ("visitors", "admitted" | "refused" | "evicted"). `failed`: is told the IP of each visitor whose
-    handshake broke off after both sides had shown themselves, which gRPC tells nobody.
+    `counts` receives ("visitors", "admitted" | "refused" | "evicted").
     """
 
-    def __init__(
-        self, backend: Path, counts: Counter[tuple[str, str]], failed: Callable[[str], None] = lambda ip: None
-    ) -> None:
+    def __init__(self, backend: Path, counts: Counter[tuple[str, str]]) -> None:
         self._backend = backend
         self._counts = counts
-        self.failed = failed
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.waiting: OrderedDict[Visitor, None] = OrderedDict()
@@ -113,7 +108,7 @@ class Gate:
             # Our end has a name that says who is behind it: to the server all come from a Unix socket.
             sock.bind(f"\0{_NAME}{secrets.token_hex(8)}/{visitor.ip}")
             await loop.sock_connect(sock, str(self._backend))
-            await loop.create_unix_connection(lambda: Inner(visitor, self.failed), sock=sock)
+            await loop.create_unix_connection(lambda: Inner(visitor), sock=sock)
         except OSError:
             sock.close()
             visitor.leave()
@@ -140,7 +135,7 @@ class Visitor(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._inner is not None:
             self._gate.touch(self)
-            self._inner.hear(data)
+            self._inner.transport.write(data)
             return
         self._head += data
         if self._admitted:
@@ -195,12 +190,8 @@ class Visitor(asyncio.Protocol):
 class Inner(asyncio.Protocol):
     """The connection with our gRPC server, for one visitor."""
 
-    def __init__(self, visitor: Visitor, failed: Callable[[str], None]) -> None:
+    def __init__(self, visitor: Visitor) -> None:
         self._visitor = visitor
-        self._failed = failed
-        # In TLS 1.3 the visitor's second word is its certificate, or an alert about ours; gRPC answers it only when all is
-        # well, by its SETTINGS.
-        self._showed_itself = self._answered = False
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -208,19 +199,11 @@ class Inner(asyncio.Protocol):
         self.transport = transport
         self._visitor.join(self)
 
-    def hear(self, data: bytes) -> None:
-        """What the visitor says after its ClientHello."""
-        self._showed_itself = True
-        self.transport.write(data)
-
     def data_received(self, data: bytes) -> None:
-        self._answered = self._showed_itself
         self._visitor.transport.write(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._visitor.transport.close()
-        if self._showed_itself and not self._answered:
-            self._failed(self._visitor.ip)
 
     def pause_writing(self) -> None:
         self._visitor.transport.pause_reading()

@@ -12,7 +12,6 @@ import grpc
 import grpc.aio
 
 from services.runtime import serve
-from services.runtime.core.allowance import Allowance
 
 from .core.backoff import Backoff
 from .core.vantage import Guard
@@ -25,8 +24,6 @@ from .wire import MAX_MESSAGE
 
 # Calls served at once; one takes about a millisecond.
 MAX_CALLS = 256
-# Seconds for which it is not told again that nodes at one address do not get in.
-COMPLAIN_EVERY = 600.0
 OPTIONS = (
     *(option for option in serve.PUBLIC_OPTIONS if option[0] != "grpc.max_receive_message_length"),
     ("grpc.max_receive_message_length", MAX_MESSAGE),
@@ -47,8 +44,7 @@ class PublicServer:
         self._dht = dht
         self._peers = PeerServicer(directory, dht, prober, guard)
         self._socket = run_dir / "peers.sock"
-        self._gate = Gate(self._socket, directory.counts, self._failed)
-        self._complaints = Allowance(1 / COMPLAIN_EVERY, 1)
+        self._gate = Gate(self._socket, directory.counts)
         self._backoff = Backoff(1.0, 30.0, rng)
         self._server: grpc.aio.Server | None = None
 
@@ -81,16 +77,6 @@ class PublicServer:
             await self._server.stop(0.5)
         await self._gate.close()
         self._socket.unlink(missing_ok=True)
-
-    def _failed(self, ip: str) -> None:
-        if self._complaints.spend(ip, asyncio.get_running_loop().time()):
-            self._directory.log.warning(
-                "a node did not get in",
-                extra={
-                    "address": ip,
-                    "error": "the TLS handshake failed: PSK, CA, cluster, clock or revocation list differ; its status says which",
-                },
-            )
 
     async def _serve(self) -> grpc.aio.Server:
         """The server behind the gate. Its socket is not a way around anything: callers need a certificate there too."""

@@ -124,7 +124,6 @@ async def test_a_first_contact_is_known_by_its_address_only(mesh: Callable[..., 
     alone = mesh("b", relays=(), listenAddress=own, discovery={"bootstrap": [own]})
     async with running(host, guest, alone) as (x, a, b):
         await a.published()
-        assert "did not get in" not in x.said() + a.said()
         assert (await a.sees("x")).record.addresses[0].ip == ip
         assert (await x.sees("a")).verified
 
@@ -149,12 +148,6 @@ async def test_a_stranger_is_told_why(mesh: Callable[..., Path], stranger: dict[
 
         await until(told, f"s says {says}", s)
         assert says in s.said()
-
-        async def noticed() -> bool:
-            return "a node did not get in" in r.said()
-
-        await until(noticed, "r says that there was somebody", r)
-        assert r.said().count("a node did not get in") == 1, "however often it comes"
         assert not (await r.status()).peers
         assert not any(peer.verified for peer in (await s.status()).peers)
 
