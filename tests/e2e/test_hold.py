@@ -18,7 +18,8 @@ async def test_streams_end_with_a_reason_after_the_hold(short_path: Path) -> Non
     mesh.publish("echo", PORT, TARGET_PORT)
     async with mesh.running(lean=True):
         async with echo_server(mesh.b.place):
-            stream = Stream(*await connect(mesh.a.place, mesh.cluster_ips[0]))
+            served = await eventually(lambda: connect(mesh.a.place, mesh.cluster_ips[0]), "the service is served")
+            stream = Stream(*served)
             await asyncio.wait_for(stream.say(b"before"), PATIENCE)
             # Told while it runs; the stream does not notice.
             for node in (mesh.a, mesh.b):

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 def simulate(**changes: float) -> Report:
-    world = World(Plan(**{"nodes": 1000, "hours": 0.1, **changes}))  # type: ignore[arg-type]
+    world = World(Plan(**{"nodes": 1000, "hours": 0.06, **changes}))  # type: ignore[arg-type]
     world.run()
     return Report(world)
 

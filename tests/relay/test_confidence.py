@@ -139,7 +139,7 @@ def decide(mode: str, addresses: list[str] | None, found: Reachability, uptime: 
         ("auto", [IP], "A", True, True, "Configured", "NotProbed"),
         ("auto", [IP], "AB", True, False, "Unreachable", "Unreachable"),
         ("auto", [IP], "ab", True, True, "Proven", "DialledBack"),
-        ("auto", [IP, OTHER], "AB", True, True, "Configured", "Unreachable"),  # nobody has tried the other one
+        ("auto", [IP, OTHER], "AB", True, True, "LanOnly", "Unreachable"),  # the other one is for its LAN
         # A router's address has to be proven first.
         ("auto", [IP], "", False, False, "Unproven", "NotProbed"),
         ("auto", [IP], "a", False, False, "Unproven", "NotProbed"),

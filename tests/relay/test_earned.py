@@ -10,6 +10,7 @@ import pytest
 from lab.node import Node, together
 from lab.place import Loopback
 from protos import relay_pb2 as pb
+from tests.patience import until
 
 from .harness import PATIENCE
 
@@ -43,8 +44,12 @@ async def test_it_is_earned_and_remembered(short_path: Path) -> None:
         await together((p.ready("discovery", "relay"), v.ready("discovery")))
         status = await becomes(p, True, "Proven")
         assert f"v got through to {here.address}" in status.reason
-        record = (await p.discovery()).self
-        assert not record.relay.configured and list(record.relay.proven) == [here.address]
+
+        async def claimed() -> bool:
+            record = (await p.discovery()).self
+            return not record.relay.configured and list(record.relay.proven) == [here.address]
+
+        await until(claimed, "its record says so")
         # Its former proofs count when it comes back, whoever is there to renew them.
         await v.stop()
         await p.kill("relay")
