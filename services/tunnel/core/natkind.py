@@ -19,6 +19,8 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.runtime.core.private import private
+
 
 class Mapping(enum.Enum):
     """Which outside address a local port gets."""
@@ -53,28 +55,13 @@ class Kind(enum.Enum):
 Endpoint = tuple[str, int]
 """IP and port."""
 
-INSIDE = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "10.0.0.0/8",  # RFC 1918
-        "172.16.0.0/12",
-        "192.168.0.0/16",
-        "100.64.0.0/10",  # RFC 6598, carriers
-        "169.254.0.0/16",  # RFC 3927
-        "127.0.0.0/8",
-        "fc00::/7",  # RFC 4193
-        "fe80::/10",
-        "::1/128",
-    )
-)
-"""Networks that are not routed across the Internet."""
 CARRIER = ipaddress.ip_network("100.64.0.0/10")
 
 
 def is_inside(ip: str) -> bool:
-    """Not reachable across the Internet. (`ipaddress.is_private` also counts networks for documentation.)"""
+    """Not reachable across the Internet."""
     address = ipaddress.ip_address(ip.split("%")[0])
-    return any(address in network for network in INSIDE)
+    return private(address) or address.is_loopback or address.is_link_local
 
 
 @dataclass(frozen=True, slots=True)
