@@ -1,5 +1,6 @@
 """The configuration is edited under live streams: what it names is used, and no stream is touched."""
 
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -59,6 +60,17 @@ async def holding(mesh: Mesh, *relays: str) -> None:
     await eventually(held, f"a and b hold {relays}")
 
 
+@contextlib.asynccontextmanager
+async def warm_streams(mesh: Mesh) -> AsyncIterator[Traffic]:
+    """Starts the mesh; streams flow over one relay, with a standby over the other."""
+    await start(mesh)
+    await holding(mesh, "r1", "r2")
+    async with Traffic.through(mesh) as traffic:
+        await traffic.flows()
+        await eventually(mesh.warm, "an active link and a standby over the other relay")
+        yield traffic
+
+
 async def test_a_relay_is_added_and_one_is_removed_while_streams_flow(unstarted: Mesh) -> None:
     mesh = unstarted
     # r2 serves from the start, and nobody knows of it.
@@ -83,11 +95,7 @@ async def test_a_relay_is_added_and_one_is_removed_while_streams_flow(unstarted:
 async def test_the_list_of_relays_is_emptied_and_filled_while_streams_flow(unstarted: Mesh) -> None:
     """FAILURES 14: the list of relays is emptied by a reload. Those that serve are kept; one may die even then."""
     mesh = unstarted
-    await start(mesh)
-    await holding(mesh, "r1", "r2")
-    async with Traffic.through(mesh) as traffic:
-        await traffic.flows()
-        await eventually(mesh.warm, "an active link and a standby over the other relay")
+    async with warm_streams(mesh) as traffic:
         for node in (mesh.a, mesh.b):
             name_relays(node)
         for node in (mesh.a, mesh.b):
@@ -113,11 +121,7 @@ def applied(node: Node) -> bool:
 async def test_a_live_relay_is_removed_from_every_file_while_streams_flow(unstarted: Mesh) -> None:
     """Its own, too: it drains, or goes on by its own merit; whoever is carried by it notices neither."""
     mesh = unstarted
-    await start(mesh)
-    await holding(mesh, "r1", "r2")
-    async with Traffic.through(mesh) as traffic:
-        await traffic.flows()
-        await eventually(mesh.warm, "an active link and a standby over the other relay")
+    async with warm_streams(mesh) as traffic:
         active = await relay_in_use(mesh)
         other = mesh.r2 if active is mesh.r1 else mesh.r1
         for node in mesh.nodes.values():

@@ -299,9 +299,7 @@ def _endpoint_ports(ports: list[Fields], where: str, parsed: Parsed) -> Iterator
     for port in ports:
         protocol = _protocol(port, where, parsed)
         number = port.number("port", 1, 65_535)
-        if (
-            not number
-        ):  # "ports are not restricted" (EndpointPort reference): there is no one to go to; nor has kube-proxy
+        if not number:  # "not restricted" (EndpointPort reference), so there is none to go to, for kube-proxy neither
             parsed.warnings.append(f"{where}: {port.path} has no number and is not used")
         elif protocol is not None:
             yield EndpointPort(port.text("name"), protocol, number)

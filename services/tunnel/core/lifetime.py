@@ -55,9 +55,6 @@ class _Loss:
     since: float
     until: float
 
-    def same_age(self, other: "_Loss | _Belief") -> bool:
-        return _alike(self, other)
-
     def same_time(self, other: "_Loss") -> bool:
         return max(self.since, other.since) - min(self.until, other.until) <= TOGETHER
 
@@ -98,7 +95,7 @@ class Lifetimes:
     def lost(self, path: Path, started: float, heard: float, asked: float) -> None:
         """A connection broke: it was last heard at `heard`, and what was asked at `asked` found no answer."""
         loss = _Loss(path, heard - started, max(asked, heard) - started, heard, max(asked, heard))
-        strangers = [other for other in self._losses if loss.same_time(other) and not loss.same_age(other)]
+        strangers = [other for other in self._losses if loss.same_time(other) and not _alike(loss, other)]
         self._losses.append(loss)
         if strangers:
             for other in strangers:
@@ -169,7 +166,7 @@ class Lifetimes:
 
     def _learn(self, loss: _Loss) -> None:
         belief = self._beliefs.get(loss.path)
-        if belief is None or not loss.same_age(belief):
+        if belief is None or not _alike(loss, belief):
             self._drop(loss.path)
             if len(self._beliefs) >= MAX_PATHS:
                 self._drop(min(self._beliefs, key=lambda path: self._beliefs[path].last.until))
