@@ -15,6 +15,7 @@ from time import monotonic
 
 from services.runtime.core.private import private
 
+from .core.backoff import Backoff
 from .core.contacts import Contact
 from .core.errors import DiscoveryError
 from .core.model import AddressSource, Source
@@ -32,6 +33,8 @@ TIMEOUT = 12.0
 """Seconds for a call that has us dialled: 8.5 for the dial."""
 ENOUGH, MOST = 3, 8
 """Vantages that are called in a round, and how many are tried for it."""
+AGAIN = (2.0, 300.0)
+"""Seconds until those who did not dial are called again, at first and at most."""
 MAX_ADDRESSES = 3
 """Addresses that each is asked to dial beside the one from which it sees us."""
 MAX_REPORTS = 4
@@ -78,7 +81,7 @@ class Prober:
             asyncio.create_task(work, name=f"probe: {name}")
             for name, work in (
                 ("addresses", self._watch_addresses()),
-                ("ask", self._ask_around(round)),
+                ("ask", self._ask_until_answered(round)),
                 ("late", self._watch_late()),
             )
         ]
@@ -143,8 +146,17 @@ class Prober:
                     self._tell(Outcome(name, "", b"", DialOutcome.LOST))
             await asyncio.sleep(min(self._regulars.next_late(monotonic()) or 5.0, 5.0) + 0.1)
 
-    async def _ask_around(self, round: Round) -> None:  # noqa: A002
-        """Calls vantages until ENOUGH have answered."""
+    async def _ask_until_answered(self, round: Round) -> None:  # noqa: A002
+        """Asks around again while nobody has dialled: those whom this node knows may not serve yet."""
+        backoff = Backoff(*AGAIN, self._rng)
+        bell = self._directory.wake_bell
+        while not await self._ask_around(round):
+            woken = bell.count
+            if await bell.wait(woken, backoff.next()) != woken:
+                backoff.reset()
+
+    async def _ask_around(self, round: Round) -> int:  # noqa: A002
+        """Calls vantages until ENOUGH have dialled; returns how many did."""
         directory = self._directory
         found = {contact.key: contact for contact in directory.contacts()}
         for peer in directory.peers.values():
@@ -156,6 +168,7 @@ class Prober:
         for name in self._rng.sample(names, min(MOST, len(names))):
             if answered < ENOUGH and found[name].endpoints and round.open(name):
                 answered += await self._ask(round, found[name])
+        return answered
 
     async def _ask(self, round: Round, contact: Contact) -> bool:  # noqa: A002
         """One vantage: the address from which it sees us, then those that are public. False: it dialled none."""

@@ -18,7 +18,7 @@ from services.runtime import dial
 
 from ..conftest import WriteConfig
 from .caller import Caller
-from .nodes import PATIENCE, Node, running
+from .nodes import PATIENCE, Node, running, until
 from .test_public import callers, victim
 
 __all__ = ["callers", "victim"]
@@ -161,6 +161,27 @@ async def test_a_round_finds_vantages_that_can_be_called_and_such_that_offer(
             await anext(round_)
             outcome = (await anext(round_)).outcome
             assert (outcome.vantage, outcome.outcome) == ("v", pb.DIAL_BACK_OUTCOME_RESET)
+
+
+async def test_a_round_that_began_before_its_only_vantage_served_finds_it(
+    node_config: WriteConfig, loopback_ip: Callable[[], str]
+) -> None:
+    mine, other = loopback_ip(), loopback_ip()
+    contact = {"edgeDiscovery": {"bootstrap": [f"{other}:20008"], "mdns": {"enable": False}}}
+    p = node_config("p", listenAddress=mine, modules=contact)
+    v = node_config("v", listenAddress=other)
+    async with running(p) as (node,), Target(mine, answer=bytes(1000)) as target:
+        request = pb.ProbePortRequest(port=target.port, tokens=[TOKEN])
+        request.pace.FromSeconds(1)
+        async with contextlib.aclosing(events(node, request)) as round_:
+            assert mine in (await anext(round_)).addresses.ips
+            await until(lambda: said(node, "not dialled back"), "it has tried", node)
+            async with running(v):
+                assert (await anext(round_)).outcome.vantage == "v"
+
+
+async def said(node: Node, words: str) -> bool:
+    return words in node.said()
 
 
 async def events(node: Node, request: pb.ProbePortRequest) -> AsyncIterator[pb.ProbePortResponse]:
