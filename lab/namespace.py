@@ -116,7 +116,7 @@ class Namespace:
         """Loads nftables rules."""
         self.run(["nft", "-f", "-"], text=rules)
 
-    def sysctl(self, key: str, value: int) -> None:
+    def sysctl(self, key: str, value: int | str) -> None:
         """Sets /proc/sys/net/KEY, which the kernel resolves in the writer's own namespace."""
         self.call(Path("/proc/sys/net", key).write_text, str(value))
 

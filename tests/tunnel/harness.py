@@ -48,19 +48,49 @@ class Heap:
 
 
 class Wire:
-    """One direction of a link: bytes with a delay, and a rate if it has one; may be silenced (bytes wait) or cut."""
+    """One direction of a link: bytes with a delay, and a rate if it has one; may be cold, silenced (bytes wait) or cut."""
 
     BUFFER = 256 * 1024
-    """Bytes that a wire with a rate takes before its end must wait."""
+    """Bytes that a wire with a rate, or a cold one, takes before its end must wait."""
+    SEGMENT = 1460
 
-    def __init__(self, delay: float, rate: float = 0.0) -> None:
+    def __init__(self, delay: float, rate: float = 0.0, window: int = 0) -> None:
         self.delay = delay
         self.rate = rate
         """Bytes per second; 0: any number."""
         self.free_at = 0.0
+        self.window = window
+        """Segments that may be on their way, each that arrives is one more (TCP's slow start); 0: any number."""
+        self.unsent = b""
+        self.unheard: deque[float] = deque()
+        """When the other end's acknowledgement of each segment will be here."""
         self.silent = False
         self.queue: deque[tuple[float, bytes]] = deque()
         self.partial = b""
+
+    @property
+    def full(self) -> bool:
+        """Its end must wait before it sends more."""
+        return len(self.unsent) >= self.BUFFER
+
+    def send(self, data: bytes, now: float) -> None:
+        if self.window:
+            self.unsent += data
+            self.fly(now)
+            return
+        if self.rate:
+            self.free_at = max(self.free_at, now) + len(data) / self.rate
+        self.queue.append((max(now, self.free_at) + self.delay, data))
+
+    def fly(self, now: float) -> None:
+        """As much of what waits as the window allows."""
+        while self.unheard and self.unheard[0] <= now:
+            self.unheard.popleft()
+            self.window += 1
+        while self.unsent and len(self.unheard) < self.window:
+            self.queue.append((now + self.delay, self.unsent[: self.SEGMENT]))
+            self.unheard.append(now + 2 * self.delay)
+            self.unsent = self.unsent[self.SEGMENT :]
 
 
 class End:
@@ -129,13 +159,13 @@ class Net:
         self._parting: dict[int, tuple[float, End]] = {}
         """Links that one end has given up: when the other one (named here) learns of it."""
 
-    def link(self, delay=0.02, kind=RELAYED, relay="r1", rate=0.0) -> int:
+    def link(self, delay=0.02, kind=RELAYED, relay="r1", rate=0.0, window=0) -> int:
         number = self._next
         self._next += 1
         pair = [Link(number, kind, PlainCipher(), self.now, relay=relay) for _ in "ab"]
         for link in pair:
             link.owner = number
-        self.pipes[number] = (pair[0], pair[1], Wire(delay, rate), Wire(delay, rate))
+        self.pipes[number] = (pair[0], pair[1], Wire(delay, rate, window), Wire(delay, rate, window))
         self.a.session.link_up(pair[0], self.now)
         self.b.session.link_up(pair[1], self.now)
         return number
@@ -173,13 +203,12 @@ class Net:
         room = 4 << 20
         if wire.silent and sum(len(data) for _, data in wire.queue) > room:
             return
+        wire.fly(self.now)
         while link.queue:
-            if wire.rate and (wire.free_at - self.now) * wire.rate > wire.BUFFER:
+            if wire.full or (wire.rate and (wire.free_at - self.now) * wire.rate > wire.BUFFER):
                 return
             view, record = link.queue.popleft()
-            if wire.rate:
-                wire.free_at = max(wire.free_at, self.now) + len(view) / wire.rate
-            wire.queue.append((max(self.now, wire.free_at) + wire.delay, bytes(view)))
+            wire.send(bytes(view), self.now)
             if record is not None:
                 record.queued -= 1
                 end.session.outbox.forget(record)

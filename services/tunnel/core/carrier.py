@@ -9,6 +9,7 @@ from services.tunnel.core import control, events, paths
 from services.tunnel.core.absence import Absences
 from services.tunnel.core.control import Control
 from services.tunnel.core.events import Event
+from services.tunnel.core.handover import Handover
 from services.tunnel.core.inbox import Inbox
 from services.tunnel.core.link import BACKLOG_LIMIT, DEAD_AFTER, PING_QUICK, Link
 from services.tunnel.core.outbox import Outbox, Record
@@ -47,6 +48,8 @@ class Carrier(Signals):
         self.active: Link | None = None
         self.second: Link | None = None
         """While the active link is doubted: the link that is tried, and takes over if it answers first."""
+        self.handover: Handover | None = None
+        """While the active link, which is new, cannot take all of the bulk yet."""
         self.outbox = outbox
         self.linkless_since: float | None = now
         self.ended = False
@@ -69,7 +72,8 @@ class Carrier(Signals):
         elif self.second is not None:
             blocked = self._trial <= 0
         elif self.active is not None:
-            blocked = self.active.backlog > BACKLOG_LIMIT
+            fullest = self.active if self.handover is None else self.handover.old
+            blocked = fullest.backlog > BACKLOG_LIMIT
         else:
             blocked = outbox.bytes > BACKLOG_LIMIT
         if blocked:
@@ -102,10 +106,13 @@ class Carrier(Signals):
         if was_needed and self.streams:
             self._stall(cause, link, now)
         link.drop(self.outbox)
+        if self.handover is not None and link is self.handover.old:
+            self.handover = None
+            self._unblock(out)
         if self.second is link:
             self.second = None
         if self.active is link:
-            self.active = None
+            self.active = self.handover = None
         if link.confirmed and cause != "retired":
             self._lost.append(link.id)
         self._elect(now, cause, out)
@@ -118,6 +125,9 @@ class Carrier(Signals):
 
     def retire(self, link: Link) -> None:
         """Leaves a link in order: says so, sends nothing new on it, closes when the rest was heard."""
+        if self.handover is not None and link is self.handover.old:
+            self.handover.retires = True  # when it is over
+            return
         if not link.closing:
             link.closing, link.closing_since = True, self.now
         if not link.goaway_sent:
@@ -129,7 +139,7 @@ class Carrier(Signals):
         self.now = now
         out: list[Event] = []
         if old is self.active:
-            self._activate(new, now, "rotated", out)
+            self._move(new, now, "rotated", out)
         self.retire(old)
         return out
 
@@ -191,6 +201,11 @@ class Carrier(Signals):
                 out.append((events.CLOSE_LINK, link, "silent"))
         if not any(link.confirmed for link in self.links) and self.linkless_since is None:
             self.linkless_since = now
+        if self.handover is not None and self.handover.over(now):
+            handover, self.handover = self.handover, None
+            if handover.retires:
+                self.retire(handover.old)
+            self._unblock(out)
         if now - self._surveyed_at >= 1.0:
             self._surveyed_at = now
             self._elect(now, "better_path", out)
@@ -211,13 +226,20 @@ class Carrier(Signals):
         if self.active is not None and (self.active.suspect_since is not None or self.active.distrusted):
             self._double(now)  # whichever answers first becomes active, see _answered
             return
-        self._activate(best, now, cause, out)
+        self._move(best, now, cause, out)
+
+    def _move(self, link: Link | None, now: float, cause: str, out: list[Event]) -> None:
+        """Nothing is wrong with the link that was active, if there was one."""
+        former = self.active
+        self._activate(link, now, cause, out)
+        if former is not None and link is not None and former.usable and former.queueing:
+            self.handover = Handover(former, link, now)
 
     def _activate(self, link: Link | None, now: float, cause: str, out: list[Event]) -> None:
         if self.active is not None or link is None:
             self.switches += 1
         self.active = link
-        self.second = None
+        self.second = self.handover = None
         out.append((events.SWITCHED, link, cause))
         if link is not None:
             link.active_since = now
@@ -328,7 +350,8 @@ class Carrier(Signals):
                 active.push(record, now)
             self.outbox.orphan(record)  # if neither took it
         elif active is not None:
-            active.push(record, now)
+            carrier = active if self.handover is None else self.handover.carrier(record.size)
+            carrier.push(record, now)
         else:
             self.outbox.orphan(record)
 
@@ -344,12 +367,13 @@ class Carrier(Signals):
         except ValueError as error:
             raise ProtocolError(str(error)) from error
         try:
-            news = link.confirm(message.heard, message.held / 1000, now)
+            heard = link.confirm(message.heard, message.held / 1000, now)
         except ValueError as error:  # somebody on the way repeats records: not the peer's fault
             raise CorruptLink(str(error)) from error
         if self.outbox.misheard:
             self.outbox.doubt()
             self._send_orphans(now)
+        news = heard > 0
         if flags & control.PING and link.backlog <= BACKLOG_LIMIT:
             self._say(link, control.PONG | (control.BUSY if link.queueing else 0), echo=message.stamp)
         if flags & control.PONG and link.ping_sent is not None:
@@ -364,6 +388,8 @@ class Carrier(Signals):
             link.progress = now
             news = True
         if news:
+            if self.handover is not None and link is self.handover.new:
+                self.handover.heard(heard)
             self._answered(link, now, out)
         if acked:
             self._unblock(out)

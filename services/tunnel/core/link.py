@@ -31,8 +31,9 @@ PING_QUICK = 1.0
 PING_IDLE = 15.0
 """Idle links are asked after 1 s, then ever more rarely up to every 15 s."""
 RECORD_SECONDS = 0.005
-SMALL_RECORD = 16 * 1024
-"""A record takes at most about 5 ms of a link, but is never cut below 16 KiB (10 packets: TCP's first flight)."""
+SMALL_RECORD = 12 * 1024
+"""A record takes at most about 5 ms of a link, but is never cut below 12 KiB: that and a ping beside it fit into the 10
+segments with which a TCP connection begins (RFC 6928)."""
 RATE_PERIOD = 0.02
 """Seconds over which the rate is measured."""
 LOADED = 64 * 1024
@@ -133,6 +134,7 @@ class Link:
         "remote",
         "started",
         "suspect_since",
+        "unheard",
     )
 
     def __init__(
@@ -152,6 +154,8 @@ class Link:
         """Bytes in `queue`."""
         self.inflight: deque[tuple[Record, float]] = deque()
         """Records in the order they were put on this link, not yet heard, with the time of each."""
+        self.unheard = 0
+        """Their bytes."""
         self.counter_out = 0
         self.counter_in = -1
         self.confirmed = False
@@ -217,7 +221,7 @@ class Link:
     @property
     def queueing(self) -> bool:
         """So much is under way that whatever is sent now waits behind it."""
-        return self.backlog + sum(record.size for record, _ in self.inflight) > LOADED
+        return self.backlog + self.unheard > LOADED
 
     @property
     def usable(self) -> bool:
@@ -285,25 +289,29 @@ class Link:
         record.queued += 1
         record.carried += 1
         self.inflight.append((record, now))
+        self.unheard += record.size
 
     def push_packet(self, packet: bytes | bytearray) -> None:
         """Puts a link's own packet (CONTROL, DATAGRAM) on this link."""
         self.queue.append((memoryview(packet), None))
         self.backlog += len(packet)
 
-    def confirm(self, heard: int, held: float, now: float) -> bool:
-        """The peer has heard so many records on this link. True if that is news."""
+    def confirm(self, heard: int, held: float, now: float) -> int:
+        """The peer has heard so many records on this link. The bytes of those that are news."""
         news = heard - self.heard_out
         if news <= 0:
-            return False
+            return 0
         if news > len(self.inflight):
             raise ValueError(f"peer heard {heard} records where {self.heard_out + len(self.inflight)} were sent")
         self.heard_out = heard
+        size = 0
         for _ in range(news):
             record, when = self.inflight.popleft()
             record.carried -= 1
             record.heard = True
-            self._rate_bytes += record.size
+            size += record.size
+        self.unheard -= size
+        self._rate_bytes += size
         self.sample(self.data_rtt, when, max(now - when - held, 0.0))
         elapsed = now - self._rate_since
         if elapsed >= RATE_PERIOD:
@@ -311,7 +319,7 @@ class Link:
             self.record_size = min(max(int(self.rate * RECORD_SECONDS), SMALL_RECORD), FULL_RECORD)
             self._rate_bytes, self._rate_since = 0, now
         self.progress = now
-        return True
+        return size
 
     def drop(self, outbox: Outbox) -> None:
         """The link is gone: what it carried alone becomes orphans, its queue is forgotten."""
@@ -325,3 +333,4 @@ class Link:
             record.carried -= 1
             outbox.orphan(record)
         self.inflight.clear()
+        self.unheard = 0

@@ -1,0 +1,147 @@
+"""A better path comes under bulk, and its TCP is cold: the former path carries on what the new one cannot take yet."""
+
+from services.tunnel.core import events
+from services.tunnel.core.handover import LASTS
+from services.tunnel.core.link import DIRECT, RELAYED
+from tests.tunnel.harness import Net
+
+TICK = 0.002
+FIRST_WINDOW = 10  # segments (RFC 6928)
+RATE = 20e6  # bytes per second that the relay carries
+
+
+class Bulk:
+    """As much as the relay carries, and how it arrives."""
+
+    def __init__(self, net: Net) -> None:
+        self.net = net
+        self.stream = net.a.open()
+        self.sent = 0
+        self.longest = 0.0
+        """Seconds in which nothing arrived."""
+        self._last = net.now
+
+    def run(self, seconds: float) -> None:
+        net = self.net
+        end = net.now + seconds
+        while net.now < end:
+            if not net.a.session.blocked:
+                self.sent += net.a.session.send(self.stream, bytes(int(RATE * TICK)))
+            before = len(self.got)
+            net.run(TICK, tick=TICK)
+            if len(self.got) > before:
+                self.longest = max(self.longest, net.now - self._last)
+                self._last = net.now
+
+    @property
+    def got(self) -> bytearray:
+        return self.net.b.got.get(self.stream.id, bytearray())
+
+
+def relayed() -> tuple[Net, Bulk]:
+    net = Net()
+    net.link(relay="r1", delay=0.02, rate=RATE)
+    net.run(1.5)
+    bulk = Bulk(net)
+    bulk.run(2.0)
+    bulk.longest = 0.0
+    return net, bulk
+
+
+def kind(net: Net) -> int:
+    active = net.a.session.active
+    assert active is not None
+    return active.kind
+
+
+def test_bulk_has_no_longer_silence_for_going_over_to_a_cold_path() -> None:
+    net, bulk = relayed()
+    net.link(kind=DIRECT, relay="", delay=0.03, window=FIRST_WINDOW)
+    bulk.run(0.1)
+    assert kind(net) == DIRECT, "at once"
+    sent = bulk.sent
+    bulk.run(0.5)
+    assert bulk.sent - sent > 0.4 * RATE, "nothing was slower for it"
+    bulk.run(LASTS[0])
+    assert net.a.session.handover is None, "it is over"
+    bulk.run(0.5)
+    assert bulk.longest < 0.045, "a cold path by itself has a burst in each round trip of 60 ms"
+    net.run(2.0)
+    assert len(bulk.got) == bulk.sent > RATE
+
+
+def test_a_link_that_is_replaced_goes_when_the_new_one_is_warm() -> None:
+    net, bulk = relayed()
+    old = net.a.session.active
+    assert old is not None
+    number = net.link(relay="r1", delay=0.02, window=FIRST_WINDOW)
+    bulk.run(0.1)
+    new = net.pipes[number][0]
+    net.a.apply(net.a.session.replace(old, new, net.now))
+    bulk.run(LASTS[0] / 2)
+    assert net.a.session.active is new and not old.closing and old.unheard
+    bulk.run(LASTS[0])
+    assert net.a.session.links == [new] and bulk.longest < 0.045
+    net.run(2.0)
+    assert len(bulk.got) == bulk.sent
+
+
+def test_without_bulk_there_is_none() -> None:
+    net = Net()
+    net.link(relay="r1")
+    net.run(1.5)
+    stream = net.a.open()
+    net.a.session.send(stream, b"request")
+    net.run(0.3)
+    net.link(kind=DIRECT, relay="", delay=0.01, window=FIRST_WINDOW)
+    net.run(0.05)
+    assert kind(net) == DIRECT and net.a.session.handover is None
+
+
+def test_the_former_path_dies_meanwhile() -> None:
+    net, bulk = relayed()
+    new = net.link(kind=DIRECT, relay="", delay=0.03, window=FIRST_WINDOW)
+    bulk.run(0.1)
+    net.relay_dies("r1")
+    bulk.run(0.5)
+    assert kind(net) == DIRECT and net.a.session.handover is None
+    assert new in net.pipes
+    net.run(3.0)
+    assert len(bulk.got) == bulk.sent
+
+
+def test_the_former_path_falls_silent_meanwhile() -> None:
+    net, bulk = relayed()
+    net.link(kind=DIRECT, relay="", delay=0.03, window=FIRST_WINDOW)
+    bulk.run(0.1)
+    net.silence(next(number for number, (link, *_) in net.pipes.items() if link.kind == RELAYED))
+    bulk.run(1.5)
+    assert kind(net) == DIRECT and net.a.session.handover is None
+    assert bulk.longest < 0.6, "as soon as it is doubted the new path gets all of it"
+    net.run(3.0)
+    assert len(bulk.got) == bulk.sent
+
+
+def test_the_new_path_dies_meanwhile() -> None:
+    net, bulk = relayed()
+    new = net.link(kind=DIRECT, relay="", delay=0.03, window=FIRST_WINDOW)
+    bulk.run(0.1)
+    net.cut(new)
+    bulk.run(2.0)
+    assert kind(net) == RELAYED and net.a.session.handover is None
+    assert events.SUSPECTED not in net.a.kinds()
+    net.run(3.0)
+    assert len(bulk.got) == bulk.sent
+
+
+def test_a_slower_path_takes_over_all_the_same() -> None:
+    """A direct path comes before a relayed one, also when it is slower: it is no burden to others."""
+    net, bulk = relayed()
+    net.link(kind=DIRECT, relay="", delay=0.01, rate=2e6)
+    bulk.run(LASTS[0] / 2)
+    old = next(link for link in net.a.session.links if link.kind == RELAYED)
+    assert kind(net) == DIRECT and old.unheard
+    bulk.run(2 * LASTS[0])
+    assert not old.unheard
+    net.run(4.0)
+    assert len(bulk.got) == bulk.sent
