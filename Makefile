@@ -1,4 +1,4 @@
-# make demo | test | quick | check | bench | matrix | clients | scenes | simulate | pod | protos | setup | clean     (each sets up what it needs)
+# make demo | test | quick | check | bench | matrix | clients | scale | scenes | simulate | pod | protos | setup | clean     (each sets up what it needs)
 # Of the interpreters that will do, the distribution's comes first: it is built with profile-guided optimisation, which
 # one built by hand mostly lacks, and the whole mesh is a third slower on such a one.
 PYTHON ?= $(shell for p in /usr/bin/python3.1[1-9] python3; do \
@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup system demo test quick check bench matrix punch clients scenes simulate pod protos clean
+.PHONY: help setup system demo test quick check bench matrix punch clients scale scenes simulate pod protos clean
 
 help:           ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -47,6 +47,9 @@ punch: setup system  ## every pair of NATs, 20 tries each: who gets a direct pat
 
 clients: setup system ## well-known clients and servers through a mesh, over a direct and a relayed path
 	$(BIN)/python -m lab.clients
+
+scale: setup     ## 10,000 connections, 5,000 UDP flows ten times, storms, vanished and slow clients: memory and descriptors
+	$(BIN)/python -m tests.e2e.scale
 
 scenes: setup system ## what the mesh does by itself, each promised figure met or missed, in about five minutes
 	$(BIN)/python -m tests.e2e.scenes --brief
