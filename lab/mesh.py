@@ -98,6 +98,15 @@ class Mesh:
         """Whether there are real NATs between the nodes."""
         return isinstance(self._ground, Network)
 
+    def congestion(self, name: str) -> None:
+        """How TCP of all nodes controls its rate, from the next connection on; without it as on this host. "reno" is
+        everywhere. BBR, where it is the host's, lets each flow rest for 200 ms every 10 s (PROBE_RTT), whatever its path:
+        who measures silences had better not have it."""
+        for node in self.nodes.values():
+            if node.place.namespace is None:
+                raise TypeError("a mesh on loopback has no network of its own")
+            node.place.namespace.sysctl("ipv4/tcp_congestion_control", name)
+
     def another_place(self, name: str) -> Place:
         """A place for one more node, from which r1 and r2 can be reached."""
         if isinstance(self._ground, Network):

@@ -3,9 +3,12 @@
 import ast
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_nothing_is_raised_inside_except_star() -> None:
     """Debian 12 has Python 3.11.2, where such an exception comes out wrapped in a group and nobody catches it."""
     found = [

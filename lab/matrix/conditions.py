@@ -67,6 +67,8 @@ class Net:
                 # A wire loses frames. Of 64 KiB frames TCP could not lose 2 %: it would lose all of a window or nothing.
                 assert node.place.namespace is not None
                 node.place.namespace.ip("link set eth0 gso_max_segs 1")
+        else:
+            mesh.congestion("reno")  # where frames are lost it would be too slow: there it is what the host has
         for node, cluster_ip in zip((mesh.a, mesh.b), mesh.cluster_ips, strict=True):
             services = [
                 mesh.service(f"echo-{protocol.lower()}", cluster_ip, PORT, TARGET_PORT, protocol)

@@ -119,6 +119,7 @@ def test_all_problems_of_a_configuration_are_listed(command: str, tmp_path: Path
     assert "modules.edgeRelay.mode" in lines[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["up", "relay"])
 def test_a_node_without_a_psk_says_how_to_make_one(command: str, tmp_path: Path) -> None:
     (tmp_path / "causeway.yaml").write_text("nodeName: edge-a\n")

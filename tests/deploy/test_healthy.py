@@ -81,6 +81,7 @@ async def test_a_socket_left_behind_is_one(tmp_path: Path) -> None:
     assert "refused" in errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "answer",
     [None, b"", os.urandom(4096), b"HTTP/1.1 200 OK\r\n\r\n", b"\0\0\0\0\0\0\0\0\0" * 100],

@@ -308,6 +308,7 @@ def test_a_flood_of_names_pushes_out_only_what_is_not_this_nodes_to_keep() -> No
     assert len(store) == 1
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 63), st.integers(1, 9), st.integers(0, 5000), st.integers(0, 900))))
 def test_bytes_are_bounded_and_the_newest_revision_stays(puts: list[tuple[int, int, int, int]]) -> None:
     store = RecordStore(7, capacity=8, max_bytes=10_000)

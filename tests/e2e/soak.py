@@ -8,8 +8,7 @@ path that becomes possible; --simulated only), tunnel (SIGKILL of b's tunnel, wh
 What counts are the stalls that the request/response client saw; for `upgrade`, whose answers stand behind bulk in any
 case, the longest time in which nothing of the bulk stream came back; for `tunnel` the seconds from the restart until a
 new connection has made a round trip. Beside it stands the usual: the same with nothing changed, measured in the same run
-just before. For `upgrade` TCP is `reno` in all of the network: BBR, which some hosts have, lets a flow rest for 200 ms every
-10 s (PROBE_RTT), whatever its path. The exit code is 0 if nothing was lost and the 99th percentile is within the limit, to which that of the usual
+just before. The exit code is 0 if nothing was lost and the 99th percentile is within the limit, to which that of the usual
 is added: bulk fills this machine, and is not still even when nothing happens.
 """
 
@@ -200,9 +199,7 @@ async def soak(folder: Path, made: Soak, simulated: bool, tell: Callable[[str], 
     try:
         mesh.publish("echo", PORT, TARGET_PORT)
         if event == "upgrade":
-            for node in mesh.nodes.values():
-                assert node.place.namespace is not None
-                node.place.namespace.sysctl("ipv4/tcp_congestion_control", "reno")
+            mesh.congestion("reno")
         await mesh.start(lean=True)
         async with echo_server(mesh.b.place):
             for number in range(1, made.runs + 1):

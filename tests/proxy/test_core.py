@@ -313,6 +313,7 @@ def test_a_pod_may_be_asked_for_by_its_name_unless_several_have_it() -> None:
         assert not own.judge("tcp", address, "a").allowed, address
 
 
+@pytest.mark.slow
 @given(st.text(max_size=80))
 def test_whatever_a_peer_sends_is_judged(address: str) -> None:
     verdict = policy().judge("tcp", address, "a")

@@ -51,6 +51,7 @@ async def curl(*arguments: str) -> tuple[int, str, str]:
     return process.returncode, status, body
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("refusal", "status", "text"),
     [

@@ -66,6 +66,7 @@ def feed(end: End, link: Link, data: bytes) -> list[events.Event]:
 # ---------------------------------------------------------------- what is sent can be read
 
 
+@pytest.mark.slow
 @quick
 @given(st.sampled_from([TCP, UDP]), TEXT, TEXT, TEXT, TEXT)
 def test_openings_survive(network: int, address: str, service: str, traceparent: str, client: str) -> None:

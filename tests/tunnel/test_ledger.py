@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from prometheus_client import REGISTRY
 
 from protos import tunnel_pb2 as pb
@@ -37,6 +38,7 @@ def carried(service: str, direction: str) -> float:
     return value("bytes_total", service=service, path="direct", direction=direction)
 
 
+@pytest.mark.slow
 async def test_bytes_first_bytes_and_errors_by_service_and_path(short_path: Path, backend: Backend) -> None:
     async with inside(short_path) as net:
         a, b = await net.tunnel("a"), await net.tunnel("b", listens=True)

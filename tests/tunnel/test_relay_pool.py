@@ -296,6 +296,7 @@ async def test_what_cannot_be_our_address_is_not_told(here: Inside, said: str) -
     assert a.view.observed == [(a.address, 20006)], "what the honest one sees"
 
 
+@pytest.mark.slow
 async def test_the_address_of_another_port_is_not_told(here: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
     """FAILURES 22: a control connection that could not be made from the listen port shows some other port's mapping."""
     connect = dialling.connect
