@@ -1,4 +1,4 @@
-# make demo | test | quick | check | bench | matrix | clients | scale | scenes | simulate | pod | protos | setup | clean     (each sets up what it needs)
+# make demo | test | quick | check | bench | matrix | punch | clients | scale | scenes | simulate | pod | protos | setup | clean     (each sets up what it needs)
 # Of the interpreters that will do, the distribution's comes first: it is built with profile-guided optimisation, which
 # one built by hand mostly lacks, and the whole mesh is a third slower on such a one.
 PYTHON ?= $(shell for p in /usr/bin/python3.1[1-9] python3; do \

@@ -33,6 +33,8 @@ from protos import (
     tunnel_pb2_grpc,
 )
 
+WITHOUT_RELAY = (tunnel_pb2.PATH_KIND_DIRECT, tunnel_pb2.PATH_KIND_PUNCHED)
+"""A dial that comes while the other end punches counts as punched."""
 SERVICES = ("discovery", "relay", "tunnel", "proxy")
 CALL_TIMEOUT = 5.0  # seconds; a local call takes about a millisecond
 NETCHECK_TIMEOUT = 30.0  # seconds; it ends within 12

@@ -12,14 +12,11 @@ import grpc
 
 from lab.mesh import RELAY_SHAPES, Mesh
 from lab.nat import Kind, Nat
-from lab.node import NodeError
+from lab.node import WITHOUT_RELAY, NodeError
 from lab.wire import Shape
-from protos import tunnel_pb2
 
 SETTLE = 60.0  # seconds until the mesh is whole, which takes one to three after a relay has returned
 PORT, TARGET_PORT = 7000, 7001
-WITHOUT_RELAY = (tunnel_pb2.PATH_KIND_DIRECT, tunnel_pb2.PATH_KIND_PUNCHED)
-"""A dial that comes while the other end punches counts as punched."""
 
 
 class Ground(enum.Enum):

@@ -13,9 +13,9 @@ import time
 from collections.abc import Sequence
 from typing import ClassVar
 
-from lab.matrix.conditions import WITHOUT_RELAY, Ground, paths
+from lab.matrix.conditions import Ground, paths
 from lab.mesh import Mesh
-from lab.node import Node, NodeError
+from lab.node import WITHOUT_RELAY, Node, NodeError
 from protos import tunnel_pb2 as pb
 
 OUTAGE = 5.0  # seconds without any relay

@@ -17,6 +17,7 @@ from services.runtime.identity import Identity
 
 from .bell import Bell
 from .config import Settings
+from .core.backoff import Backoff
 from .core.board import Board
 from .core.contacts import MAX_ENDPOINTS, Contact, Endpoint
 from .core.errors import DiscoveryError, Expired
@@ -120,6 +121,12 @@ class Directory:
         """The network or the clock changed: everybody looks again, and no backoff from before counts."""
         self.wake_bell.ring()
         self.own_bell.ring()
+
+    async def back_off(self, backoff: Backoff) -> None:
+        """Waits before the next try. When the network changed the wait is over, and what it had grown to is forgotten."""
+        woken = self.wake_bell.count
+        if await self.wake_bell.wait(woken, backoff.next()) != woken:
+            backoff.reset()
 
     def self_peer(self) -> Peer:
         """This node, as ResolvePeer shows it."""

@@ -149,11 +149,8 @@ class Prober:
     async def _ask_until_answered(self, round: Round) -> None:  # noqa: A002
         """Asks around again while nobody has dialled: those whom this node knows may not serve yet."""
         backoff = Backoff(*AGAIN, self._rng)
-        bell = self._directory.wake_bell
         while not await self._ask_around(round):
-            woken = bell.count
-            if await bell.wait(woken, backoff.next()) != woken:
-                backoff.reset()
+            await self._directory.back_off(backoff)
 
     async def _ask_around(self, round: Round) -> int:  # noqa: A002
         """Calls vantages until ENOUGH have dialled; returns how many did."""

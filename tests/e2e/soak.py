@@ -28,6 +28,7 @@ from lab import host, rootless
 from lab.folder import short_folder
 from lab.matrix.events import DirectLost
 from lab.mesh import Mesh
+from lab.node import WITHOUT_RELAY
 from lab.stalls import percentile
 from protos import tunnel_pb2
 from tests.e2e.traffic import PORT, TARGET_PORT, Stream, Traffic, connect, echo_server, eventually
@@ -156,8 +157,7 @@ async def upgrade(mesh: Mesh) -> Found:
         link = await mesh.a.active("b")
         return link is not None and link.kind in kinds
 
-    direct = (tunnel_pb2.PATH_KIND_DIRECT, tunnel_pb2.PATH_KIND_PUNCHED)
-    await eventually(lambda: on(*direct), "a direct path")
+    await eventually(lambda: on(*WITHOUT_RELAY), "a direct path")
     async with Traffic.through(mesh) as traffic:
         await traffic.flows()
         await fault.strike()
@@ -169,7 +169,7 @@ async def upgrade(mesh: Mesh) -> Found:
             usual, traffic.bulk.stall = traffic.bulk.stall, 0.0
         finally:
             await fault.restore()
-        await eventually(lambda: on(*direct), "the direct path again")
+        await eventually(lambda: on(*WITHOUT_RELAY), "the direct path again")
         await asyncio.sleep(SETTLED)
         return Found(traffic.bulk.stall, usual)
 

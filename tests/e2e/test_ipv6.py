@@ -12,7 +12,7 @@ import pytest
 
 from lab.nat import Kind, Nat
 from lab.network import Host, Lan, Network
-from lab.node import Node, together
+from lab.node import WITHOUT_RELAY, Node, together
 from lab.place import simulated
 from lab.wire import Shape
 from protos import tunnel_pb2 as pb
@@ -25,7 +25,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.lab]
 PSK = "a secret of the tests of IPv6, long enough"
 HOME = Shape(delay=0.010)  # one way, seconds
 SERVICES = ("discovery", "tunnel")
-WITHOUT_RELAY = (pb.PATH_KIND_DIRECT, pb.PATH_KIND_PUNCHED)
 GENEROUS = 20.0  # seconds in which a stream goes on after a roam; measured: 0.6 to 0.7
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from lab.nat import Kind, Nat
 from lab.network import Host, Lan, Network
-from lab.node import Node, together
+from lab.node import WITHOUT_RELAY, Node, together
 from lab.place import simulated
 from protos import discovery_pb2
 from protos import tunnel_pb2 as pb
@@ -70,7 +70,7 @@ async def test_a_node_behind_a_gateway_is_reached_directly(net: Network, short_p
                 await r1.ping("a")
                 link = await r1.active("a")
                 # By a's own dial, which r1 takes for a punched one when it comes while it punches itself, or by r1's.
-                return link is not None and link.kind in (pb.PATH_KIND_DIRECT, pb.PATH_KIND_PUNCHED)
+                return link is not None and link.kind in WITHOUT_RELAY
 
             await eventually(direct, "r1 has a link to a without a relay")
 

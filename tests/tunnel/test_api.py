@@ -10,6 +10,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from lab.node import WITHOUT_RELAY
 from protos import tunnel_pb2 as pb
 from services.runtime.dial import reason
 from tests.tunnel.conftest import Nodes
@@ -39,9 +40,6 @@ async def test_health(channel: grpc.aio.Channel) -> None:
     for name in ("", NAME):
         answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=PATIENCE)
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
-
-
-WITHOUT_RELAY = (pb.PATH_KIND_DIRECT, pb.PATH_KIND_PUNCHED)  # which of the two may depend on who was quicker
 
 
 async def direct(nodes: Nodes) -> bool:

@@ -94,9 +94,7 @@ class Publisher:
                     self._dht.lost(self._keepers.contacts[key])
                 taken = alone = False
             if not taken:
-                woken = self._directory.wake_bell.count
-                if await self._directory.wake_bell.wait(woken, backoff.next()) != woken:
-                    backoff.reset()
+                await self._directory.back_off(backoff)
                 continue
             self._directory.counts["publishes", "ok"] += 1
             self._note(key, "")
