@@ -210,8 +210,9 @@ class Ingress:
             known = {(one.key, one.body) for one in gateway._objects}
             put = {(key, one.body) for key, one in self.node.discovery._objects.items()}
             open_now = {row.spot.port for row in gateway.rows() if not row.error}
-            settled = gateway._settling is None and len(self.node.status().warnings) == problems
-            return known == put and settled and (open_now == ports or problems > 0)
+            settled = gateway._settling is None and gateway._listeners.applied
+            found = [len(warnings) for warnings in (gateway.warnings(), self.node.status().warnings)]
+            return known == put and settled and found == [problems] * 2 and (open_now == ports or problems > 0)
 
         await until(served, "the objects are served")
 
