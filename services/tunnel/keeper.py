@@ -343,7 +343,7 @@ class Keeper:
         pairing = self.pairing
         if pairing is None:
             return {ANY, BETTER, STANDBY}
-        return set() if pairing.ended else missing.left(pairing.session.links)
+        return set() if pairing.ended else missing.left(pairing.session.links, pairing.session.active)
 
     async def _attempt(self, candidate: Candidate, delay: float, gaps: set[str]) -> None:
         await asyncio.sleep(delay)

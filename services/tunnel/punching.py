@@ -102,7 +102,7 @@ class Punching:
         if word is None or pairing.session.active is None:
             return
         if word.kind == AGAIN:
-            links = [link for link in punched(pairing) if link.usable]
+            links = [link for link in punched(pairing) if link.answers]
             if links and pairing.punch.starter:
                 self.renew(pairing, links[0])
         elif attempt is not None and attempt.port is not None:

@@ -18,7 +18,7 @@ from services.tunnel.core.absence import Absences
 from services.tunnel.core.budget import Budget
 from services.tunnel.core.choice import Use
 from services.tunnel.core.lifetime import Lifetimes
-from services.tunnel.core.link import DIRECT, RELAYED, Link
+from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED, Link
 from services.tunnel.core.session import Session
 from services.tunnel.door import Door
 from services.tunnel.engine import Engine
@@ -338,6 +338,14 @@ class Sessions:
         keeper = self.keepers.get(pairing)
         if keeper is not None:
             keeper.poke(forget=cut_off)
+
+    def renew(self, pairing: Pairing, old: Link) -> None:
+        """A fresh link by the same way is wanted in place of this one."""
+        if old.kind == PUNCHED:
+            self.punching.renew(pairing, old)
+        if (keeper := self.keepers.get(pairing)) is not None:
+            keeper.forgive(old.remote)
+            keeper.poke()
 
     def switched(self, pairing: Pairing, before: str, after: str, why: str, *, lost: bool) -> None:
         """See Migrations.note."""

@@ -82,6 +82,14 @@ class Wire:
             self.free_at = max(self.free_at, now) + len(data) / self.rate
         self.queue.append((max(now, self.free_at) + self.delay, data))
 
+    def mend(self, now: float) -> None:
+        """No longer silent; what waits is sent at the wire's rate."""
+        self.silent = False
+        if self.rate:
+            waiting, self.queue, self.free_at = self.queue, deque(), now
+            for _, data in waiting:
+                self.send(data, now)
+
     def fly(self, now: float) -> None:
         """As much of what waits as the window allows."""
         while self.unheard and self.unheard[0] <= now:
@@ -191,8 +199,10 @@ class Net:
     def silence(self, number: int, silent=True, ways=(True, True)) -> None:
         """Blackhole: nothing arrives, nobody is told; bytes wait as in TCP."""
         for wire, way in zip(self.pipes[number][2:], ways, strict=True):
-            if way:
-                wire.silent = silent
+            if way and silent:
+                wire.silent = True
+            elif way:
+                wire.mend(self.now)
 
     def relay_dies(self, relay: str) -> None:
         for number, pipe in list(self.pipes.items()):

@@ -9,8 +9,10 @@ from services.tunnel.core.gaps import (
     CONFIRM_PATIENCE,
     DOUBT_PATIENCE,
     RESPONDER_PATIENCE,
+    SILENCE_PATIENCE,
     STANDBY,
     among,
+    left,
     patience,
 )
 from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED, Link
@@ -67,3 +69,22 @@ def test_what_fell_silent_before_says_nothing_of_now() -> None:
     """It stays in the list for 10 s, until it counts as dead."""
     links = [doubted(RELAYED, "r1", 100.0), doubted(RELAYED, "r2", 100.0 + AT_ONCE)]
     assert patience(ANY, links, initiator=True) == 0.0
+
+
+def test_who_did_not_begin_the_session_does_not_wait_long_when_only_it_may_have_noticed() -> None:
+    """The initiator, which says nothing, notices nothing."""
+    assert patience(ANY, [doubted(DIRECT)], initiator=False) == SILENCE_PATIENCE
+    assert patience(ANY, [], initiator=False) == RESPONDER_PATIENCE[ANY]
+
+
+def test_an_idle_link_by_the_way_that_fell_silent_is_no_help() -> None:
+    """It would be doubted itself, a second later, and a relay looked for only then."""
+    active, older = doubted(DIRECT), link(confirmed=True)
+    older.kind, older.relay = PUNCHED, ""
+    links = [active, older]
+    assert among(links, active) == {ANY}
+    assert ANY in left(links, active)
+    older.progress = 100.1
+    assert ANY not in among(links, active) | left(links, active), "it has answered since"
+    older.progress, older.relay = 0.0, "r1"
+    assert ANY not in among(links, active) | left(links, active), "another way"

@@ -1,8 +1,11 @@
 """A better path comes under bulk, and its TCP is cold: the former path carries on what the new one cannot take yet."""
 
+import pytest
+
 from services.tunnel.core import events
+from services.tunnel.core.gaps import BETTER, among
 from services.tunnel.core.handover import LASTS
-from services.tunnel.core.link import DIRECT, RELAYED
+from services.tunnel.core.link import DIRECT, PUNCHED, RELAYED, STALE_FOR
 from tests.tunnel.harness import Net
 
 TICK = 0.002
@@ -68,6 +71,22 @@ def test_bulk_has_no_longer_silence_for_going_over_to_a_cold_path() -> None:
     assert bulk.longest < 0.045, "a cold path by itself has a burst in each round trip of 60 ms"
     net.run(2.0)
     assert len(bulk.got) == bulk.sent > RATE
+
+
+def test_a_second_better_path_comes_at_the_same_moment() -> None:
+    """A punched and a direct one: the relayed one is what carries most until the last of them is warm."""
+    net, bulk = relayed()
+    net.link(kind=PUNCHED, relay="", delay=0.03, window=FIRST_WINDOW)
+    bulk.run(0.1)
+    assert kind(net) == PUNCHED
+    net.link(kind=DIRECT, relay="", delay=0.03, window=FIRST_WINDOW)
+    bulk.run(0.1)
+    assert kind(net) == DIRECT
+    assert net.a.session.handover is not None and net.a.session.handover.old.kind == RELAYED
+    bulk.run(2 * LASTS[0])
+    assert bulk.longest < 0.045
+    net.run(2.0)
+    assert len(bulk.got) == bulk.sent
 
 
 def test_a_link_that_is_replaced_goes_when_the_new_one_is_warm() -> None:
@@ -144,4 +163,37 @@ def test_a_slower_path_takes_over_all_the_same() -> None:
     bulk.run(2 * LASTS[0])
     assert not old.unheard
     net.run(4.0)
+    assert len(bulk.got) == bulk.sent
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_direct_path_that_comes_back_is_used_by_a_fresh_link_or_not_before_long(fresh: bool) -> None:
+    """FAILURES 24: what is new would wait behind what it had under way."""
+    net = Net()
+    direct = net.link(kind=DIRECT, relay="", delay=0.02, rate=RATE / 100)
+    net.run(1.5)
+    bulk = Bulk(net)
+    bulk.run(2.0)
+    net.silence(direct)
+    bulk.run(1.0)
+    net.link(relay="r1", delay=0.02, rate=RATE)
+    bulk.run(2.0)
+    assert kind(net) == RELAYED
+    link = net.pipes[direct][0]
+    stale = link.heard_out + len(link.inflight)
+    net.silence(direct, silent=False)
+    while not link.stale_since:
+        bulk.run(0.02)
+    assert among(net.a.session.links, net.a.session.active) >= {BETTER}
+    began = net.now
+    if fresh:
+        net.link(kind=DIRECT, relay="", delay=0.02, rate=RATE)
+    while kind(net) == RELAYED:
+        bulk.run(0.02)
+        assert net.now - began < STALE_FOR + 2.0
+    assert (net.a.session.active is link) != fresh
+    assert fresh or link.heard_out >= stale, "nothing waits before what is new"
+    bulk.run(STALE_FOR + 2.0 if fresh else 0.1)
+    assert direct not in net.pipes or not fresh, "nobody needs the old one"
+    net.run(15.0)
     assert len(bulk.got) == bulk.sent

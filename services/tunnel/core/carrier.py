@@ -11,7 +11,7 @@ from services.tunnel.core.control import Control
 from services.tunnel.core.events import Event
 from services.tunnel.core.handover import Handover
 from services.tunnel.core.inbox import Inbox
-from services.tunnel.core.link import BACKLOG_LIMIT, DEAD_AFTER, PING_QUICK, Link
+from services.tunnel.core.link import BACKLOG_LIMIT, DEAD_AFTER, PING_QUICK, STALE_FOR, Link
 from services.tunnel.core.outbox import Outbox, Record
 from services.tunnel.core.packets import CorruptLink, ProtocolError
 from services.tunnel.core.signals import Signals
@@ -191,6 +191,8 @@ class Carrier(Signals):
                 self._say(link)
             if now >= link.next_ping:
                 self._ping(link, now)
+            if link.stale_since is not None and now - link.stale_since > STALE_FOR:
+                link.stale_since = None
             if not link.confirmed:
                 if now - link.started > CONFIRM_WITHIN:
                     out.append((events.CLOSE_LINK, link, "silent"))
@@ -230,10 +232,12 @@ class Carrier(Signals):
 
     def _move(self, link: Link | None, now: float, cause: str, out: list[Event]) -> None:
         """Nothing is wrong with the link that was active, if there was one."""
-        former = self.active
+        handover = self.handover
+        former = self.active if handover is None else handover.old  # it still carries most, whatever took over from it
         self._activate(link, now, cause, out)
-        if former is not None and link is not None and former.usable and former.queueing:
+        if former is not None and link is not None and former is not link and former.usable and former.queueing:
             self.handover = Handover(former, link, now)
+            self.handover.retires = handover is not None and handover.retires
 
     def _activate(self, link: Link | None, now: float, cause: str, out: list[Event]) -> None:
         if self.active is not None or link is None:
@@ -315,7 +319,7 @@ class Carrier(Signals):
         """The peer confirmed something on this link."""
         link.distrusted = False
         if link.suspect_since is not None:
-            link.recovered(now)
+            link.recovered(now, active=link is self.active)
             out.append((events.RECOVERED, link, None))
         if link is self.second:
             self._activate(link, now, "silent", out)

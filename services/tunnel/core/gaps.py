@@ -10,6 +10,9 @@ ANY, BETTER, STANDBY = "any", "better", "standby"
 RESPONDER_PATIENCE = {ANY: 1.0, STANDBY: 3.0}
 """Seconds the side that did not initiate waits before it dials: usually the other one is at it. Longer where nobody
 waits for the path: the initiator chooses the relay, see core/choice."""
+SILENCE_PATIENCE = 0.3
+"""The same where no path was lost but the only one fell silent: the initiator may have noticed nothing, if it had nothing to
+say. If it had, it is as quick to doubt, and has a new path in that time."""
 DOUBT_PATIENCE = 1.0
 """Seconds more while doubted links may still answer, and there is another or they are several: two ways that fall silent at
 once are seldom dead, but somewhere a host is too busy to answer in time, and every dial makes the next answer later. Of
@@ -25,7 +28,7 @@ is of use. No more, since whoever repeats a JOIN gets such a link, too, and from
 
 def among(links: Collection[Link], active: Link | None) -> set[str]:
     """What a session with these links lacks."""
-    serving = [link for link in links if link.usable and not link.draining]
+    serving = [link for link in links if link.usable and not link.draining and _helps(link, active)]
     if not serving:
         return {ANY}
     gaps = set()
@@ -37,9 +40,16 @@ def among(links: Collection[Link], active: Link | None) -> set[str]:
     return gaps
 
 
-def left(links: Collection[Link]) -> set[str]:
+def left(links: Collection[Link], active: Link | None) -> set[str]:
     """As `among`, while links are being added: one that was just joined counts although the peer has not confirmed it."""
-    serving = [link for link in links if not (link.closing or link.draining) and link.suspect_since is None]
+    serving = [
+        link
+        for link in links
+        if not (link.closing or link.draining)
+        and link.suspect_since is None
+        and link.stale_since is None
+        and _helps(link, active)
+    ]
     kinds = {link.kind for link in serving}
     if DIRECT in kinds:
         return set()
@@ -53,7 +63,16 @@ def patience(gap: str, links: Collection[Link], *, initiator: bool) -> float:
     doubt = doubted > 1 if gap == ANY else doubted > 0 if gap == STANDBY else False
     joined = gap == ANY and any(not (link.confirmed or link.closing) for link in links)
     wait = max(DOUBT_PATIENCE * doubt, CONFIRM_PATIENCE * joined)
-    return (0.0 if initiator else RESPONDER_PATIENCE.get(gap, 0.0)) + wait
+    if initiator:
+        return wait
+    return wait + (SILENCE_PATIENCE if gap == ANY and doubted else RESPONDER_PATIENCE.get(gap, 0.0))
+
+
+def _helps(link: Link, active: Link | None) -> bool:
+    """While the active link is suspect one by the same way is no help, unless it has answered since."""
+    if active is None or active.suspect_since is None or not paths.same_way(link, active):
+        return True
+    return link.progress > active.suspect_since
 
 
 def _ways_doubted(links: Collection[Link]) -> int:

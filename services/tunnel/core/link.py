@@ -27,6 +27,10 @@ UNTIL_MEASURED = 1.0
 """Suspicion before the first round trip is measured, seconds."""
 DEAD_AFTER = 10.0
 """A suspect link that says nothing for this long is closed, seconds."""
+STALE_FOR = 5.0
+"""A direct or punched link that answers again when another has taken over is stale: left alone for so many seconds, in which a
+fresh one by the same way is made (punching.WINDOW: 3 s). What was under way on the old one comes before what is new, and after a
+timeout its TCP grows slowly (slow start ends at two segments, RFC 5681)."""
 PING_QUICK = 1.0
 PING_IDLE = 15.0
 """Idle links are asked after 1 s, then ever more rarely up to every 15 s."""
@@ -132,6 +136,7 @@ class Link:
         "record_size",
         "relay",
         "remote",
+        "stale_since",
         "started",
         "suspect_since",
         "unheard",
@@ -198,6 +203,8 @@ class Link:
         self.suspect_since: float | None = None
         self.distrusted = False
         """The peer suspects it."""
+        self.stale_since: float | None = None
+        """Since when it answers again; for STALE_FOR."""
         self.draining = False
         """Its relay is about to stop: usable, but to be left, …"""
         self.leave_at = now
@@ -224,8 +231,14 @@ class Link:
         return self.backlog + self.unheard > LOADED
 
     @property
-    def usable(self) -> bool:
+    def answers(self) -> bool:
+        """The peer does, on this link."""
         return self.confirmed and not self.closing and not self.doubted
+
+    @property
+    def usable(self) -> bool:
+        """It may become the active one."""
+        return self.answers and self.stale_since is None
 
     @property
     def doubted(self) -> bool:
@@ -265,14 +278,16 @@ class Link:
         allowed, quiet = self.silence_allowed(flowing=since == self.progress), now - began
         return quiet > allowed and (quiet > SUSPECT_CEILING or quiet - absences.within(began, now) > allowed)
 
-    def recovered(self, now: float) -> None:
-        """The peer answers again.
+    def recovered(self, now: float, *, active: bool) -> None:
+        """The peer answers again. `active`: on the link that has been in use all the time, if doubted.
 
         Answers to what was sent before tell how long the silence was, not how long the path is: taken for round trips
         they would make the next silence last longer (a relay frozen for 1 s: 0.3 s of doubt grew to 1.1 s). Only until
         something counts again, or a path that has really become so slow would never be measured.
         """
         self.suspect_since = None
+        if self.kind != RELAYED and not active:
+            self.stale_since = now
         if self._measured:
             self.counts_from, self._measured = now, False
 

@@ -34,10 +34,13 @@ def choose(links: Iterable[Link], active: Link | None, now: float) -> Link | Non
 def standby(links: Iterable[Link], active: Link | None) -> Link | None:
     """The best usable link that does not share the active one's fate; else any other usable one."""
     usable = [link for link in links if link.usable and link is not active]
-    if active is None or not usable:
-        return min(usable, key=rank, default=None)
-    apart = [link for link in usable if (link.kind, link.relay) != (active.kind, active.relay)]
-    return min(apart or usable, key=rank)
+    apart = [link for link in usable if active is None or not same_way(link, active)]
+    return min(apart or usable, key=rank, default=None)
+
+
+def same_way(link: Link, other: Link) -> bool:
+    """They die together: all direct and punched links are one way, as are all over one relay."""
+    return link.relay == other.relay
 
 
 def wants_standby(active: Link | None) -> bool:
@@ -46,7 +49,7 @@ def wants_standby(active: Link | None) -> bool:
 
 
 def surplus(links: Sequence[Link], active: Link | None, now: float) -> list[Link]:
-    """Usable links that serve nothing: neither active nor the standby.
+    """Links that serve nothing: neither active nor the standby, nor stale with nothing fresh in their place.
 
     None before the peer has answered on the active one since it became that: it may be lost at the other end already.
     """
@@ -58,9 +61,7 @@ def surplus(links: Sequence[Link], active: Link | None, now: float) -> list[Link
     if wants_standby(active) and second is not None and not (second.draining and now >= second.leave_at):
         keep.add(second.id)
     return [
-        link
-        for link in links
-        if link.confirmed and not link.closing and link.id not in keep and link.suspect_since is None
+        link for link in links if (link.usable or (link.answers and same_way(link, active))) and link.id not in keep
     ]
 
 
@@ -90,6 +91,8 @@ def _explain(link: Link, active: Link | None) -> str:
         return "closing"
     if link.suspect_since is not None or link.distrusted:
         return "no answer in time" if link.suspect_since is not None else "the peer gets no answer on it"
+    if link.stale_since is not None:
+        return "was silent, and its TCP is slow for it: a fresh one is looked for"
     if link.draining:
         return "its relay is draining"
     if active is not None and link.kind != active.kind:
