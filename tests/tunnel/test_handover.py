@@ -16,8 +16,9 @@ RATE = 20e6  # bytes per second that the relay carries
 class Bulk:
     """As much as the relay carries, and how it arrives."""
 
-    def __init__(self, net: Net) -> None:
+    def __init__(self, net: Net, rate: float = RATE) -> None:
         self.net = net
+        self.rate = rate
         self.stream = net.a.open()
         self.sent = 0
         self.longest = 0.0
@@ -29,7 +30,7 @@ class Bulk:
         end = net.now + seconds
         while net.now < end:
             if not net.a.session.blocked:
-                self.sent += net.a.session.send(self.stream, bytes(int(RATE * TICK)))
+                self.sent += net.a.session.send(self.stream, bytes(int(self.rate * TICK)))
             before = len(self.got)
             net.run(TICK, tick=TICK)
             if len(self.got) > before:
@@ -197,3 +198,19 @@ def test_a_direct_path_that_comes_back_is_used_by_a_fresh_link_or_not_before_lon
     assert direct not in net.pipes or not fresh, "nobody needs the old one"
     net.run(15.0)
     assert len(bulk.got) == bulk.sent
+
+
+def test_what_was_lost_with_a_relay_goes_to_the_cold_standby_before_what_has_probably_arrived() -> None:
+    """All of it in its order would be three flights, the first two of which bring nothing new."""
+    net = Net()
+    net.link(relay="r1", delay=0.02)
+    net.link(relay="r2", delay=0.025, window=FIRST_WINDOW)
+    net.run(1.5)
+    bulk = Bulk(net, rate=2e6)
+    bulk.run(2.0)
+    bulk.longest = 0.0
+    net.relay_dies("r1")
+    bulk.run(1.0)
+    net.run(2.0)
+    assert len(bulk.got) == bulk.sent
+    assert bulk.longest < 0.06, "one flight of a cold path, not three"

@@ -105,6 +105,8 @@ class Carrier(Signals):
         was_needed = link is self.active and not link.closing
         if was_needed and self.streams:
             self._stall(cause, link, now)
+        if was_needed:
+            link.presume(now)
         link.drop(self.outbox)
         if self.handover is not None and link is self.handover.old:
             self.handover = None
@@ -359,8 +361,9 @@ class Carrier(Signals):
         else:
             self.outbox.orphan(record)
 
-    def _send_orphans(self, now: float) -> None:
-        for record in self.outbox.take_orphans():
+    def _send_orphans(self, now: float, *, presumed: bool = False) -> None:
+        """`presumed`: those, too, that have probably arrived."""
+        for record in self.outbox.take_orphans(presumed=presumed):
             self.resent += 1
             self._dispatch(record, now)
 
@@ -397,6 +400,8 @@ class Carrier(Signals):
             self._answered(link, now, out)
         if acked:
             self._unblock(out)
+        if link is self.active and self.second is None and self.outbox.orphaned:
+            self._send_orphans(now, presumed=True)  # the peer has said what it has
         if flags & control.SUSPECT:
             for doubted in self.links:
                 if doubted.id == message.about and doubted is not link:

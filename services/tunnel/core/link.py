@@ -336,6 +336,17 @@ class Link:
         self.progress = now
         return size
 
+    def presume(self, now: float) -> None:
+        """The link was lost just now. What it took long enough ago has arrived, most likely, and only the word of that is
+        missing: should it come again before what was lost, a cold standby would need a round trip or two for it (bulk
+        over a relay that was killed: 90 ms of silence, now 40)."""
+        if self.unheard <= SMALL_RECORD:  # all of it goes in TCP's first flight
+            return
+        loaded, path = self.data_rtt, self.rtt
+        travelled = (loaded.smoothed or path) + loaded.deviation - path / 2
+        for record, when in self.inflight:
+            record.presumed = now - when > travelled
+
     def drop(self, outbox: Outbox) -> None:
         """The link is gone: what it carried alone becomes orphans, its queue is forgotten."""
         for _, record in self.queue:

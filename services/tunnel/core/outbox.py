@@ -21,7 +21,7 @@ MEMORY_SHARE = 4
 class Record:
     """A sealed record and its whereabouts."""
 
-    __slots__ = ("acked", "buffer", "carried", "cost", "heard", "queued", "sequence", "size", "view")
+    __slots__ = ("acked", "buffer", "carried", "cost", "heard", "presumed", "queued", "sequence", "size", "view")
 
     def __init__(self, sequence: int, buffer: bytearray, size: int) -> None:
         self.sequence = sequence
@@ -37,6 +37,8 @@ class Record:
         """Links whose send queue still points into the buffer."""
         self.heard = False
         self.acked = False
+        self.presumed = False
+        """Its link died after it had probably arrived: the peer's next word tells."""
 
 
 class Outbox:
@@ -141,15 +143,21 @@ class Outbox:
         if not record.acked and not record.heard and not record.carried:
             self._orphans.append(record)
 
-    def take_orphans(self) -> Iterator[Record]:
-        """Orphans in order of sequence; each must be put on a link (or be orphaned again)."""
+    def take_orphans(self, *, presumed: bool) -> Iterator[Record]:
+        """Orphans in order of sequence; each must be put on a link (or be orphaned again). Not those that have probably
+        arrived, unless `presumed`: they stay."""
         orphans = sorted(
             {record.sequence: record for record in self._orphans}.values(), key=lambda record: record.sequence
         )
         self._orphans.clear()
         for record in orphans:
-            if not (record.acked or record.heard or record.carried):
-                yield record
+            if record.acked or record.heard or record.carried:
+                continue
+            if record.presumed and not presumed:
+                self._orphans.append(record)
+                continue
+            record.presumed = False
+            yield record
 
     def check_invariants(self) -> None:
         """Every record is carried, heard or an orphan. For tests."""
