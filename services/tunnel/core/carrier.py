@@ -1,6 +1,6 @@
-"""What carries a session's records: its links, which one is used, which one is doubted, and what each still owes.
+"""The links of a session: which one is used, which one is doubted, and what each still owes.
 
-The base of `Session`, which knows streams; this half knows links. Nothing here reads a clock, a socket or a key.
+Below `Session`, which knows streams; this half knows links. Nothing here reads a clock, a socket or a key.
 """
 
 from collections import deque
@@ -8,13 +8,13 @@ from collections import deque
 from services.tunnel.core import control, events, paths
 from services.tunnel.core.absence import Absences
 from services.tunnel.core.control import Control
+from services.tunnel.core.dispatch import TRIAL_BYTES, Dispatch
 from services.tunnel.core.events import Event
 from services.tunnel.core.handover import Handover
 from services.tunnel.core.inbox import Inbox
 from services.tunnel.core.link import BACKLOG_LIMIT, DEAD_AFTER, PING_QUICK, STALE_FOR, Link
-from services.tunnel.core.outbox import Outbox, Record
+from services.tunnel.core.outbox import Outbox
 from services.tunnel.core.packets import CorruptLink, ProtocolError
-from services.tunnel.core.signals import Signals
 from services.tunnel.core.stream import Stream
 
 ACK_DELAY = 0.02
@@ -31,54 +31,25 @@ another one."""
 STANDBY_KEPT = 2.0
 """A standby over a relay that drains is kept for so long, or until there is another, seconds: the relay gives its clients
 5 s (relay/post), and they begin to move within the first third of it."""
-TRIAL_BYTES = 64 * 1024
-"""What a standby gets before it answers: all of a request, and no more of a bulk stream than a slow path bears."""
 
 
-class Carrier(Signals):
+class Carrier(Dispatch):
     """The links of one session; `initiator` alone retires surplus ones."""
 
     def __init__(self, *, initiator: bool, outbox: Outbox, inbox: Inbox, absences: Absences, now: float) -> None:
-        super().__init__(inbox, now)
+        super().__init__(outbox, inbox, now)
         self.initiator = initiator
         self.absences = absences
         self.streams: dict[int, Stream] = {}
         """Open streams; here it only matters whether there are any."""
-        self.links: list[Link] = []
-        self.active: Link | None = None
-        self.second: Link | None = None
-        """While the active link is doubted: the link that is tried, and takes over if it answers first."""
-        self.handover: Handover | None = None
-        """While the active link, which is new, cannot take all of the bulk yet."""
-        self.outbox = outbox
         self.linkless_since: float | None = now
         self.ended = False
-        self.resent = self.switches = 0
-        self._trial = 0
-        """Bytes of records that the second link may still get before it answers."""
+        self.switches = 0
         self._stalled: tuple[str, float] | None = None
-        self._was_blocked = False
         self._surveyed_at = now
         self._lost: deque[int] = deque(maxlen=MAX_LOST)
         self.agreed = ""
         """The relay on which the initiator wants both ends to be; empty: none was named."""
-
-    @property
-    def blocked(self) -> bool:
-        """True while streams must not be read: the link, or the memory for unacknowledged records, is full."""
-        outbox = self.outbox
-        if outbox.full:
-            blocked = True
-        elif self.second is not None:
-            blocked = self._trial <= 0
-        elif self.active is not None:
-            fullest = self.active if self.handover is None else self.handover.old
-            blocked = fullest.backlog > BACKLOG_LIMIT
-        else:
-            blocked = outbox.bytes > BACKLOG_LIMIT
-        if blocked:
-            self._was_blocked = True
-        return blocked
 
     @property
     def busy(self) -> bool:
@@ -227,7 +198,7 @@ class Carrier(Signals):
                 best = max(doubted, key=lambda link: link.progress, default=None)
         if best is self.active:
             return
-        if self.active is not None and (self.active.suspect_since is not None or self.active.distrusted):
+        if self.active is not None and self.active.doubted:
             self._double(now)  # whichever answers first becomes active, see _answered
             return
         self._move(best, now, cause, out)
@@ -301,22 +272,6 @@ class Carrier(Signals):
             if link is active or link.doubted:
                 self._repeat(link, now)
 
-    def _repeat(self, doubted: Link, now: float) -> None:
-        """What a doubted link has not got through goes over the one that gets new records, too. Links other than the
-        active one may carry something as well: what was under way when a better path took over."""
-        target = self.second or self.active
-        if target is None or target is doubted:
-            return
-        there = {id(record) for record, _ in target.inflight}
-        for record, _ in doubted.inflight:
-            if not (record.acked or record.heard or id(record) in there):
-                if target is self.second:
-                    if self._trial <= 0:
-                        return
-                    self._trial -= record.size
-                self.resent += 1
-                target.push(record, now)
-
     def _answered(self, link: Link, now: float, out: list[Event]) -> None:
         """The peer confirmed something on this link."""
         link.distrusted = False
@@ -338,34 +293,6 @@ class Carrier(Signals):
         if self._stalled is None:
             since = link.outstanding_since()
             self._stalled = (cause, now if since is None else since)
-
-    def _unblock(self, out: list[Event]) -> None:
-        if self._was_blocked:
-            self._was_blocked = False
-            if self.blocked:
-                return
-            out.append((events.UNBLOCKED, None, None))
-
-    def _dispatch(self, record: Record, now: float) -> None:
-        active, second = self.active, self.second
-        if second is not None:
-            if self._trial > 0:
-                self._trial -= record.size
-                second.push(record, now)
-            if active is not None and active.backlog < BACKLOG_LIMIT // 8:
-                active.push(record, now)
-            self.outbox.orphan(record)  # if neither took it
-        elif active is not None:
-            carrier = active if self.handover is None else self.handover.carrier(record.size)
-            carrier.push(record, now)
-        else:
-            self.outbox.orphan(record)
-
-    def _send_orphans(self, now: float, *, presumed: bool = False) -> None:
-        """`presumed`: those, too, that have probably arrived."""
-        for record in self.outbox.take_orphans(presumed=presumed):
-            self.resent += 1
-            self._dispatch(record, now)
 
     def _read_control(self, link: Link, message: Control, out: list[Event]) -> None:
         now, flags = self.now, message.flags

@@ -339,7 +339,7 @@ class Link:
     def presume(self, now: float) -> None:
         """The link was lost just now. What it took long enough ago has arrived, most likely, and only the word of that is
         missing: should it come again before what was lost, a cold standby would need a round trip or two for it (bulk
-        over a relay that was killed: 90 ms of silence, now 40)."""
+        over a relay that was killed: 90 ms of silence, now 65)."""
         if self.unheard <= SMALL_RECORD:  # all of it goes in TCP's first flight
             return
         loaded, path = self.data_rtt, self.rtt
