@@ -73,7 +73,7 @@ class Use:
     route: Route
     backend: Backend
     counted: bool = False  # among the balancer's active ones
-    failed: bool = False
+    judged: bool = False  # how it fared says all that it ever will of its backend
 
     @classmethod
     def begin(cls, route: Route, backend: Backend) -> "Use":

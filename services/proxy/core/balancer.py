@@ -8,6 +8,7 @@ from typing import Protocol
 from services.proxy.core.catalog import Backend
 from services.proxy.core.health import Health
 from services.proxy.core.ring import HashRing
+from services.proxy.core.silence import Silence
 from services.proxy.core.traffic import Traffic
 
 # Clients with a backend of their own (sessionAffinity) that are remembered; then the longest unseen is forgotten.
@@ -46,6 +47,7 @@ class Balancer:
         self._here: tuple[Backend, ...] = ()
         self._sticky: OrderedDict[str, tuple[Backend, float]] = OrderedDict()
         self.health = Health()
+        self.silence = Silence(self.health)
         # Clients who are on their way or connected, see `begin`; also of backends that are gone, until the last of them ends.
         self.active: Counter[Backend] = Counter()
         self._strategy: Strategy = RoundRobin()
@@ -62,6 +64,7 @@ class Balancer:
         self._here = tuple(backend for backend in backends if backend.node == self._node)
         self._eligible = self._here if traffic.local else backends
         self.health.keep(backends)
+        self.silence.keep(backends)
         if traffic.hashed:
             ring = traffic.ring
             self._strategy = Hashed(HashRing(self._eligible, ring.partitions, ring.replicas, ring.load))
