@@ -356,6 +356,9 @@ def service(message: discovery_pb2.Service) -> Service:
                 hostname=endpoint.hostname.lower(),
                 leaving=endpoint.leaving,
                 pod=endpoint.pod,
+                zone=endpoint.zone,
+                for_zones=tuple(endpoint.for_zones),
+                for_nodes=tuple(name.lower() for name in endpoint.for_nodes),
             )
             for endpoint in message.endpoints
         ),

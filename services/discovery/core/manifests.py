@@ -21,6 +21,9 @@ AFFINITY_TIMEOUT = 10_800.0
 # The label by which a slice names its service (EndpointSlice documentation).
 SERVICE_LABEL = "kubernetes.io/service-name"
 
+# Values of spec.trafficDistribution (Service reference, 1.33).
+DISTRIBUTIONS = ("PreferClose", "PreferSameZone", "PreferSameNode")
+
 _KINDS = ("Service", "EndpointSlice", "Endpoints", "DestinationRule", "List")
 _VERSIONS = {
     "Service": ("v1",),
@@ -75,7 +78,7 @@ def parse(documents: Iterable[object]) -> Parsed:
         if key in publishing:
             endpoints = tuple(replace(endpoint, ready=True) for endpoint in endpoints)
         parsed.services[key] = replace(service, endpoints=endpoints)
-        parsed.warnings += _unserved(service, endpoints)
+        parsed.warnings += (*_unserved(service, endpoints), *_zoneless(service, endpoints))
     strays = [key for key, one in parsed.services.items() if not all(it.node_name for it in one.endpoints)]
     if strays:
         names = ", ".join(strays[:3]) + (", …" if len(strays) > 3 else "")
@@ -272,6 +275,9 @@ def _slice(item: Fields, where: str, parsed: Parsed) -> Iterator[Endpoint]:
             hostname=endpoint.text("hostname"),
             leaving=serving and conditions.flag("terminating", default=False),
             pod=_pod(endpoint),
+            zone=endpoint.text("zone"),
+            for_zones=_hints(endpoint, "forZones"),
+            for_nodes=_hints(endpoint, "forNodes"),
         )
 
 
@@ -288,6 +294,10 @@ def _endpoints(item: Fields, where: str, parsed: Parsed) -> Iterator[Endpoint]:
                     hostname=address.text("hostname"),
                     pod=_pod(address),
                 )
+
+
+def _hints(endpoint: Fields, key: str) -> tuple[str, ...]:
+    return tuple(hint.text("name", required=True) for hint in endpoint.section("hints").sections(key))
 
 
 def _pod(endpoint: Fields) -> str:
@@ -319,9 +329,30 @@ def _merge(endpoints: list[Endpoint]) -> tuple[Endpoint, ...]:
                 hostname=known.hostname or endpoint.hostname,
                 leaving=known.leaving or endpoint.leaving,
                 pod=known.pod or endpoint.pod,
+                zone=known.zone or endpoint.zone,
+                for_zones=tuple(dict.fromkeys((*known.for_zones, *endpoint.for_zones))),
+                for_nodes=tuple(dict.fromkeys((*known.for_nodes, *endpoint.for_nodes))),
             )
         merged[key] = endpoint
     return tuple(merged.values())
+
+
+def _zoneless(service: Service, endpoints: tuple[Endpoint, ...]) -> Iterator[str]:
+    """What of spec.trafficDistribution comes to nothing: a value that is none, or endpoints of which some lack a zone."""
+    wanted = service.traffic_distribution
+    if not wanted:
+        return
+    if wanted not in DISTRIBUTIONS:
+        yield f"Service {service.key}: trafficDistribution is {wanted!r}, expected {', '.join(DISTRIBUTIONS)}"
+        return
+    ready = [one for one in endpoints if one.ready]
+    hinted = any(one.for_zones or one.for_nodes for one in ready)
+    without = sum(not (one.for_zones or one.for_nodes if hinted else one.zone) for one in ready)
+    if 0 < without < len(ready):
+        yield (
+            f"Service {service.key}: {without} of {len(ready)} ready endpoints have no {'hints' if hinted else 'zone'};"
+            " zones count only where all have one"
+        )
 
 
 def _unserved(service: Service, endpoints: tuple[Endpoint, ...]) -> Iterator[str]:
