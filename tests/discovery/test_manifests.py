@@ -482,7 +482,10 @@ def test_what_a_rule_cannot_have_here_is_said() -> None:
     parsed = load(f"{WEB}---{subsets}")
     assert (parsed.errors, parsed.warnings) == (
         [],
-        ["document 4 (DestinationRule web): spec.subsets has no effect"],
+        [
+            "document 4 (DestinationRule web): spec.subsets has no effect: labels of pods are in no EndpointSlice; give each"
+            " version a Service of its own"
+        ],
     )
 
 

@@ -90,7 +90,7 @@ def parse(documents: Iterable[object]) -> Parsed:
         service = parsed.services.get(key)
         if service is not None:
             parsed.services[key] = replace(service, traffic_policy=rule.policy)
-            parsed.warnings += [f"{rule.where}: {idle} has no effect" for idle in rule.idle]
+            parsed.warnings += [f"{rule.where}: {idle}" for idle in rule.idle]
         elif key not in parsed.spoilt:
             parsed.warnings.append(f"{rule.where}: there is no Service {key} in this file")
     return parsed
