@@ -339,6 +339,8 @@ def test_what_is_no_service_is_passed_over() -> None:
         ("spec/ports/0/protocol", "HTTP", 0, "spec.ports[0].protocol is 'HTTP', expected TCP or UDP"),
         ("spec/ports", {"port": 80}, 0, "spec.ports is {'port': 80}, expected a list"),
         ("spec/sessionAffinity", "Cookie", 0, "spec.sessionAffinity is 'Cookie', expected None or ClientIP"),
+        ("spec/internalTrafficPolicy", "local", 0, "spec.internalTrafficPolicy is 'local', expected Cluster or Local"),
+        ("spec/externalTrafficPolicy", "Node", 0, "spec.externalTrafficPolicy is 'Node', expected Cluster or Local"),
         (
             "metadata/labels",
             None,

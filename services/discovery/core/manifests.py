@@ -23,6 +23,8 @@ SERVICE_LABEL = "kubernetes.io/service-name"
 
 # Values of spec.trafficDistribution (Service reference, 1.33).
 DISTRIBUTIONS = ("PreferClose", "PreferSameZone", "PreferSameNode")
+# Those of spec.internalTrafficPolicy and spec.externalTrafficPolicy; the first where nothing is said.
+POLICIES = ("Cluster", "Local")
 
 _KINDS = ("Service", "EndpointSlice", "Endpoints", "DestinationRule", "List")
 _VERSIONS = {
@@ -209,8 +211,8 @@ def _service(namespace: str, name: str, metadata: Fields, spec: Fields, where: s
         else 0.0,
         external_ips=external_ips,
         traffic_distribution=spec.text("trafficDistribution"),
-        internal_traffic_policy=spec.text("internalTrafficPolicy"),
-        external_traffic_policy=spec.text("externalTrafficPolicy"),
+        internal_traffic_policy=spec.choice("internalTrafficPolicy", POLICIES),
+        external_traffic_policy=spec.choice("externalTrafficPolicy", POLICIES),
     )
 
 
