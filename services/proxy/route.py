@@ -79,7 +79,7 @@ class Use:
     route: Route
     backend: Backend
     counted: bool = False  # among the balancer's active ones
-    judged: bool = False  # how it fared says all that it ever will of its backend
+    judged: bool = False  # nothing more is to be learnt from it of its backend
 
     @classmethod
     def begin(cls, route: Route, backend: Backend) -> "Use":

@@ -102,7 +102,9 @@ class Balancer:
         near = self.traffic.near
         if near and self._here and (found := [backend for backend in candidates if backend.node == self._node]):
             return found
-        if self.levels:
+        if self.levels and candidates is self._eligible:
+            candidates = self.levels[0]
+        elif self.levels:
             well = set(candidates)
             found_in = ([backend for backend in level if backend in well] for level in self.levels)
             candidates = next(filter(None, found_in), candidates)
