@@ -88,6 +88,7 @@ def merge(
     return {
         "node": node,
         "cluster": discovery.cluster if discovery else "",
+        "zone": proxy.zone if proxy else "",
         "run_dir": str(run_dir),
         "services": services,
         "roles": {"relay": _relay_role(relay), "tunnel": {"listen_port": tunnel.listen_port if tunnel else 0}},
@@ -261,5 +262,6 @@ def _listener(listener: proxy_pb2.Listener) -> dict[str, Any]:
         "service": listener.service,
         "endpoints": listener.endpoints,
         "error": listener.error,
+        "preferred": listener.preferred,
         "intercepted": listener.intercepted,
     }

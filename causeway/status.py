@@ -36,7 +36,7 @@ def status(output: str, watch: float | None, config: Path | None, run_dir: Path 
 
     \b
     Keys of -o json (all always present; keys are only ever added; times in s, or ms where the name says so):
-      node, cluster, run_dir
+      node, cluster, zone, run_dir
       services.{discovery,tunnel,relay,proxy}   {up, error}
       roles.relay      {active, reason, draining, listen_port, load_permille, conditions[], reservations[],
                        circuits[], bytes_total, circuits_total, refused_total}
@@ -47,7 +47,7 @@ def status(output: str, watch: float | None, config: Path | None, run_dir: Path 
                        claim: {proven[], bytes_per_second, uptime: s} or null,
                        path: direct|punched|relayed|"", relay, rtt_ms, why, session {..} or null, links[]}
       relays[]         {relay, address, state, rtt_ms, observed, expires_in}
-      listeners[]      {address, network, service, endpoints, error, intercepted}
+      listeners[]      {address, network, service, endpoints, preferred, error, intercepted}
       known_services, sources {name: state}
       migrations {reason: n}
       dht              {server, servers, estimated, records, record_bytes, relays, holders[], refreshed: s ago or null}

@@ -35,7 +35,8 @@ def _head(found: dict[str, Any]) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
     grid.add_column()
-    grid.add_row("node", f"{escape(found['node'])}  (cluster {escape(found['cluster'] or '?')})")
+    zone = f", zone {escape(found['zone'])}" if found["zone"] else ""
+    grid.add_row("node", f"{escape(found['node'])}  (cluster {escape(found['cluster'] or '?')}{zone})")
     services = [
         f"[green]{name}[/]" if service["up"] else f"[red]{name} down[/]" for name, service in found["services"].items()
     ]
@@ -150,10 +151,15 @@ def _listeners(listeners: list[dict[str, Any]]) -> Table:
             escape(listener["address"]),
             listener["network"],
             escape(listener["service"]),
-            str(listener["endpoints"]),
+            _endpoints(listener),
             Text(listener["error"], "red") if listener["error"] else "intercepted" if listener["intercepted"] else "",
         )
     return table
+
+
+def _endpoints(listener: dict[str, Any]) -> str:
+    count, preferred = listener["endpoints"], listener["preferred"]
+    return f"{count}, {preferred} preferred" if 0 < preferred < count else str(count)
 
 
 def _warnings(found: dict[str, Any]) -> list[Text]:

@@ -601,7 +601,7 @@ class Service(_message.Message):
     session_affinity: _builtins.str
     """spec.sessionAffinity ("None", "ClientIP") and its timeout."""
     traffic_distribution: _builtins.str
-    """spec.trafficDistribution and spec.internalTrafficPolicy as they are."""
+    """spec.trafficDistribution and spec.internalTrafficPolicy as they are. What the first asks for counts where no endpoint has hints."""
     internal_traffic_policy: _builtins.str
     traffic_policy: _builtins.str
     """spec.trafficPolicy of the Istio DestinationRule whose host is this service, as JSON; empty: there is none."""
@@ -708,6 +708,9 @@ class Endpoint(_message.Message):
     HOSTNAME_FIELD_NUMBER: _builtins.int
     LEAVING_FIELD_NUMBER: _builtins.int
     POD_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
+    FOR_ZONES_FIELD_NUMBER: _builtins.int
+    FOR_NODES_FIELD_NUMBER: _builtins.int
     node_name: _builtins.str
     """Node on which it runs; empty: nobody said, each node dials it itself."""
     ready: _builtins.bool
@@ -717,6 +720,8 @@ class Endpoint(_message.Message):
     """conditions.serving and conditions.terminating: it goes away, but answers still. Used where no endpoint is ready."""
     pod: _builtins.str
     """targetRef.name where that is a Pod; empty: nobody said."""
+    zone: _builtins.str
+    """zone as it is; empty: nobody said."""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """IP literals; the first is used."""
@@ -725,6 +730,12 @@ class Endpoint(_message.Message):
     def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___EndpointPort]:
         """Ports by the name of the service port they stand for."""
 
+    @_builtins.property
+    def for_zones(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names in hints.forZones and hints.forNodes: zones and nodes whose clients it is meant for."""
+
+    @_builtins.property
+    def for_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -735,10 +746,13 @@ class Endpoint(_message.Message):
         hostname: _builtins.str = ...,
         leaving: _builtins.bool = ...,
         pod: _builtins.str = ...,
+        zone: _builtins.str = ...,
+        for_zones: _abc.Iterable[_builtins.str] | None = ...,
+        for_nodes: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "hostname", b"hostname", "leaving", b"leaving", "node_name", b"node_name", "pod", b"pod", "ports", b"ports", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "for_nodes", b"for_nodes", "for_zones", b"for_zones", "hostname", b"hostname", "leaving", b"leaving", "node_name", b"node_name", "pod", b"pod", "ports", b"ports", "ready", b"ready", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12protos/proxy.proto\x12\x11\x63\x61useway.proxy.v1\"\x12\n\x10GetStatusRequest\"\x8b\x02\n\x11GetStatusResponse\x12\x11\n\tnode_name\x18\x01 \x01(\t\x12.\n\tlisteners\x18\x02 \x03(\x0b\x32\x1b.causeway.proxy.v1.Listener\x12\x16\n\x0e\x61\x63\x63\x65pted_total\x18\x03 \x01(\x04\x12\x15\n\rdialled_total\x18\x04 \x01(\x04\x12\x42\n\x07refused\x18\x05 \x03(\x0b\x32\x31.causeway.proxy.v1.GetStatusResponse.RefusedEntry\x12\x10\n\x08warnings\x18\x06 \x03(\t\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\x98\x01\n\x08Listener\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07network\x18\x02 \x01(\t\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\x11\n\tendpoints\x18\x04 \x01(\r\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x11\n\tbalancing\x18\x06 \x01(\t\x12\x0f\n\x07\x65jected\x18\x07 \x01(\r\x12\x13\n\x0bintercepted\x18\x0c \x01(\x08\x32\x66\n\x0cProxyService\x12V\n\tGetStatus\x12#.causeway.proxy.v1.GetStatusRequest\x1a$.causeway.proxy.v1.GetStatusResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12protos/proxy.proto\x12\x11\x63\x61useway.proxy.v1\"\x12\n\x10GetStatusRequest\"\x99\x02\n\x11GetStatusResponse\x12\x11\n\tnode_name\x18\x01 \x01(\t\x12.\n\tlisteners\x18\x02 \x03(\x0b\x32\x1b.causeway.proxy.v1.Listener\x12\x16\n\x0e\x61\x63\x63\x65pted_total\x18\x03 \x01(\x04\x12\x15\n\rdialled_total\x18\x04 \x01(\x04\x12\x42\n\x07refused\x18\x05 \x03(\x0b\x32\x31.causeway.proxy.v1.GetStatusResponse.RefusedEntry\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12\x0c\n\x04zone\x18\x07 \x01(\t\x1a.\n\x0cRefusedEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\xab\x01\n\x08Listener\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07network\x18\x02 \x01(\t\x12\x0f\n\x07service\x18\x03 \x01(\t\x12\x11\n\tendpoints\x18\x04 \x01(\r\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x11\n\tbalancing\x18\x06 \x01(\t\x12\x0f\n\x07\x65jected\x18\x07 \x01(\r\x12\x13\n\x0bintercepted\x18\x0c \x01(\x08\x12\x11\n\tpreferred\x18\r \x01(\r2f\n\x0cProxyService\x12V\n\tGetStatus\x12#.causeway.proxy.v1.GetStatusRequest\x1a$.causeway.proxy.v1.GetStatusResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,11 +36,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=41
   _globals['_GETSTATUSREQUEST']._serialized_end=59
   _globals['_GETSTATUSRESPONSE']._serialized_start=62
-  _globals['_GETSTATUSRESPONSE']._serialized_end=329
-  _globals['_GETSTATUSRESPONSE_REFUSEDENTRY']._serialized_start=283
-  _globals['_GETSTATUSRESPONSE_REFUSEDENTRY']._serialized_end=329
-  _globals['_LISTENER']._serialized_start=332
-  _globals['_LISTENER']._serialized_end=484
-  _globals['_PROXYSERVICE']._serialized_start=486
-  _globals['_PROXYSERVICE']._serialized_end=588
+  _globals['_GETSTATUSRESPONSE']._serialized_end=343
+  _globals['_GETSTATUSRESPONSE_REFUSEDENTRY']._serialized_start=297
+  _globals['_GETSTATUSRESPONSE_REFUSEDENTRY']._serialized_end=343
+  _globals['_LISTENER']._serialized_start=346
+  _globals['_LISTENER']._serialized_end=517
+  _globals['_PROXYSERVICE']._serialized_start=519
+  _globals['_PROXYSERVICE']._serialized_end=621
 # @@protoc_insertion_point(module_scope)

@@ -65,10 +65,13 @@ class GetStatusResponse(_message.Message):
     DIALLED_TOTAL_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
     node_name: _builtins.str
     accepted_total: _builtins.int
     """Connections and flows accepted from applications, and dialled to local backends, since the start."""
     dialled_total: _builtins.int
+    zone: _builtins.str
+    """Of this node, to which endpoints' zones are compared; empty: not known."""
     @_builtins.property
     def listeners(self) -> _containers.RepeatedCompositeFieldContainer[Global___Listener]: ...
     @_builtins.property
@@ -86,10 +89,11 @@ class GetStatusResponse(_message.Message):
         dialled_total: _builtins.int = ...,
         refused: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        zone: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_total", b"accepted_total", "dialled_total", b"dialled_total", "listeners", b"listeners", "node_name", b"node_name", "refused", b"refused", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_total", b"accepted_total", "dialled_total", b"dialled_total", "listeners", b"listeners", "node_name", b"node_name", "refused", b"refused", "warnings", b"warnings", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -109,6 +113,7 @@ class Listener(_message.Message):
     BALANCING_FIELD_NUMBER: _builtins.int
     EJECTED_FIELD_NUMBER: _builtins.int
     INTERCEPTED_FIELD_NUMBER: _builtins.int
+    PREFERRED_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     """"ip:port"."""
     network: _builtins.str
@@ -127,6 +132,8 @@ class Listener(_message.Message):
     """Endpoints that are left out because they failed."""
     intercepted: _builtins.bool
     """The address is not one of the host: nftables redirects its clients to the proxy."""
+    preferred: _builtins.int
+    """Of the endpoints, those that are meant for clients on this node, or in its zone; 0: all are."""
     def __init__(
         self,
         *,
@@ -138,10 +145,11 @@ class Listener(_message.Message):
         balancing: _builtins.str = ...,
         ejected: _builtins.int = ...,
         intercepted: _builtins.bool = ...,
+        preferred: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "balancing", b"balancing", "ejected", b"ejected", "endpoints", b"endpoints", "error", b"error", "intercepted", b"intercepted", "network", b"network", "service", b"service"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "balancing", b"balancing", "ejected", b"ejected", "endpoints", b"endpoints", "error", b"error", "intercepted", b"intercepted", "network", b"network", "preferred", b"preferred", "service", b"service"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

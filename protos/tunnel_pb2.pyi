@@ -391,7 +391,9 @@ class Outbound(_message.Message):
     tunnel closes its descriptor without a reset, and AttachResult has what was read from it (TCP, with an id).
     """
     watch: _builtins.bool
-    """A second AttachResult says when an accepted stream has ended (with an id); the first also that one was given up before."""
+    """A second AttachResult says when an accepted stream has ended (with an id); the first also that one was given up before.
+    Of a flow one in between says that it was `answered`.
+    """
     welcome: _builtins.bytes
     """What the tunnel writes to the client when the exit has accepted, before any byte of the backend, such as the reply
     of a SOCKS proxy (TCP). Nothing of it is written on a refusal: with `keep` the caller then says what it likes.
@@ -518,7 +520,7 @@ class AttachResult(_message.Message):
     """Sent back on the connection to `tunnel.attach` when Attach.id is not 0: once, when the exit node
     accepted the stream or when it failed. On failure the client socket is closed by the tunnel with a
     reset, unless the caller wanted to `keep` it or asked to have it back (`give_back`). With `watch` it is sent once more
-    when the stream has ended.
+    when the stream has ended, and once when the backend has first answered a flow.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -529,6 +531,7 @@ class AttachResult(_message.Message):
     HEAD_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
     RTT_FIELD_NUMBER: _builtins.int
+    ANSWERED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     path: Global___PathKind.ValueType
     """Path used."""
@@ -540,6 +543,8 @@ class AttachResult(_message.Message):
     """The accepted stream has ended (`watch`). With a refusal: nobody listens at the backend's port, which of UDP is known
     only after it was accepted.
     """
+    answered: _builtins.bool
+    """The first datagram of the backend came for the accepted flow (`watch`, UDP)."""
     @_builtins.property
     def refusal(self) -> Global___Refusal:
         """Absent: accepted."""
@@ -557,10 +562,11 @@ class AttachResult(_message.Message):
         head: _builtins.bytes = ...,
         ended: _builtins.bool = ...,
         rtt: _duration_pb2.Duration | None = ...,
+        answered: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal", "rtt", b"rtt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "head", b"head", "id", b"id", "path", b"path", "refusal", b"refusal", "rtt", b"rtt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "ended", b"ended", "head", b"head", "id", b"id", "path", b"path", "refusal", b"refusal", "rtt", b"rtt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

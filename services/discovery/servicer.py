@@ -384,6 +384,9 @@ def _service(service: Service) -> pb.Service:
             hostname=endpoint.hostname,
             leaving=endpoint.leaving,
             pod=endpoint.pod,
+            zone=endpoint.zone,
+            for_zones=endpoint.for_zones,
+            for_nodes=endpoint.for_nodes,
         )
         for backend in endpoint.ports:
             added.ports.add(name=backend.name, protocol=pb.Protocol.ValueType(backend.protocol), port=backend.port)

@@ -169,4 +169,5 @@ def site_of(config: Config) -> Site:
         node=config.node_name,
         addresses=(config.listen_address,) if config.listen_address else everywhere,
         filter=config.modules.edge_proxy.service_filter_mode,
+        zone=config.zone,
     )

@@ -253,7 +253,6 @@ class Departure:
             self._last += 1
             number = self._last
             self._outcomes.watch(number, use)
-            self._outcomes.expect(use)
         else:
             use.end()
         source = join(leaving.address[0], leaving.address[1])
@@ -289,8 +288,9 @@ class Departure:
             except OSError:
                 break
         self._outcomes.expect(use)
+        answered = partial(self._outcomes.answered, use)
         refused = partial(self._outcomes.failed, use, errors.CONNECTION_REFUSED)
-        self._pumps.add(DatagramPump(leaving.client, sock, ended, meter, lambda: self._udp_idle, refused))
+        self._pumps.add(DatagramPump(leaving.client, sock, ended, meter, lambda: self._udp_idle, answered, refused))
 
     def _failed(self, leaving: _Leaving, reason: str, why: str) -> None:
         """Nobody has taken a byte of the client's: on to the next backend, if there is one."""

@@ -2,11 +2,12 @@
 
 import asyncio
 import socket
+from dataclasses import replace
 
 from services.proxy import peers, servicer
 from services.proxy.attach import AttachSocket
 from services.proxy.config import DnsSettings, GatewaySettings, Settings, SocksSettings, site_of, targets_of, traffic_of
-from services.proxy.core import idle, plan
+from services.proxy.core import idle, plan, topology
 from services.proxy.core.catalog import Catalog
 from services.proxy.core.patience import of_exits
 from services.proxy.core.policy import Policy
@@ -33,6 +34,7 @@ FIRST_SNAPSHOT = 5.0  # s
 ATTACH = "tunnel.attach"
 
 SWITCHED_OFF = "edgeProxy.enable is false: no listener, and inbound streams are not served"
+NO_ZONE = "which endpoints are in this node's zone is not known, since its own is not: set zone, or $NODE_ZONE; all endpoints of"
 NO_DNS = "edgeDNS.enable has no effect: the DNS is part of the proxy, and edgeProxy.enable is false"
 
 
@@ -70,6 +72,8 @@ class Proxy:
         self._site = self.settings.site
         self._problems: dict[str, str] = {}
         self._idle: dict[str, list[str]] = {}
+        self._zone = self._site.zone
+        self._zoneless: list[str] = []  # services for which that would matter
         self._metrics = service.config.metrics.base_port != 0
         self._service = service
         service.reload.on(
@@ -77,7 +81,8 @@ class Proxy:
             lambda config: self._policy.allow(targets_of(config)),
         )
         service.reload.on("modules.edgeProxy.loadBalancer", self._rebalance)
-        service.reload.on("modules.edgeProxy.serviceFilterMode", self._refilter)
+        service.reload.on("modules.edgeProxy.serviceFilterMode", self._resite)
+        service.reload.on("zone", self._resite)
         service.reload.on("modules.edgeDNS", lambda config: self._dns.configure(DnsSettings.of(config)))
         if self.settings.enable:
             service.reload.on(
@@ -131,6 +136,7 @@ class Proxy:
             dialled=counters.dialled.total(),
             refused=dict(counters.refused_inbound),
             warnings=self._warnings(),
+            zone=self._zone,
         )
 
     def _warnings(self) -> list[str]:
@@ -148,6 +154,9 @@ class Proxy:
             f"service {key}: its DestinationRule's {', '.join(fields)} has no effect"
             for key, fields in self._idle.items()
         ]
+        if self._zoneless:
+            names = ", ".join(self._zoneless[:3]) + (", …" if len(self._zoneless) > 3 else "")
+            warnings.append(f"{NO_ZONE} {names} are served alike")
         warnings += self._gateway.warnings()
         warnings += self._listeners.warnings()
         if not self._catalog.synced:
@@ -177,7 +186,7 @@ class Proxy:
         if self._synced.is_set():
             self._spread()
 
-    def _refilter(self, config: Config) -> None:
+    def _resite(self, config: Config) -> None:
         self._site = site_of(config)
         if self._synced.is_set():
             self._spread()
@@ -198,7 +207,9 @@ class Proxy:
             self._log.warning("no effect", extra={"target": key, "fields": ", ".join(idle_fields[key])})
         self._idle = idle_fields
         self._inbound.patience = of_exits(self._catalog, {key: one.connect for key, one in traffic.items()})
-        self._listeners.apply(self._catalog, traffic, self._site)
+        self._zone = self._site.zone or topology.zone_of(self._catalog, self._site.node)
+        self._zoneless = [] if self._zone else sorted(one.key for one in self._catalog if topology.wants_zones(one))
+        self._listeners.apply(self._catalog, traffic, replace(self._site, zone=self._zone))
         self._socks5.update(self._catalog)
 
     def _result(self, message: bytes, sock: socket.socket | None) -> None:

@@ -36,6 +36,7 @@ class Row:
     balancing: str = ""
     ejected: int = 0
     intercepted: bool = False
+    preferred: int = 0
 
 
 class Listeners:
@@ -113,7 +114,7 @@ class Listeners:
     def _want(self, service: Service, port: Port, default: Traffic | None) -> Wanted:
         traffic = self._traffic if default is None else plan.traffic_of((service,), default)[0]
         own = traffic.get(service.key, ROUND_ROBIN).at(port.number)
-        return plan.want_of(service, port, own, self._site.node)
+        return plan.want_of(service, port, own, self._site)
 
     def left_out(self, service: str) -> str:
         """Why this proxy has nothing to do with that service; "" when it has, or knows none of that name."""
@@ -144,6 +145,7 @@ class Listeners:
                 str(one.route.balancer.traffic),
                 one.route.ejected,
                 one.intercepted,
+                one.route.preferred,
             )
             for spot, one in self._open.items()
         ]

@@ -7,6 +7,7 @@ from logging import Logger
 
 from services.proxy import errors
 from services.proxy.core.health import TRIAL
+from services.proxy.core.silence import WAIT
 from services.proxy.counters import Counters
 from services.proxy.peers import Outcome
 from services.proxy.route import Use
@@ -45,17 +46,22 @@ class Outcomes:
 
     def lost(self) -> None:
         """The tunnel is gone, with all that it had."""
-        for number in list(self._watched):
+        for number, use in list(self._watched.items()):
+            use.judged = True  # no answer will be heard of, whether it comes or not
             self.forget(number)
 
     def heard(self, outcome: Outcome) -> bool:
-        """The tunnel's word: a flow was accepted, or something is over, perhaps because the backend refused it. False: on
-        nothing that is watched."""
+        """The tunnel's word: a flow was accepted, or answered, or something is over, perhaps because the backend refused it.
+        False: on nothing that is watched."""
         use = self._watched.get(outcome.number)
         if use is None:
             return False
+        if outcome.answered:
+            self.answered(use)
+            return True
         if outcome.accepted:
             self.reached(use, outcome)
+            self.expect(use)
             return True
         self.forget(outcome.number)
         if outcome.reason:
@@ -87,7 +93,7 @@ class Outcomes:
 
     def failed(self, use: Use, reason: str, why: str) -> None:
         """It was not accepted, or not served."""
-        use.failed = True
+        use.judged = True
         route, backend = use.route, use.backend
         if reason == errors.LIMIT or len(route) == 1:
             return  # nobody has asked the backend; there is no other
@@ -102,11 +108,30 @@ class Outcomes:
             )
 
     def expect(self, use: Use) -> None:
-        """Of a flow, which has no handshake: that it was not refused for a while is all that one hears of a backend that
-        is well."""
-        if use.route.balancer.health:
+        """An answer to a flow, which has no handshake. Where nobody ever answers, that it was not refused for a while is
+        all that one hears of a backend that is well."""
+        balancer = use.route.balancer
+        if balancer.silence:
+            self._loop.call_later(WAIT, self._not_answered, use, time.monotonic())
+        elif balancer.health:
             self._loop.call_later(TRIAL, self._not_failed, use)
 
+    def answered(self, use: Use) -> None:
+        """The first datagram of a flow came back."""
+        use.judged = True
+        use.route.balancer.silence.answered(use.backend, time.monotonic())
+
     def _not_failed(self, use: Use) -> None:
-        if not use.failed:
+        if not use.judged and not use.route.balancer.silence:
             self.worked(use)
+
+    def _not_answered(self, use: Use, began: float) -> None:
+        route, backend = use.route, use.backend
+        if use.judged or len(route) == 1:
+            return
+        if route.balancer.silence.unanswered(backend, began, time.monotonic()):
+            self._counters.ejected[route.service] += 1
+            self._log.warning(
+                "a backend does not answer, leaving it out for a while",
+                extra={"target": route.label, "peer": backend.node, "address": backend.address},
+            )

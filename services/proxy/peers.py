@@ -129,6 +129,7 @@ class Outcome:
 
     number: int
     accepted: bool
+    answered: bool  # it was accepted before, and its backend has sent a datagram
     ended: bool  # it was accepted before, and is over
     reason: str  # why it was not accepted, or how it ended, one of `errors`; "": it was, or in order
     why: str  # one line
@@ -146,7 +147,8 @@ def outcome(message: bytes) -> Outcome:
     refused = result.HasField("refusal")
     return Outcome(
         result.id,
-        not refused and not result.ended,
+        not refused and not result.ended and not result.answered,
+        result.answered,
         result.ended,
         _REFUSED.get(result.refusal.reason, errors.NO_PATH) if refused else "",
         result.refusal.message,
@@ -354,6 +356,9 @@ def service(message: discovery_pb2.Service) -> Service:
                 hostname=endpoint.hostname.lower(),
                 leaving=endpoint.leaving,
                 pod=endpoint.pod,
+                zone=endpoint.zone,
+                for_zones=tuple(endpoint.for_zones),
+                for_nodes=tuple(name.lower() for name in endpoint.for_nodes),
             )
             for endpoint in message.endpoints
         ),

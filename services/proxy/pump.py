@@ -151,18 +151,20 @@ class DatagramPump:
         ended: Callable[["DatagramPump"], None],
         meter: Meter,
         idle: Callable[[], float],
-        refused: Callable[[str], None] = lambda why: None,
+        answered: Callable[[], None],
+        refused: Callable[[str], None],
     ) -> None:
         """Owns two connected non-blocking datagram sockets from now on: the client's and the backend's. `idle`: seconds without
-        a datagram until the flow ends, asked when the time may have come. `refused` is called, with one line, before a
-        flow ends because nobody is at the backend's port."""
+        a datagram until the flow ends, asked when the time may have come. `answered` is called at the first datagram of the
+        backend, `refused`, with one line, before a flow ends because nobody is at its port."""
         self._loop = asyncio.get_running_loop()
         self._socks = (one, two)
         self._ended = ended
         self._meter = meter
         self._closed = False
         self._refusals = [0, 0]  # since the last datagram of that side
-        self._answered = False  # the backend has sent something
+        self._heard = False  # the backend has sent something
+        self._answered = answered
         self._refused = refused
         self._last = self._loop.time()
         self._idle = idle
@@ -179,7 +181,9 @@ class DatagramPump:
                 size = source.recv_into(_scratch)
                 self._meter.count(side, size, self._last)
                 self._refusals[side] = 0
-                self._answered = self._answered or side == 1
+                if side == 1 and not self._heard:
+                    self._heard = True
+                    self._answered()
                 failing = 1 - side
                 sink.send(_scratch[:size])
             except BlockingIOError:
@@ -195,7 +199,7 @@ class DatagramPump:
         if not isinstance(error, ConnectionRefusedError):
             return
         self._refusals[side] += 1
-        if side == 1 and (not self._answered or self._refusals[1] >= GONE_AFTER):
+        if side == 1 and (not self._heard or self._refusals[1] >= GONE_AFTER):
             self._refused("nobody listens at the backend's port")
             self.close()
         elif self._refusals[side] >= GONE_AFTER:

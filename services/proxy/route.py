@@ -27,10 +27,15 @@ class Route:
         self.budget = RetryBudget(time.monotonic())
         self.unasked = 0  # clients whose request was to be read, and was none that can be
         self._openings: dict[Backend, Opening] = {}
-        balancer.update(want.backends, want.traffic)
+        balancer.update(want.backends, want.traffic, want.levels)
 
     def __len__(self) -> int:
         return len(self.balancer.backends)
+
+    @property
+    def preferred(self) -> int:
+        """Backends that are meant for the clients on this node; 0: all are."""
+        return len(next(iter(self.balancer.levels), ()))
 
     @property
     def ejected(self) -> int:
@@ -39,8 +44,9 @@ class Route:
 
     def update(self, want: Wanted) -> None:
         """Other backends, or another way to choose, from now on; clients that are on their way are not touched."""
-        if want.backends != self.balancer.backends or want.traffic != self.balancer.traffic:
-            self.balancer.update(want.backends, want.traffic)
+        balancer = self.balancer
+        if (want.backends, want.traffic, want.levels) != (balancer.backends, balancer.traffic, balancer.levels):
+            balancer.update(want.backends, want.traffic, want.levels)
             self._openings.clear()
 
     def opening(self, backend: Backend) -> Opening:
@@ -73,7 +79,7 @@ class Use:
     route: Route
     backend: Backend
     counted: bool = False  # among the balancer's active ones
-    failed: bool = False
+    judged: bool = False  # nothing more is to be learnt from it of its backend
 
     @classmethod
     def begin(cls, route: Route, backend: Backend) -> "Use":

@@ -21,6 +21,7 @@ class Status:
     dialled: int
     refused: dict[str, int]  # inbound streams, by reason
     warnings: list[str]
+    zone: str = ""
 
 
 class ProxyServicer(proxy_pb2_grpc.ProxyServiceServicer):
@@ -43,6 +44,7 @@ class ProxyServicer(proxy_pb2_grpc.ProxyServiceServicer):
                     balancing=row.balancing,
                     ejected=row.ejected,
                     intercepted=row.intercepted,
+                    preferred=row.preferred,
                 )
                 for row in status.rows
             ],
@@ -50,6 +52,7 @@ class ProxyServicer(proxy_pb2_grpc.ProxyServiceServicer):
             dialled_total=status.dialled,
             refused=status.refused,
             warnings=status.warnings,
+            zone=status.zone,
         )
 
 

@@ -166,9 +166,14 @@ class Modules(Section):
 
 
 class Config(Section):
-    """The whole configuration of a node. All paths are absolute after `load`."""
+    """The whole configuration of a node. All paths are absolute after `load`.
+
+    zone: where the node is, as Kubernetes' label topology.kubernetes.io/zone says it; default $NODE_ZONE, else the zone of the
+    endpoints on it.
+    """
 
     node_name: NodeName
+    zone: Annotated[str, Field(max_length=63)] = ""
     cluster: Annotated[str, AfterValidator(cluster_name)] = "default"
     state_dir: FilePath = Path("state")
     run_dir: Annotated[FilePath, AfterValidator(short_enough)] = Path("run")
@@ -215,6 +220,8 @@ def validate(raw: dict[str, Any], lines: dict[KeyPath, int], name: str, base: Pa
     if "nodeName" not in kept:
         name_source = "$NODE_NAME" if os.environ.get("NODE_NAME") else "the host name"
         kept["nodeName"] = os.environ.get("NODE_NAME") or socket.gethostname()
+    if "zone" not in kept:
+        kept["zone"] = os.environ.get("NODE_ZONE", "")
     _default_psk(kept, base)
 
     problems = [

@@ -21,6 +21,7 @@ PERIOD = 2.0
 
 _EVERYBODY = ("discovery", "tunnel", "relay", "proxy")
 _READERS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("zone", ("proxy",)),
     ("modules.edgeDiscovery", ("discovery",)),
     ("modules.edgeTunnel.relayNodes", ("discovery", "relay")),
     ("modules.edgeTunnel.advertiseAddress", ("discovery",)),

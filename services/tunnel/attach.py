@@ -181,6 +181,11 @@ class Caller:
             return
         self._say(servicer.encode_result(self.request.number, None, path, rtt))
 
+    def answered(self) -> None:
+        """The first datagram of the backend came."""
+        if self.request.watch:
+            self._say(servicer.encode_result(self.request.number, None, answered=True))
+
     def refused(self, reason: Reason, head: bytes = b"", given: socket.socket | None = None) -> None:
         """There will be no stream; `head` was read of the client and reached nobody. `given`: its socket goes back."""
         kept = head if self.request.keep or given is not None else b""

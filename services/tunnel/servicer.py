@@ -125,10 +125,17 @@ def _decode_attach(message: pb.Attach) -> OpenRequest | Answer:
 
 
 def encode_result(
-    number: int, refusal: Reason | None, path: int = 0, rtt: float = 0.0, head: bytes = b"", ended: bool = False
+    number: int,
+    refusal: Reason | None,
+    path: int = 0,
+    rtt: float = 0.0,
+    head: bytes = b"",
+    *,
+    ended: bool = False,
+    answered: bool = False,
 ) -> bytes:
     """AttachResult; `rtt` in seconds, 0: not measured."""
-    result = pb.AttachResult(id=number, path=path, head=head, ended=ended)  # type: ignore[arg-type]
+    result = pb.AttachResult(id=number, path=path, head=head, ended=ended, answered=answered)  # type: ignore[arg-type]
     if rtt:
         result.rtt.FromTimedelta(timedelta(seconds=rtt))
     if refusal is not None:

@@ -114,6 +114,8 @@ class Streams:
         """The exit has sent something."""
         self.ledger.first_byte(io, time.monotonic() - io.began)
         io.began = 0.0
+        if isinstance(io, FlowIO) and io.caller is not None:
+            io.caller.answered()
 
     def count(self) -> None:
         """Brings the metrics up to date with the streams that are open."""

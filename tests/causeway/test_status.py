@@ -58,8 +58,8 @@ def relay() -> relay_pb2.GetStatusResponse:
 
 
 def proxy() -> proxy_pb2.GetStatusResponse:
-    status = proxy_pb2.GetStatusResponse(node_name="edge-a", accepted_total=5)
-    status.listeners.add(address="127.0.9.1:80", network="tcp", service="default/web:80", endpoints=2)
+    status = proxy_pb2.GetStatusResponse(node_name="edge-a", zone="eu-1", accepted_total=5)
+    status.listeners.add(address="127.0.9.1:80", network="tcp", service="default/web:80", endpoints=2, preferred=1)
     status.listeners.add(address="127.0.9.1:53", network="udp", service="default/dns:53", error="address in use")
     status.refused["denied"] = 4
     return status
@@ -175,6 +175,7 @@ def test_a_person_sees_who_how_and_why(width: int) -> None:
         assert "named in relayNodes; port 20007" in text
         assert "config (unverified)" in text
         assert "address in use" in text
+        assert "zone eu-1" in text and "2, 1 preferred" in text
 
 
 def test_what_peers_say_of_themselves_is_no_markup() -> None:

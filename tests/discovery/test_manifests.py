@@ -178,6 +178,126 @@ def test_a_service_may_publish_addresses_that_are_not_ready() -> None:
     assert [one.ready for one in parse(documents).services["default/web"].endpoints] == [True, True, True]
 
 
+def test_an_endpoint_says_where_it_is_and_for_whom() -> None:
+    documents = changed("endpoints/0/zone", "eu-1", 1)
+    hints = {"forZones": [{"name": "eu-1"}, {"name": "eu-2"}], "forNodes": [{"name": "edge-a"}]}
+    documents[1]["endpoints"][0]["hints"] = hints
+    again = {"addresses": ["127.0.0.1"], "nodeName": "edge-a", "hints": {"forZones": [{"name": "eu-3"}]}}
+    documents[1]["endpoints"].append(again)
+    one = parse(documents).services["default/web"].endpoints[0]
+    assert (one.zone, one.for_zones, one.for_nodes) == ("eu-1", ("eu-1", "eu-2", "eu-3"), ("edge-a",))
+
+
+def test_zones_that_come_to_nothing_are_said_to() -> None:
+    assert parse(changed("endpoints/0/zone", "eu-1", 1)).warnings == [
+        "Service default/web: 1 of 2 ready endpoints have no zone; zones count only where all have one"
+    ]
+    documents = changed("endpoints/0/hints", {"forZones": [{"name": "eu-1"}]}, 1)
+    assert "1 of 2 ready endpoints have no hints" in parse(documents).warnings[0]
+    documents[2]["endpoints"][0]["hints"] = {"forNodes": [{"name": "edge-c"}]}
+    assert parse(documents).warnings == []
+    assert parse(changed("spec/trafficDistribution", "PreferZone")).warnings == [
+        "Service default/web: trafficDistribution is 'PreferZone', expected PreferClose, PreferSameZone, PreferSameNode"
+    ]
+    documents = changed("spec/trafficDistribution", None)
+    documents[1]["endpoints"][0]["zone"] = "eu-1"
+    assert parse(documents).warnings == [], "who did not ask for them"
+
+
+# Every field that a Service and an EndpointSlice have in Kubernetes 1.33 (API reference), as a cluster prints them.
+WHOLE = """
+apiVersion: v1
+kind: Service
+metadata:
+  name: whole
+  namespace: shop
+  uid: 0c1b6f0e-5a51-4b0e-9a0e-3a1d4f1f9a11
+  resourceVersion: "1234"
+  generation: 1
+  creationTimestamp: "2025-05-01T10:00:00Z"
+  labels: {app: whole}
+  annotations: {service.kubernetes.io/topology-mode: Auto}
+  finalizers: [service.kubernetes.io/load-balancer-cleanup]
+  managedFields: [{manager: kubectl, operation: Update, apiVersion: v1, fieldsType: FieldsV1, fieldsV1: {"f:spec": {}}}]
+spec:
+  type: LoadBalancer
+  selector: {app: whole}
+  clusterIP: 10.96.0.20
+  clusterIPs: [10.96.0.20, "fd00::20"]
+  ipFamilies: [IPv4, IPv6]
+  ipFamilyPolicy: PreferDualStack
+  ports:
+  - {name: http, protocol: TCP, appProtocol: kubernetes.io/ws, port: 80, targetPort: web, nodePort: 30080}
+  - {name: dns, protocol: UDP, port: 53, targetPort: 5353, nodePort: 30053}
+  externalIPs: [203.0.113.7]
+  sessionAffinity: ClientIP
+  sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}
+  publishNotReadyAddresses: true
+  internalTrafficPolicy: Local
+  externalTrafficPolicy: Local
+  healthCheckNodePort: 31999
+  allocateLoadBalancerNodePorts: true
+  loadBalancerClass: example.com/lb
+  loadBalancerIP: 203.0.113.8
+  loadBalancerSourceRanges: [198.51.100.0/24]
+  trafficDistribution: PreferSameNode
+status:
+  loadBalancer: {ingress: [{ip: 203.0.113.8, ipMode: VIP, hostname: lb.example.com, ports: [{port: 80, protocol: TCP}]}]}
+  conditions: [{type: Ready, status: "True", reason: x, message: x, lastTransitionTime: "2025-05-01T10:00:00Z"}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: whole-abc
+  namespace: shop
+  generateName: whole-
+  labels:
+    kubernetes.io/service-name: whole
+    endpointslice.kubernetes.io/managed-by: endpointslice-controller.k8s.io
+  annotations: {endpoints.kubernetes.io/last-change-trigger-time: "2025-05-01T10:00:00Z"}
+  ownerReferences: [{apiVersion: v1, kind: Service, name: whole, uid: 0c1b6f0e, controller: true, blockOwnerDeletion: true}]
+addressType: IPv4
+ports:
+- {name: http, protocol: TCP, port: 8080, appProtocol: kubernetes.io/ws}
+- {name: dns, protocol: UDP, port: 5353}
+endpoints:
+- addresses: [10.1.0.1]
+  conditions: {ready: true, serving: true, terminating: false}
+  hostname: whole-0
+  targetRef: {kind: Pod, namespace: shop, name: whole-0, uid: 0c1b6f0f, apiVersion: v1, resourceVersion: "1", fieldPath: ""}
+  deprecatedTopology: {kubernetes.io/hostname: edge-a}
+  nodeName: edge-a
+  zone: eu-1
+  hints: {forZones: [{name: eu-1}], forNodes: [{name: edge-a}]}
+- addresses: [10.1.0.2]
+  conditions: {ready: null, serving: null, terminating: null}
+  nodeName: edge-b
+  zone: eu-1
+  hints: {forZones: [{name: eu-1}], forNodes: [{name: edge-b}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: whole-six, namespace: shop, labels: {kubernetes.io/service-name: whole}}
+addressType: IPv6
+ports: null
+endpoints: null
+"""
+
+
+def test_all_that_kubernetes_has_is_accepted() -> None:
+    parsed = load(WHOLE)
+    assert (parsed.errors, parsed.warnings) == ([], [])
+    whole = parsed.services["shop/whole"]
+    assert whole.cluster_ips == ("10.96.0.20", "fd00::20")
+    assert [(port.port, port.node_port) for port in whole.ports] == [(80, 30080), (53, 30053)]
+    assert [(one.node_name, one.ready, one.leaving) for one in whole.endpoints] == [
+        ("edge-a", True, False),
+        ("edge-b", True, False),
+    ]
+    assert (whole.internal_traffic_policy, whole.external_traffic_policy) == ("Local", "Local")
+    assert (whole.affinity_timeout, whole.external_ips) == (60.0, ("203.0.113.7",))
+
+
 def test_an_endpoint_knows_its_pod() -> None:
     pod = {"kind": "Pod", "name": "web-abc", "namespace": "default"}
     for target, name in ((pod, "web-abc"), ({"kind": "Other", "name": "x"}, ""), (None, "")):
@@ -219,6 +339,8 @@ def test_what_is_no_service_is_passed_over() -> None:
         ("spec/ports/0/protocol", "HTTP", 0, "spec.ports[0].protocol is 'HTTP', expected TCP or UDP"),
         ("spec/ports", {"port": 80}, 0, "spec.ports is {'port': 80}, expected a list"),
         ("spec/sessionAffinity", "Cookie", 0, "spec.sessionAffinity is 'Cookie', expected None or ClientIP"),
+        ("spec/internalTrafficPolicy", "local", 0, "spec.internalTrafficPolicy is 'local', expected Cluster or Local"),
+        ("spec/externalTrafficPolicy", "Node", 0, "spec.externalTrafficPolicy is 'Node', expected Cluster or Local"),
         (
             "metadata/labels",
             None,
@@ -362,7 +484,10 @@ def test_what_a_rule_cannot_have_here_is_said() -> None:
     parsed = load(f"{WEB}---{subsets}")
     assert (parsed.errors, parsed.warnings) == (
         [],
-        ["document 4 (DestinationRule web): spec.subsets has no effect"],
+        [
+            "document 4 (DestinationRule web): spec.subsets has no effect: labels of pods are in no EndpointSlice; give each"
+            " version a Service of its own"
+        ],
     )
 
 

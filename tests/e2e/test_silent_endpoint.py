@@ -1,8 +1,12 @@
-"""500 requests a second over three endpoints of whole nodes, one of which is killed, or falls silent with its node."""
+"""500 requests a second over three endpoints of whole nodes, one of which is killed, or falls silent with its node; and
+flows of datagrams over three, one of which freezes."""
 
 import asyncio
 import contextlib
 import itertools
+import os
+import signal
+import socket
 import sys
 import time
 from collections import Counter
@@ -14,7 +18,7 @@ import pytest
 from lab.manifest import service
 from lab.mesh import Mesh
 from lab.node import Node
-from tests.e2e.traffic import connect, eventually
+from tests.e2e.traffic import connect, eventually, make_socket
 from tests.load import Load
 
 pytestmark = pytest.mark.slow
@@ -186,3 +190,81 @@ async def test_the_node_of_one_of_three_falls_silent_under_500_requests_a_second
     # Of those that had reached the node, but whose acceptance had not come back, nobody can know which were served.
     print(f"{backends.doubled} of {running.sent} requests were served twice")
     assert backends.doubled < 20
+
+
+DATAGRAMS = """
+import socket, sys
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind((sys.argv[1], int(sys.argv[2])))
+print("ready", flush=True)
+while True:
+    _, flow = sock.recvfrom(100)
+    sock.sendto(sys.argv[2].encode(), flow)
+"""
+
+
+@contextlib.asynccontextmanager
+async def servers(mesh: Mesh) -> AsyncIterator[list[asyncio.subprocess.Process]]:
+    """Three on b that answer each datagram with their port, and their service."""
+    running: list[asyncio.subprocess.Process] = []
+    documents = []
+    try:
+        for port in range(FIRST, FIRST + 3):
+            address = mesh.b.place.address
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", DATAGRAMS, address, str(port), stdout=asyncio.subprocess.PIPE
+            )
+            running.append(process)
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"ready\n"
+            documents += mesh.service("three", mesh.cluster_ips[0], PORT, port, "UDP")[-1 if documents else 0 :]
+            documents[-1]["metadata"]["name"] = f"three-{port}"
+        for node, cluster_ip in zip((mesh.a, mesh.b), mesh.cluster_ips, strict=True):
+            documents[0]["spec"] |= {"clusterIP": cluster_ip, "clusterIPs": [cluster_ip]}
+            node.publish(documents)
+        yield running
+    finally:
+        for process in running:
+            process.kill()
+            await process.wait()
+
+
+async def flow(mesh: Mesh, patience: float) -> int:
+    """The port of who answered a new client on a; 0: nobody in time."""
+    loop = asyncio.get_running_loop()
+    with make_socket(mesh.a.place, socket.SOCK_DGRAM) as client:
+        client.connect((mesh.cluster_ips[0], PORT))
+        try:
+            async with asyncio.timeout(patience):
+                await loop.sock_sendall(client, b"question")
+                return int(await loop.sock_recv(client, 100))
+        except (TimeoutError, ConnectionRefusedError):
+            return 0
+
+
+async def test_one_of_three_on_another_node_freezes_under_flows_and_goes_on(mesh: Mesh) -> None:
+    """Its kernel takes datagrams and refuses none, as a host that is gone: only that no answers come back tells."""
+    async with servers(mesh) as running:
+
+        async def served() -> bool:
+            return {await flow(mesh, 2) for _ in range(6)} == {FIRST, FIRST + 1, FIRST + 2}
+
+        await eventually(served, "all three answer")
+        os.kill(running[2].pid, signal.SIGSTOP)
+        froze, asked = time.monotonic(), Counter[int]()
+
+        async def out() -> bool:
+            asked[await flow(mesh, 0.5)] += 1
+            return bool(await ejected(mesh.a))
+
+        await eventually(out, "it is left out")
+        print(f"left out {time.monotonic() - froze:.1f} s later, {asked[0]} of {asked.total()} flows without an answer")
+        asked = Counter([await flow(mesh, 2) for _ in range(60)])
+        assert asked[0] <= 6, "but for trials"
+        assert asked.keys() - {0} == {FIRST, FIRST + 1}
+        os.kill(running[2].pid, signal.SIGCONT)
+
+        async def back() -> bool:
+            return await flow(mesh, 2) == FIRST + 2 and not await ejected(mesh.a)
+
+        await eventually(back, "it has flows again")

@@ -194,6 +194,10 @@ class Asked:
         self._answer(tunnel_pb2.AttachResult(id=self.attach.id))
         return self.sock
 
+    def answer(self) -> None:
+        """The backend has sent the first datagram of a flow."""
+        self._answer(tunnel_pb2.AttachResult(id=self.attach.id, answered=True))
+
     def end(self, reason: Any = None) -> None:
         """The stream, which was accepted, is over; `reason`: because the backend refused a flow."""
         self.sock.close()

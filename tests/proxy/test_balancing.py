@@ -33,9 +33,10 @@ def balancer(
     sticky: float = 0.0,
     near: bool = False,
     local: bool = False,
+    relayed: dict[str, float] | None = None,
 ) -> Balancer:
     traffic = Traffic(strategy, sticky, near, local)
-    made = Balancer(node, traffic, rtts or {}, random.Random(5))
+    made = Balancer(node, traffic, rtts or {}, random.Random(5), relayed)
     made.update(members, traffic)
     return made
 

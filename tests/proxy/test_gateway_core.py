@@ -399,12 +399,17 @@ def test_a_stream_that_cannot_be_served_keeps_its_clients_and_leaves_the_others(
                     {"match": [{"sniHosts": ["b.test"]}], "route": [to("b")]},
                 ],
             ),
+            routes(
+                tls=[{"match": [{"sniHosts": ["c.test"]}], "route": [{"destination": {"host": "c", "subset": "v1"}}]}],
+                name="s",
+            ),
             routes(tls=[{"route": [to("a")]}], name="w"),
         ]
     )
     assert {label: why.partition(" ")[0] for label, why in table.problems.items()} == {
         "VirtualService default/r, spec.tcp[0]": "spec.tcp[0].match[0].destinationSubnets",
         "VirtualService default/r, spec.tls[0]": "spec.tls[0].match[0].sourceLabels",
+        "VirtualService default/s, spec.tls[0]": "spec.tls[0].route[0].destination.subset",
         "VirtualService default/w, spec.tls[0]": "spec.tls[0].match",
     }
 
@@ -415,7 +420,7 @@ def test_a_stream_that_cannot_be_served_keeps_its_clients_and_leaves_the_others(
         return str(streams.spread.pick(0)) if streams.spread is not None else ""
 
     assert (stream(1), stream(2)) == ("", "default/any:80")
-    assert (stream(443, "a.test"), stream(443, "b.test")) == ("", "default/b:80")
+    assert [stream(443, f"{name}.test") for name in "abc"] == ["", "default/b:80", ""]
     assert [str(one) for one in table.entries[443].destinations()] == ["default/b:80"]
 
 

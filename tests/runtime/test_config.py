@@ -78,6 +78,15 @@ def test_node_name_falls_back_to_the_host_name(write: Write, monkeypatch: pytest
     assert "$NODE_NAME" in only(write("")).expected
 
 
+def test_the_zone_comes_from_the_file_or_the_environment(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NODE_ZONE", raising=False)
+    assert config.load(write("")).zone == ""
+    monkeypatch.setenv("NODE_ZONE", "eu-1")
+    assert config.load(write("")).zone == "eu-1"
+    assert config.load(write("zone: eu-2")).zone == "eu-2"
+    assert only(write(f"zone: {'x' * 64}")).key == "zone"
+
+
 def test_every_key_of_ours(write: Write, tmp_path: Path) -> None:
     loaded = config.load(
         write(

@@ -128,6 +128,10 @@ async def test_a_backend_that_was_there_may_come_back_to_its_flow(
     backend.sendto(b"two", flow)
     assert await receive(client, 3) == b"two"
     assert not (await attached.result(number)).HasField("refusal")
+    result = await attached.result(number)
+    assert result.answered and not result.ended
+    backend.sendto(b"three", flow)
+    assert await receive(client, 5) == b"three"
     backend.close()
     for _ in range(5):
         await send(client, b"lost")

@@ -9,11 +9,13 @@ from typing import NamedTuple
 from .fields import FieldError, Fields
 
 _KNOWN = ("host", "trafficPolicy", "exportTo")
+# Subsets are told apart by labels of pods. The routes of a VirtualService that name one are refused by their reader.
+_WHY = {"subsets": ": labels of pods are in no EndpointSlice; give each version a Service of its own"}
 
 
 class Rule(NamedTuple):
     """`service`: "namespace/name" of its host. `policy`: spec.trafficPolicy as JSON. `idle`: fields that have no effect
-    here. `where`: the document, for people."""
+    here, with the reason where that is no plain one. `where`: the document, for people."""
 
     where: str
     service: str
@@ -26,8 +28,11 @@ def read(where: str, namespace: str, spec: Fields) -> Rule:
     service = _service(spec.text("host", required=True), namespace)
     if spec.section("workloadSelector").values:
         raise FieldError("spec.workloadSelector is not supported: which pod a client runs in is not known here")
-    # Subsets are told apart by labels of pods, which are in no EndpointSlice.
-    idle = tuple(f"spec.{key}" for key, value in spec.values.items() if key not in _KNOWN and value)
+    idle = tuple(
+        f"spec.{key} has no effect{_WHY.get(key, '')}"
+        for key, value in spec.values.items()
+        if key not in _KNOWN and value
+    )
     return Rule(where, service, json.dumps(spec.section("trafficPolicy").values, default=str), idle)
 
 

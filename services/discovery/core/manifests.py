@@ -21,6 +21,11 @@ AFFINITY_TIMEOUT = 10_800.0
 # The label by which a slice names its service (EndpointSlice documentation).
 SERVICE_LABEL = "kubernetes.io/service-name"
 
+# Values of spec.trafficDistribution (Service reference, 1.33).
+DISTRIBUTIONS = ("PreferClose", "PreferSameZone", "PreferSameNode")
+# Those of spec.internalTrafficPolicy and spec.externalTrafficPolicy; the first where nothing is said.
+POLICIES = ("Cluster", "Local")
+
 _KINDS = ("Service", "EndpointSlice", "Endpoints", "DestinationRule", "List")
 _VERSIONS = {
     "Service": ("v1",),
@@ -75,7 +80,7 @@ def parse(documents: Iterable[object]) -> Parsed:
         if key in publishing:
             endpoints = tuple(replace(endpoint, ready=True) for endpoint in endpoints)
         parsed.services[key] = replace(service, endpoints=endpoints)
-        parsed.warnings += _unserved(service, endpoints)
+        parsed.warnings += (*_unserved(service, endpoints), *_zoneless(service, endpoints))
     strays = [key for key, one in parsed.services.items() if not all(it.node_name for it in one.endpoints)]
     if strays:
         names = ", ".join(strays[:3]) + (", …" if len(strays) > 3 else "")
@@ -87,7 +92,7 @@ def parse(documents: Iterable[object]) -> Parsed:
         service = parsed.services.get(key)
         if service is not None:
             parsed.services[key] = replace(service, traffic_policy=rule.policy)
-            parsed.warnings += [f"{rule.where}: {idle} has no effect" for idle in rule.idle]
+            parsed.warnings += [f"{rule.where}: {idle}" for idle in rule.idle]
         elif key not in parsed.spoilt:
             parsed.warnings.append(f"{rule.where}: there is no Service {key} in this file")
     return parsed
@@ -206,8 +211,8 @@ def _service(namespace: str, name: str, metadata: Fields, spec: Fields, where: s
         else 0.0,
         external_ips=external_ips,
         traffic_distribution=spec.text("trafficDistribution"),
-        internal_traffic_policy=spec.text("internalTrafficPolicy"),
-        external_traffic_policy=spec.text("externalTrafficPolicy"),
+        internal_traffic_policy=spec.choice("internalTrafficPolicy", POLICIES),
+        external_traffic_policy=spec.choice("externalTrafficPolicy", POLICIES),
     )
 
 
@@ -272,6 +277,9 @@ def _slice(item: Fields, where: str, parsed: Parsed) -> Iterator[Endpoint]:
             hostname=endpoint.text("hostname"),
             leaving=serving and conditions.flag("terminating", default=False),
             pod=_pod(endpoint),
+            zone=endpoint.text("zone"),
+            for_zones=_hints(endpoint, "forZones"),
+            for_nodes=_hints(endpoint, "forNodes"),
         )
 
 
@@ -288,6 +296,10 @@ def _endpoints(item: Fields, where: str, parsed: Parsed) -> Iterator[Endpoint]:
                     hostname=address.text("hostname"),
                     pod=_pod(address),
                 )
+
+
+def _hints(endpoint: Fields, key: str) -> tuple[str, ...]:
+    return tuple(hint.text("name", required=True) for hint in endpoint.section("hints").sections(key))
 
 
 def _pod(endpoint: Fields) -> str:
@@ -319,9 +331,30 @@ def _merge(endpoints: list[Endpoint]) -> tuple[Endpoint, ...]:
                 hostname=known.hostname or endpoint.hostname,
                 leaving=known.leaving or endpoint.leaving,
                 pod=known.pod or endpoint.pod,
+                zone=known.zone or endpoint.zone,
+                for_zones=tuple(dict.fromkeys((*known.for_zones, *endpoint.for_zones))),
+                for_nodes=tuple(dict.fromkeys((*known.for_nodes, *endpoint.for_nodes))),
             )
         merged[key] = endpoint
     return tuple(merged.values())
+
+
+def _zoneless(service: Service, endpoints: tuple[Endpoint, ...]) -> Iterator[str]:
+    """What of spec.trafficDistribution comes to nothing: a value that is none, or endpoints of which some lack a zone."""
+    wanted = service.traffic_distribution
+    if not wanted:
+        return
+    if wanted not in DISTRIBUTIONS:
+        yield f"Service {service.key}: trafficDistribution is {wanted!r}, expected {', '.join(DISTRIBUTIONS)}"
+        return
+    ready = [one for one in endpoints if one.ready]
+    hinted = any(one.for_zones or one.for_nodes for one in ready)
+    without = sum(not (one.for_zones or one.for_nodes if hinted else one.zone) for one in ready)
+    if 0 < without < len(ready):
+        yield (
+            f"Service {service.key}: {without} of {len(ready)} ready endpoints have no {'hints' if hinted else 'zone'};"
+            " zones count only where all have one"
+        )
 
 
 def _unserved(service: Service, endpoints: tuple[Endpoint, ...]) -> Iterator[str]:

@@ -37,7 +37,7 @@ class EndpointPort:
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One backend. `node_name` empty: nobody said where it runs. `leaving`: it goes away, but answers still. `pod`: its
-    name, "" when nobody said."""
+    name, "" when nobody said. `for_zones`, `for_nodes`: names in its hints."""
 
     addresses: tuple[str, ...]
     ports: tuple[EndpointPort, ...]
@@ -46,6 +46,9 @@ class Endpoint:
     hostname: str = ""
     leaving: bool = False
     pod: str = ""
+    zone: str = ""
+    for_zones: tuple[str, ...] = ()
+    for_nodes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

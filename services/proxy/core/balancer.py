@@ -8,6 +8,8 @@ from typing import Protocol
 from services.proxy.core.catalog import Backend
 from services.proxy.core.health import Health
 from services.proxy.core.ring import HashRing
+from services.proxy.core.silence import Silence
+from services.proxy.core.topology import Levels
 from services.proxy.core.traffic import Traffic
 
 # Clients with a backend of their own (sessionAffinity) that are remembered; then the longest unseen is forgotten.
@@ -44,8 +46,10 @@ class Balancer:
         self.backends: tuple[Backend, ...] = ()
         self._eligible: tuple[Backend, ...] = ()
         self._here: tuple[Backend, ...] = ()
+        self.levels: Levels = ()
         self._sticky: OrderedDict[str, tuple[Backend, float]] = OrderedDict()
         self.health = Health()
+        self.silence = Silence(self.health)
         # Clients who are on their way or connected, see `begin`; also of backends that are gone, until the last of them ends.
         self.active: Counter[Backend] = Counter()
         self._strategy: Strategy = RoundRobin()
@@ -55,13 +59,16 @@ class Balancer:
         """Whether the number of living connections matters."""
         return self.traffic.strategy in ("least-connections", "p2c")
 
-    def update(self, backends: tuple[Backend, ...], traffic: Traffic) -> None:
-        """From now on these, in this way. A change of the backends keeps the turn, the connections counted and the clients' own."""
+    def update(self, backends: tuple[Backend, ...], traffic: Traffic, levels: Levels = ()) -> None:
+        """From now on these, in this way; `levels`: whom to prefer. A change of the backends keeps the turn, the connections
+        counted and the clients' own."""
         fresh = traffic != self.traffic or not self.backends
         self.traffic, self.backends = traffic, backends
         self._here = tuple(backend for backend in backends if backend.node == self._node)
         self._eligible = self._here if traffic.local else backends
+        self.levels = levels
         self.health.keep(backends)
+        self.silence.keep(backends)
         if traffic.hashed:
             ring = traffic.ring
             self._strategy = Hashed(HashRing(self._eligible, ring.partitions, ring.replicas, ring.load))
@@ -79,8 +86,7 @@ class Balancer:
             candidates = [backend for backend in candidates if backend not in out] or candidates
         if not candidates:
             return None
-        if self.traffic.near:
-            candidates = self._nearest(candidates, now)
+        candidates = self._preferred(candidates, now)
         backend = self._own(client, candidates, now) if self.traffic.sticky else None
         if backend is None:
             backend = self._strategy.choose(candidates, key or client) if len(candidates) > 1 else candidates[0]
@@ -90,11 +96,19 @@ class Balancer:
             self.health.picked(backend, now)
         return backend
 
-    def _nearest(self, candidates: Backends, now: float) -> Backends:
-        """Those on this node, else those on nodes over a direct path (or one not known yet: it shows), else all."""
-        if self._here and (found := [backend for backend in candidates if backend.node == self._node]):
+    def _preferred(self, candidates: Backends, now: float) -> Backends:
+        """Those on this node if near ones are asked for; else those of the first level that has any; of these the near ones
+        are on nodes over a direct path (or one not known yet: it shows). Else all."""
+        near = self.traffic.near
+        if near and self._here and (found := [backend for backend in candidates if backend.node == self._node]):
             return found
-        if not self._relayed:
+        if self.levels and candidates is self._eligible:
+            candidates = self.levels[0]
+        elif self.levels:
+            well = set(candidates)
+            found_in = ([backend for backend in level if backend in well] for level in self.levels)
+            candidates = next(filter(None, found_in), candidates)
+        if not near or not self._relayed:
             return candidates
         return [one for one in candidates if self._relayed.get(one.node, now) <= now] or candidates
 

@@ -49,7 +49,7 @@ class Port:
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A backend address with its ports; `node` is "" when nobody knows where it runs. `leaving`: it goes away, but answers
-    still."""
+    still. For whom it is: see core/topology.py."""
 
     addresses: tuple[str, ...]
     ports: tuple[Port, ...]
@@ -58,6 +58,9 @@ class Endpoint:
     hostname: str = ""  # its own name below a headless service's
     leaving: bool = False
     pod: str = ""
+    zone: str = ""  # it is in; "" when nobody said
+    for_zones: tuple[str, ...] = ()  # hints.forZones
+    for_nodes: tuple[str, ...] = ()  # hints.forNodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,10 @@ class Service:
         return not own and not self.external_name
 
     def backends(self, port: Port, here: str = "", *, local: bool = False) -> tuple[Backend, ...]:
+        """See `serving`."""
+        return tuple(backend for _, backend in self.serving(port, here, local=local))
+
+    def serving(self, port: Port, here: str = "", *, local: bool = False) -> list[tuple[Endpoint, Backend]]:
         """Endpoints that can serve `port` now: the ready ones, where there is none those that go away but answer still (as
         kube-proxy has it, KEP-1669). In the order of the endpoints. `here`: the node that asks; it dials those itself of
         which nobody knows the node. `local`: only those on it."""
@@ -96,8 +103,7 @@ class Service:
             for own in endpoint.ports
             if own.name == port.name and own.network == port.network
         ]
-        ready = tuple(backend for endpoint, backend in found if endpoint.ready)
-        return ready or tuple(backend for _, backend in found)
+        return [one for one in found if one[0].ready] or found
 
 
 class Catalog(Snapshot[Service]):

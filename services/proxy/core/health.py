@@ -6,6 +6,7 @@ reached it is the node that failed, and all of its backends are left out togethe
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.proxy.core.catalog import Backend
 
@@ -16,6 +17,17 @@ EJECT_FIRST, EJECT_LAST = 1.0, 4.0
 # Seconds until another client tries while the first trial has no result.
 TRIAL = 1.0
 
+
+class Pauses(NamedTuple):
+    """How long a backend is left out, as the constants above; in seconds."""
+
+    first: float = EJECT_FIRST
+    last: float = EJECT_LAST
+    trial: float = TRIAL
+
+
+_PAUSES = Pauses()
+
 # Retries: a share of the clients, and some for those who come rarely (as Finagle's RetryBudget: 20 %, 10 a second).
 RETRY_SHARE, RETRY_RATE, RETRY_MOST = 0.2, 10.0, 100.0
 
@@ -25,6 +37,7 @@ class _Ill:
     failures: int = 0  # in a row
     pause: float = 0.0  # s of the last ejection; 0: not ejected
     until: float = 0.0  # left out until then
+    trial: float = TRIAL
 
 
 class Health:
@@ -54,22 +67,23 @@ class Health:
         for whom in (backend, backend.node):
             ill = self._ill.get(whom)
             if ill is not None and ill.pause:
-                ill.until = max(ill.until, now + TRIAL)
+                ill.until = max(ill.until, now + ill.trial)
 
     def worked(self, backend: Backend) -> None:
         """It accepted a client."""
         self._ill.pop(backend, None)
         self._ill.pop(backend.node, None)
 
-    def failed(self, whom: Backend | str, now: float) -> bool:
+    def failed(self, whom: Backend | str, now: float, pauses: Pauses = _PAUSES) -> bool:
         """A backend did not, or nobody could reach the node of that name. True when that ejects it, or keeps it out."""
         ill = self._ill.setdefault(whom, _Ill())
         ill.failures += 1
         if ill.failures < EJECT_AFTER:
             return False
-        if ill.pause and ill.until - now > TRIAL:
+        if ill.pause and ill.until - now > ill.trial:
             return False  # one of those on their way when it was ejected
-        ill.pause = min(ill.pause * 2, EJECT_LAST) if ill.pause else EJECT_FIRST
+        ill.trial = pauses.trial
+        ill.pause = min(ill.pause * 2, pauses.last) if ill.pause else pauses.first
         ill.until = now + ill.pause
         return True
 

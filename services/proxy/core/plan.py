@@ -9,7 +9,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
+from services.proxy.core import topology
 from services.proxy.core.catalog import Backend, Network, Port, Service, Spot, local_addresses
+from services.proxy.core.topology import Levels
 from services.proxy.core.traffic import ROUND_ROBIN, Traffic, TrafficError, parse
 
 # EdgeMesh's label with which a service says that another proxy serves it; its value does not matter.
@@ -32,6 +34,7 @@ class Site:
     node: str = ""
     addresses: tuple[str, ...] = ()  # that serve nodePorts; "0.0.0.0" and "::": all
     filter: FilterMode = "FilterIfLabelExists"
+    zone: str = ""  # of the node; "": not known
 
 
 class RouteKey(NamedTuple):
@@ -54,6 +57,7 @@ class Wanted:
     traffic: Traffic = ROUND_ROBIN
     kind: Kind = "clusterIP"  # what its address is to the service
     family: int = 0  # of IP (4 or 6), whose backends are preferred; 0: neither
+    levels: Levels = ()  # those of them to prefer
 
     @property
     def label(self) -> str:
@@ -145,18 +149,23 @@ def _claims(service: Service, traffic: Traffic, site: Site) -> Iterator[tuple[Sp
             policy = service.internal_policy if kind == "clusterIP" else service.external_policy
             own = replace(traffic.at(port.number), local=policy == "Local")
             for ip in ips:
-                yield Spot(port.network, ip, number), want_of(service, port, own, site.node, ip, kind)
+                yield Spot(port.network, ip, number), want_of(service, port, own, site, ip, kind)
 
 
 def want_of(
-    service: Service, port: Port, traffic: Traffic, node: str, ip: str = "", kind: Kind = "clusterIP"
+    service: Service, port: Port, traffic: Traffic, site: Site, ip: str = "", kind: Kind = "clusterIP"
 ) -> Wanted:
     """What is served at `ip`; "": for those who name the service. Of a backend with addresses of both families that of
     the address the client used is meant, as in a cluster; the others serve where there are no such."""
-    backends = service.backends(port, node, local=traffic.local)
+    serving = service.serving(port, site.node, local=traffic.local)
     family = _family(service, ip)
-    alike = tuple(backend for backend in backends if _version(backend.ip) == family)
-    return Wanted(service.key, port, alike or backends, traffic, kind, family)
+    serving = [one for one in serving if _version(one[1].ip) == family] or serving
+    backends = tuple(backend for _, backend in serving)
+    levels: Levels = ()
+    if not traffic.local:  # as in kube-proxy, where Local asks for no more than the node
+        ready = [one for one in serving if one[0].ready]
+        levels = topology.levels(ready, service.distribution, site.node, site.zone)
+    return Wanted(service.key, port, backends, traffic, kind, family, levels)
 
 
 def _family(service: Service, ip: str) -> int:

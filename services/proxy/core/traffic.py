@@ -81,7 +81,7 @@ _RING = Ring()
 @dataclass(frozen=True, slots=True)
 class Traffic:
     """See the module. `sticky`: seconds after a client's last connection that it comes back to the same backend; 0:
-    does not. `near`: backends on this node first, then over direct paths. `local`: no others. `name`: of the header,
+    does not. `near`: backends on this node first, then, within a zone, over direct paths. `local`: no others. `name`: of the header,
     cookie or query parameter that is hashed. `connect`: seconds for an attempt to connect to a backend. `ports`: those of
     the service that are spread otherwise, see `at`."""
 
@@ -142,7 +142,8 @@ def _asked(service: Service, default: Traffic, policy: Any) -> Traffic:
     traffic = replace(
         default,
         sticky=service.sticky,
-        near=service.distribution in ("PreferClose", "PreferSameNode", "PreferSameZone"),
+        # PreferSameZone means the zone and nothing nearer (KEP-3015): see core/topology.py.
+        near=service.distribution in ("PreferClose", "PreferSameNode"),
         local=service.internal_policy == "Local",
     )
     traffic = replace(traffic, connect=_connect(policy, traffic.connect))
