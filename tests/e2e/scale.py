@@ -10,6 +10,7 @@ import os
 import random
 import resource
 import secrets
+import signal
 import socket
 import sys
 import time
@@ -17,12 +18,14 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from lab.child import Child
 from lab.folder import short_folder
 from lab.manifest import Document, service
 from lab.node import Node, together
 from lab.place import Loopback
-from tests.e2e.many import crowd, raise_limit
+from tests.e2e.many import PATIENCE, crowd, raise_limit
 from tests.e2e.traffic import eventually
 
 PORT, TARGET_PORT = 7000, 7001
@@ -31,6 +34,11 @@ SERVICES = ("discovery", "tunnel", "proxy")
 IDLE = 2.0  # seconds until a UDP flow without datagrams ends
 LEAK = 24 << 20  # bytes that a process may have grown between one full round and the last: allocators are not exact
 MIB = 1 << 20
+HOLD = 3  # seconds, instead of 60
+RESEND, POOL = (
+    16 << 20,
+    32 << 20,
+)  # bytes that a session keeps for its peer (resendBufferMiB), and a tunnel of free buffers
 FEW = 500  # descriptors of a process that is to run out of them
 
 
@@ -212,6 +220,63 @@ async def vanish(mesh: Two, count: int, tell: Callable[[str], None] = print) -> 
     no_leak(before, mesh.uses(), LEAK + count * 4096)
 
 
+async def gone(mesh: Two, count: int, tell: Callable[[str], None] = print) -> None:
+    """b falls silent while clients at a send it as much as is taken: what waits is bounded, and given back when the session's
+    hold is over and the clients have been told."""
+    before = mesh.uses()["a tunnel"]
+    hold(mesh.a, HOLD)
+    with crowd(mesh.addresses[0]) as clients:
+        await asyncio.to_thread(clients.grow, count)
+        mesh.b.signal(signal.SIGSTOP, "tunnel")
+        try:
+            sent = await asyncio.to_thread(fill, clients.socks)
+            full = mesh.uses()["a tunnel"]
+            await asyncio.to_thread(until_reset, clients.socks)
+        finally:
+            mesh.b.signal(signal.SIGCONT, "tunnel")
+    hold(mesh.a, None)
+    await mesh.a.ping("b", timeout=60)
+    await mesh.quiet()
+    after = mesh.uses()["a tunnel"]
+    sizes = " and ".join(f"{use.memory / MIB:.0f}" for use in (before, full, after))
+    tell(
+        f"{count} streams towards a node that is gone took {sent / MIB:.0f} MiB: a tunnel {sizes} MiB before, with and after them"
+    )
+    assert full.memory <= before.memory + 2 * RESEND + LEAK
+    assert after.memory <= before.memory + POOL + LEAK
+
+
+def hold(node: Node, seconds: float | None) -> None:
+    """How long a session without a path is kept; None: the default."""
+    config = yaml.safe_load(node.config_file.read_text())
+    tunnel = config["modules"]["edgeTunnel"]
+    tunnel.pop("sessionHoldSeconds", None)
+    if seconds is not None:
+        tunnel["sessionHoldSeconds"] = seconds
+    node.configure(config)
+
+
+def fill(socks: list[socket.socket]) -> int:
+    """Sends on all of them until none has taken anything for a second. Returns the bytes."""
+    chunk, sent, last = bytes(64 * 1024), 0, time.monotonic()
+    while time.monotonic() - last < 1.0:
+        for sock in socks:
+            with contextlib.suppress(BlockingIOError):
+                sent += sock.send(chunk)
+                last = time.monotonic()
+        time.sleep(0.01)
+    return sent
+
+
+def until_reset(socks: list[socket.socket]) -> None:
+    """Reads what comes, until all are reset. TimeoutError after PATIENCE."""
+    for sock in socks:
+        sock.settimeout(PATIENCE)
+        with contextlib.suppress(ConnectionError):
+            while sock.recv(64 * 1024):
+                pass
+
+
 async def drip(mesh: Two, count: int, tell: Callable[[str], None] = print) -> None:
     """Clients that send a byte now and then, and never read: bounded memory, and others are served as ever."""
     before = mesh.uses()
@@ -275,6 +340,7 @@ async def main() -> None:
             "connections": lambda: connections(mesh, 10_000),
             "storm": lambda: storm(mesh, 5000),
             "vanish": lambda: vanish(mesh, 2000),
+            "gone": lambda: gone(mesh, 50),
             "limit at the entry": lambda: limit(mesh, "tunnel", mesh.a, mesh.addresses[0]),
             "limit at the exit": lambda: limit(mesh, "tunnel", mesh.b, mesh.addresses[0]),
             "limit on the spot": lambda: limit(mesh, "proxy", mesh.b, mesh.addresses[1]),
