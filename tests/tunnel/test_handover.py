@@ -214,3 +214,27 @@ def test_what_was_lost_with_a_relay_goes_to_the_cold_standby_before_what_has_pro
     net.run(2.0)
     assert len(bulk.got) == bulk.sent
     assert bulk.longest < 0.06, "one flight of a cold path, not three"
+
+
+def test_datagrams_do_not_wait_behind_what_a_cold_standby_cannot_take_yet() -> None:
+    """The relay of bulk is lost: what TCP has taken already is in front of everything."""
+    net = Net()
+    net.link(relay="r1", delay=0.02)
+    net.link(relay="r2", delay=0.025, window=FIRST_WINDOW)
+    net.run(1.5)
+    bulk, flow = Bulk(net, rate=8e6), net.a.open_udp()
+    bulk.run(2.0)
+    net.relay_dies("r1")
+    sent, longest = 0, 0.0
+    last, began = net.now, net.now
+    while net.now - began < 0.6:
+        net.a.session.send_datagram(flow, b"now")
+        sent += 1
+        before = len(net.b.datagrams.get(flow.id, ()))
+        bulk.run(TICK)
+        if len(net.b.datagrams.get(flow.id, ())) > before:
+            longest, last = max(longest, net.now - last), net.now
+    assert longest < 0.06
+    net.run(3.0)
+    assert len(bulk.got) == bulk.sent
+    assert len(net.b.datagrams[flow.id]) == sent

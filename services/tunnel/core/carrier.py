@@ -10,7 +10,7 @@ from services.tunnel.core.absence import Absences
 from services.tunnel.core.control import Control
 from services.tunnel.core.dispatch import TRIAL_BYTES, Dispatch
 from services.tunnel.core.events import Event
-from services.tunnel.core.handover import Handover
+from services.tunnel.core.handover import FAR, Handover
 from services.tunnel.core.inbox import Inbox
 from services.tunnel.core.link import BACKLOG_LIMIT, DEAD_AFTER, PING_QUICK, STALE_FOR, Link
 from services.tunnel.core.outbox import Outbox
@@ -176,11 +176,8 @@ class Carrier(Dispatch):
                 out.append((events.CLOSE_LINK, link, "silent"))
         if not any(link.confirmed for link in self.links) and self.linkless_since is None:
             self.linkless_since = now
-        if self.handover is not None and self.handover.over(now):
-            handover, self.handover = self.handover, None
-            if handover.retires:
-                self.retire(handover.old)
-            self._unblock(out)
+        if self.handover is not None:
+            self._hand_over(self.handover, now, out)
         if now - self._surveyed_at >= 1.0:
             self._surveyed_at = now
             self._elect(now, "better_path", out)
@@ -188,6 +185,16 @@ class Carrier(Dispatch):
                 for link in paths.surplus(self.links, self.active, now):
                     if now - link.started >= SURPLUS_AFTER:
                         self.retire(link)
+
+    def _hand_over(self, handover: Handover, now: float, out: list[Event]) -> None:
+        """What time brings for it."""
+        if handover.over(now):
+            self.handover = None
+            if handover.old is not None and handover.retires:
+                self.retire(handover.old)
+        if handover.old is None:
+            self._send_orphans(now)
+        self._unblock(out)
 
     def _elect(self, now: float, cause: str, out: list[Event]) -> None:
         best = paths.choose(self.links, self.active, now)
@@ -217,6 +224,8 @@ class Carrier(Dispatch):
             self.switches += 1
         self.active = link
         self.second = self.handover = None
+        if link is not None and link.rtt >= FAR and self.outbox.orphaned:
+            self.handover = Handover(None, link, now)
         out.append((events.SWITCHED, link, cause))
         if link is not None:
             link.active_since = now
@@ -329,6 +338,7 @@ class Carrier(Dispatch):
             self._unblock(out)
         if link is self.active and self.second is None and self.outbox.orphaned:
             self._send_orphans(now, presumed=True)  # the peer has said what it has
+            self._unblock(out)
         if flags & control.SUSPECT:
             for doubted in self.links:
                 if doubted.id == message.about and doubted is not link:

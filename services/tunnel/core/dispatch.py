@@ -41,13 +41,19 @@ class Dispatch(Signals):
         elif self.second is not None:
             blocked = self._trial <= 0
         elif self.active is not None:
-            fullest = self.active if self.handover is None else self.handover.old
-            blocked = fullest.backlog > BACKLOG_LIMIT
+            blocked = self._waiting(self.active) > BACKLOG_LIMIT
         else:
             blocked = outbox.bytes > BACKLOG_LIMIT
         if blocked:
             self._was_blocked = True
         return blocked
+
+    def _waiting(self, active: Link) -> int:
+        """Bytes that are before what is read now."""
+        if self.handover is None:
+            return active.backlog
+        former = self.handover.old
+        return former.backlog if former is not None else self.outbox.bytes - active.unheard
 
     def _unblock(self, out: list[Event]) -> None:
         if self._was_blocked:
@@ -66,16 +72,18 @@ class Dispatch(Signals):
                 active.push(record, now)
             self.outbox.orphan(record)  # if neither took it
         elif active is not None:
-            carrier = active if self.handover is None else self.handover.carrier(record.size)
-            carrier.push(record, now)
+            carrier = active if self.handover is None else self.handover.carrier(record.size, now)
+            if carrier is not None:
+                carrier.push(record, now)
+            self.outbox.orphan(record)  # if it waits
         else:
             self.outbox.orphan(record)
 
     def _send_orphans(self, now: float, *, presumed: bool = False) -> None:
         """`presumed`: those, too, that have probably arrived."""
         for record in self.outbox.take_orphans(presumed=presumed):
-            self.resent += 1
             self._dispatch(record, now)
+            self.resent += record.carried > 0
 
     def _repeat(self, doubted: Link, now: float) -> None:
         """What a doubted link has not got through goes over the one that gets new records, too. Links other than the

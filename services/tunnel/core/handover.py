@@ -1,7 +1,8 @@
-"""A better path whose TCP is cold: the former one carries, for a while, what the new one cannot take yet.
+"""A link whose TCP is cold takes over: it gets no more than it can take, and the former one, if it lives, carries the rest.
 
-A new connection begins with 10 segments and doubles each round trip (RFC 6928, RFC 5681). Bulk that goes over to it at once
-comes in bursts, one each round trip, until its window has grown: longer silences than either path has by itself.
+A new or idle connection begins with 10 segments and doubles each round trip (RFC 6928, RFC 5681). Bulk that goes over to it at once
+comes in bursts, one each round trip, until its window has grown: longer silences than either path has by itself. And what the
+kernel has taken is in front of every datagram and ping; so where the former link is lost the rest waits here.
 Rejected: copies on both paths, which are twice the work just when there is much (measured: longer silences than without).
 """
 
@@ -12,14 +13,17 @@ FIRST = SMALL_RECORD + 64
 LASTS_RTTS = 10
 LASTS = (1.0, 3.0)
 """A handover is over after 10 round trips of the new path (12 KiB have become 12 MiB), within these bounds, seconds."""
+FAR = 0.01
+"""Round trip, seconds, below which a lost link needs no handover: a cold TCP is warm before anybody notices."""
 
 
 class Handover:
-    """From `old` to `new`. The new link may have as much on its way as a window that grows as TCP's own does."""
+    """From `old`, None if it is lost, to `new`. The new link may have as much on its way as a window that grows as TCP's own
+    does: by what was heard, and at least doubling each round trip, should the word of that be late."""
 
     __slots__ = ("_since", "_window", "new", "old", "retires")
 
-    def __init__(self, old: Link, new: Link, now: float) -> None:
+    def __init__(self, old: Link | None, new: Link, now: float) -> None:
         self.old = old
         self.new = new
         self.retires = False
@@ -32,13 +36,18 @@ class Handover:
         """The peer has heard so many bytes on the new link."""
         self._window += size
 
-    def carrier(self, size: int) -> Link:
-        """Which of both gets the next record, of so many bytes."""
-        new = self.new
-        fits = new.unheard + size <= self._window and new.backlog < LOADED
-        return new if fits or not self.old.usable else self.old
+    def carrier(self, size: int, now: float) -> Link | None:
+        """Which of both gets the next record, of so many bytes; None: it waits."""
+        new, old = self.new, self.old
+        window = self._window
+        if old is None:
+            window = max(window, int(FIRST * 2 ** min((now - self._since) / max(self.new.rtt, FAR), LASTS_RTTS)))
+        if new.unheard + size <= window and new.backlog < LOADED:
+            return new
+        return old if old is None or old.usable else new
 
     def over(self, now: float) -> bool:
         """The new link is on its own from now on."""
-        lasts = min(max(LASTS_RTTS * self.new.rtt, LASTS[0]), LASTS[1])
-        return now - self._since >= lasts or not self.old.usable
+        shortest = LASTS[0] if self.old is not None else 0.0
+        lasts = min(max(LASTS_RTTS * self.new.rtt, shortest), LASTS[1])
+        return now - self._since >= lasts or (self.old is not None and not self.old.usable)
