@@ -3,7 +3,8 @@
 gRPC cannot bound its connections, and each costs it up to 50 KiB from the first byte on (measured: 4,000 half-open
 ones made the process 200 MiB larger). So the port is ours: a visitor is let through to the server, on a Unix
 socket, when a whole TLS ClientHello has come, and the least recently active one makes room for the next. Bytes go
-through as they are: TLS ends in gRPC, which knows the caller by certificate.
+through as they are: TLS ends in gRPC, which knows the caller by certificate. Only who asks why gRPC refuses them is answered
+here (`inquiry`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from collections import Counter, OrderedDict
 from pathlib import Path
 
 from services.runtime.address import join
+from services.runtime.dial import DIAGNOSIS
+
+from .inquiry import Desk, Inquiry
 
 # Visitors that have not said a whole ClientHello: how many, and for how long, seconds.
 MAX_WAITING = 256
@@ -36,11 +40,12 @@ _BACKLOG = 128
 class Gate:
     """Listens on the public port; `backend` is the Unix socket of the server behind.
 
-    `counts` receives ("visitors", "admitted" | "refused" | "evicted").
+    `counts` receives ("visitors", "admitted" | "refused" | "evicted"). `desk`: answers who asks why they are refused.
     """
 
-    def __init__(self, backend: Path, counts: Counter[tuple[str, str]]) -> None:
+    def __init__(self, backend: Path, counts: Counter[tuple[str, str]], desk: Desk) -> None:
         self._backend = backend
+        self.desk = desk
         self._counts = counts
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -121,6 +126,7 @@ class Visitor(asyncio.Protocol):
         self._gate = gate
         self._head = bytearray()
         self._inner: Inner | None = None
+        self._inquiry: Inquiry | None = None
         self._admitted = False
         self.ip = ""
         self.transport: asyncio.Transport
@@ -137,6 +143,9 @@ class Visitor(asyncio.Protocol):
             self._gate.touch(self)
             self._inner.transport.write(data)
             return
+        if self._inquiry is not None:
+            self._ask(self._inquiry, data)
+            return
         self._head += data
         if self._admitted:
             # The server is being connected; a ClientHello is all a client sends before it is answered.
@@ -145,10 +154,18 @@ class Visitor(asyncio.Protocol):
         verdict = judge(self._head)
         if verdict is False:
             self._gate.refuse(self)
+        elif verdict is True and DIAGNOSIS in self._head:
+            self._inquiry = self._gate.desk.open(self.ip, self.transport.write)
+            self._ask(self._inquiry, self._head)
         elif verdict is True:
             self._admitted = True
             self._timer.cancel()
             self._gate.admit(self)
+
+    def _ask(self, inquiry: Inquiry, data: bytes | bytearray) -> None:
+        """Within the time that a ClientHello has."""
+        if inquiry.receive(data):
+            self.transport.close()
 
     def eof_received(self) -> bool:
         if self._inner is None:

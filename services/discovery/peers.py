@@ -294,10 +294,10 @@ class NodeClient:
 
     async def _explain(self, endpoint: Endpoint, name: str, details: str) -> str:
         # pyOpenSSL is not needed as long as everybody is who they should be.
-        from services.runtime.diagnosis import diagnose
+        from services.runtime.diagnosis import GOOD, diagnose
 
         text = await diagnose(self._identity, endpoint.host, endpoint.port, name)
-        return f"{endpoint}: {details}" if text.endswith("TLS is in order on both sides") else text
+        return f"{endpoint}: {details}" if text.endswith(GOOD) else text
 
     def _channel(self, endpoint: Endpoint, name: str) -> grpc.aio.Channel:
         key = (endpoint, name)

@@ -17,6 +17,7 @@ from .core.backoff import Backoff
 from .core.vantage import Guard
 from .directory import Directory
 from .gate import Gate
+from .inquiry import Desk
 from .prober import Prober
 from .servicer import PeerServicer, add_peer
 from .sources.dht import Dht
@@ -44,7 +45,7 @@ class PublicServer:
         self._dht = dht
         self._peers = PeerServicer(directory, dht, prober, guard)
         self._socket = run_dir / "peers.sock"
-        self._gate = Gate(self._socket, directory.counts)
+        self._gate = Gate(self._socket, directory.counts, Desk(directory.identity, directory.log))
         self._backoff = Backoff(1.0, 30.0, rng)
         self._server: grpc.aio.Server | None = None
 

@@ -1,15 +1,21 @@
 """Why a gRPC connection between nodes does not come up.
 
-gRPC reports a failed handshake as UNAVAILABLE with a library's words at most. A second, plain TLS handshake
-to the same port shows us the other side's certificate, which we can judge, and its alert about ours.
+gRPC reports a failed handshake as UNAVAILABLE with a library's words at most. A second TLS handshake with the same port,
+which says what it is for, shows us the other side's certificate, which we can judge, and the other side ours: it answers with
+its judgement, which is in its log, too.
 """
 
 import asyncio
 import os
 
 from services.runtime.address import join
+from services.runtime.dial import DIAGNOSIS, IN_ORDER
 from services.runtime.identity import Identity, Rejection
 from services.runtime.tls import TlsEndpoint, TlsError
+
+GOOD = "TLS is in order on both sides"
+# Bytes that are read of the other side's judgement.
+SAID_MAX = 4096
 
 # What the alerts of RFC 8446 (6.2) mean between nodes of a cluster. The names are OpenSSL's.
 _ALERTS = {
@@ -44,32 +50,47 @@ async def diagnose(identity: Identity, host: str, port: int, expected: str = "",
 
 
 async def _ask(identity: Identity, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, expected: str) -> str:
-    endpoint = TlsEndpoint(identity, server=False, alpn=b"h2")
-    judged = False
+    endpoint = TlsEndpoint(identity, server=False, alpn=(DIAGNOSIS, b"h2"))
+    ours: str | None = None
+    said = b""
     try:
         while True:
             writer.write(endpoint.data_to_send())
-            if endpoint.handshake_done and not judged:
-                judged = True
-                endpoint.judge(expected)
-            if endpoint.read():
-                return "TLS is in order on both sides"
+            if endpoint.handshake_done and ours is None:
+                ours = _judged(
+                    endpoint, expected
+                )  # and on: the other side shall see our certificate, and log its own words
+            said += endpoint.read()
+            if said and endpoint.protocol == b"h2":  # gRPC itself, which speaks only to whom it trusts
+                return ours or GOOD
             data = b"" if endpoint.closed else await reader.read(65536)
-            if not data:
-                return _silently_refused(identity) if judged else "it closed the connection: it does not speak TLS"
+            if not data or len(said) > SAID_MAX:
+                break
             endpoint.receive(data)
-    except Rejection as rejection:
-        return f"{rejection.reason}: {rejection.message}"
     except ConnectionResetError:
-        return _silently_refused(identity) if judged else "it reset the connection: it does not speak TLS"
+        if ours is None:
+            return "it reset the connection: it does not speak TLS"
     except TlsError as error:
         text = str(error)
         meant = next((words for alert, words in _ALERTS.items() if text.endswith(f"alert {alert}")), "")
         return f"it refused us: {meant}" if meant else f"TLS failed: {text}"
+    if ours is None:
+        return "it closed the connection: it does not speak TLS"
+    if said == IN_ORDER:
+        return ours or GOOD
+    return ours or (f"it refused us: {said.decode(errors='replace')}" if said else _silently_refused(identity))
+
+
+def _judged(endpoint: TlsEndpoint, expected: str) -> str:
+    try:
+        endpoint.judge(expected)
+    except Rejection as rejection:
+        return f"{rejection.reason}: {rejection.message}"
+    return ""
 
 
 def _silently_refused(identity: Identity) -> str:
-    """gRPC's server closes without an alert when it does not like our certificate."""
+    """It closed without a word after it saw our certificate."""
     try:
         identity.judge(identity.certificate_der)
     except Rejection as rejection:

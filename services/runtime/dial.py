@@ -22,6 +22,11 @@ BACKOFF_LAST = 5.0
 
 _log = logging.getLogger("causeway.dial")
 
+# Application protocol (RFC 7301) of a connection to a node's gRPC port that asks why others fail; see `diagnosis`.
+DIAGNOSIS = b"causeway-diagnosis"
+# What is answered where the two nodes accept each other. Anything else is the reason of a refusal.
+IN_ORDER = b"ok"
+
 OPTIONS = (
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.initial_reconnect_backoff_ms", 100),

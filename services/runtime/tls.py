@@ -10,7 +10,7 @@ certificate is one of ours, which `Identity.judge` decides for every kind of con
 import asyncio
 import socket
 import struct
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -48,11 +48,11 @@ class TlsEndpoint:
     The owner feeds ciphertext to `receive` and sends what `data_to_send` returns, after every other call too.
     """
 
-    def __init__(self, identity: Identity, *, server: bool, alpn: bytes = b"") -> None:
+    def __init__(self, identity: Identity, *, server: bool, alpn: Sequence[bytes] = ()) -> None:
         self._identity = identity
         self._connection = SSL.Connection(_context(identity, server=server), None)
         if alpn:
-            self._connection.set_alpn_protos([alpn])
+            self._connection.set_alpn_protos(list(alpn))
         self._plain = bytearray()
         self.handshake_done = False
         self.closed = False
@@ -90,6 +90,11 @@ class TlsEndpoint:
         """DER of what the peer presented; None before that, or when it presented nothing."""
         certificate = self._connection.get_peer_certificate(as_cryptography=True)
         return certificate.public_bytes(serialization.Encoding.DER) if certificate else None
+
+    @property
+    def protocol(self) -> bytes:
+        """The application protocol that the other side chose; empty when it chose none."""
+        return self._connection.get_alpn_proto_negotiated()
 
     def write(self, plain: bytes | bytearray | memoryview) -> None:
         """Queues plaintext for the other side. TlsError before the handshake is done or after `close`."""

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import logging
 import random
 import socket
 from collections import Counter
@@ -15,6 +16,10 @@ from hypothesis import strategies as st
 
 from services.discovery import gate
 from services.discovery.gate import Gate, judge
+from services.discovery.inquiry import Desk
+from services.runtime.dial import DIAGNOSIS
+from services.runtime.tls import TlsEndpoint
+from tests.runtime.nodes import identity
 
 from .nodes import PATIENCE, until
 
@@ -56,7 +61,8 @@ class Rig:
         self.backend = folder / "b.sock"
         self.ip = ip
         self.counts: Counter[tuple[str, str]] = Counter()
-        self.gate = Gate(self.backend, self.counts)
+        self.desk = Desk(identity(folder, "r"), logging.getLogger("causeway.gate"))
+        self.gate = Gate(self.backend, self.counts, self.desk)
         self.clients: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def echo(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -183,8 +189,27 @@ async def test_without_a_server_behind_visitors_are_sent_away(rig: Rig) -> None:
 
 
 async def test_a_taken_port_and_a_strange_address_are_told_apart(rig: Rig) -> None:
-    other = Gate(rig.backend, Counter())
+    other = Gate(rig.backend, Counter(), rig.desk)
     with pytest.raises(OSError, match=f"port 20008 is taken at {rig.ip}"):
         await other.open(rig.ip, 20008)
     with pytest.raises(OSError, match="check listenAddress"):
         await other.open("192.0.2.1", 20008)
+
+
+async def test_an_inquiry_that_is_rubbish_is_told_off(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rubbish = b"\x16\x03\x01\x00" + bytes([len(DIAGNOSIS)]) + DIAGNOSIS
+    for _ in range(3):
+        reader, writer = await rig.connect()
+        writer.write(rubbish)
+        assert await asyncio.wait_for(reader.read(), PATIENCE), "an alert"
+    assert [record.message for record in caplog.records] == ["visitor refused"], "once"
+    assert not rig.gate.inside and not rig.counts
+
+
+async def test_an_inquiry_that_says_no_more_is_ended(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "HELLO_TIMEOUT", 0.3)
+    asking = TlsEndpoint(identity(rig.backend.parent, "s"), server=False, alpn=(DIAGNOSIS,))
+    reader, writer = await rig.connect()
+    writer.write(asking.data_to_send())
+    assert await asyncio.wait_for(reader.read(), PATIENCE), "its part of the handshake"
+    assert not rig.gate.waiting

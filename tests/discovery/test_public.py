@@ -16,6 +16,7 @@ from protos import discovery_pb2 as pb
 from services.discovery import wire
 from services.discovery.core.model import Signed
 from services.runtime import dial
+from services.runtime.diagnosis import GOOD, diagnose
 
 from ..conftest import WriteConfig
 from .caller import Caller
@@ -168,17 +169,29 @@ async def test_a_caller_under_the_victims_own_name_raises_an_alarm(
     assert wire.unseal(r.identity, wire.signed_from_wire(answer.conflicting)).instance_id == status.self.instance_id
 
 
-@pytest.mark.parametrize("stranger", [{"psk": "another-secret-0123456789-0123456789"}, {"cluster": "elsewhere"}])
-async def test_a_stranger_is_not_served(
-    victim: tuple[Node, str], node_config: WriteConfig, stranger: dict[str, str]
+@pytest.mark.parametrize(
+    ("stranger", "reason"),
+    [({"psk": "another-secret-0123456789-0123456789"}, "wrong-psk"), ({"cluster": "elsewhere"}, "wrong-cluster")],
+)
+async def test_a_stranger_is_not_served_and_both_sides_are_told_why(
+    victim: tuple[Node, str], node_config: WriteConfig, stranger: dict[str, str], reason: str
 ) -> None:
     caller = Caller(node_config("s", **stranger), victim[1])
     try:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await caller.stub.Ping(pb.PingRequest(), timeout=PATIENCE)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        for _ in range(3):
+            assert f": {reason}: " in await diagnose(caller.identity, victim[1], 20008, "r")
+        told = [line for line in victim[0].said().splitlines() if "visitor refused" in line]
+        assert len(told) == 1 and f"reason={reason}" in told[0], "once, not with each attempt"
     finally:
         await caller.channel.close()
+
+
+async def test_who_is_welcome_is_told_so(victim: tuple[Node, str], callers: Callable[[str], Caller]) -> None:
+    said = await diagnose(callers("a").identity, victim[1], 20008)
+    assert said.endswith(GOOD)
 
 
 async def test_a_flood_of_half_open_connections_costs_bounded_memory_and_nobody_else(
