@@ -23,6 +23,7 @@ BACKOFF_LAST = 5.0
 _log = logging.getLogger("causeway.dial")
 
 OPTIONS = (
+    ("grpc.http2.bdp_probe", 0),  # see serve.NO_BANDWIDTH_PROBES
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
