@@ -155,7 +155,7 @@ class Dht:
     def meet_relay(self, signed: Signed) -> None:
         """Somebody tells of a relay; perhaps a lie, so it is verified."""
         directory = self._directory
-        if signed == directory.signed() or any(held.signed == signed for held in self.overlay.relays):
+        if directory.made(signed) or any(held.signed == signed for held in self.overlay.relays):
             return
         try:
             record = directory.check(signed)
