@@ -1,16 +1,22 @@
 #!/bin/sh
 # tests/run.sh all|quick [pytest arguments]
 #   quick  what runs in under a minute: not slow, not serial, no simulated networks
-#   all    everything, in four passes: beside each other, then one by one (`serial`), each without and with simulated
-#          networks (`lab`)
+#   all    everything, in four passes: beside each other and one by one (`serial`), each without and with simulated
+#          networks (`lab`). Those that need no networks and go one by one, a pod's above all, mostly wait for disks:
+#          they run while the first pass does
 # JOBS (default 4: most of them wait most of the time) tests run beside each other. NATLAB_REQUIRED=1: where the host forbids simulated networks
 # the lab tests fail, instead of being skipped with the reason.
 set -u
 cd "$(dirname "$0")/.." || exit 2
 python=.venv/bin/python
 jobs=${JOBS:-4}
+# Compiled modules are kept, whatever the environment says: tests start hundreds of interpreters, and pytest compiles every
+# file of tests in each process of each pass (10 s of CPU, else 4).
+export PYTHONDONTWRITEBYTECODE=
+began=$(date +%s)
 notes=$(mktemp -d) || exit 2
-trap 'rm -rf "$notes"' EXIT
+aside=
+trap 'end_aside; rm -rf "$notes"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
@@ -30,6 +36,24 @@ pass() {
     grep -E '(passed|failed|skipped|error|errors|deselected|no tests ran).* in [0-9.]+s' "$notes/output" | tail -n 1 >>"$notes/closing"
 }
 
+# aside COMMAND…: runs it beside what follows. The shell would have it ignore SIGINT, but a pod is to be taken down also
+# after Ctrl-C; in a session of its own it hears of that once, from us.
+aside() {
+    setsid env --default-signal=INT "$@" >"$notes/aside" 2>&1 &
+    aside=$!
+}
+
+end_aside() {
+    if [ -n "$aside" ]; then
+        kill -INT "-$aside" 2>/dev/null && wait "$aside"
+    fi
+}
+
+again() { # again CODE: the output of what ran aside, and how it ended
+    cat "$notes/aside"
+    return "$1"
+}
+
 in_lab() {
     if "$python" -m lab.rootless >/dev/null; then
         "$python" -m lab.rootless "$@"
@@ -47,8 +71,11 @@ case $mode in
         pass "fast tests" "$python" -m pytest -n "$jobs" -m "not slow and not lab and not serial" "$@"
         ;;
     all)
+        aside "$python" -m pytest -m "serial and not lab" "$@"
         pass "tests beside each other" "$python" -m pytest -n "$jobs" -m "not serial and not lab" "$@"
-        pass "tests one by one" "$python" -m pytest -m "serial and not lab" "$@"
+        wait "$aside"
+        code=$? aside=
+        pass "tests one by one" again "$code"
         pass "tests in simulated networks" in_lab "$python" -m pytest -n "$jobs" -m "lab and not serial" "$@"
         pass "tests in simulated networks, one by one" in_lab "$python" -m pytest -m "lab and serial" "$@"
         ;;
@@ -58,13 +85,13 @@ case $mode in
         ;;
 esac
 
-# The closing lines of the passes again, with their sum as the very last one, in pytest's own form.
+# The closing lines of the passes again, and as the very last one all results and the time, in pytest's own form.
 printf '\n'
 cat "$notes/closing"
-tr -d '=' <"$notes/closing" | awk '
+tr -d '=' <"$notes/closing" | awk -v seconds=$(($(date +%s) - began)) '
     {
         sub(/\033\[[0-9;]*m/, "")
-        if (match($0, / in [0-9.]+s/)) seconds += substr($0, RSTART + 4, RLENGTH - 5)
+        match($0, / in [0-9.]+s/)
         count = split(substr($0, 1, RSTART - 1), part, ",")
         for (i = 1; i <= count; i++) if (split(part[i], word, " ") == 2 && word[1] ~ /^[0-9]+$/) {
             sub(/^error$/, "errors", word[2]); sub(/^warning$/, "warnings", word[2])

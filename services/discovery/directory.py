@@ -93,6 +93,10 @@ class Directory:
             self._signed = seal(self.identity, self.own.compose(now))
         return self._signed
 
+    def made(self, signed: Signed) -> bool:
+        """Whether that is the own record, in its last version."""
+        return signed == self._signed
+
     def record(self) -> Record:
         """What `signed` says."""
         self.signed()

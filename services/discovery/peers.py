@@ -14,7 +14,7 @@ import grpc.aio
 
 from protos import discovery_pb2 as pb
 from protos import discovery_pb2_grpc as pb_grpc
-from services.runtime import dial
+from services.runtime import dial, serve
 from services.runtime.address import is_ip
 from services.runtime.identity import Identity
 
@@ -323,6 +323,7 @@ class NodeClient:
             ("grpc.ssl_target_name_override", self._identity.target_name(name)),
             ("grpc.max_receive_message_length", MAX_MESSAGE),
             ("grpc.client_idle_timeout_ms", 60_000),
+            serve.NO_BANDWIDTH_PROBES,
             # Else channels to one address share a connection, whoever they expect there.
             ("grpc.use_local_subchannel_pool", 1),
             ("grpc.enable_http_proxy", 0),

@@ -195,7 +195,7 @@ class PeerServicer(pb_grpc.PeerServiceServicer):
         self._offers = Allowance(OFFER_RATE, OFFER_BURST)
 
     async def Ping(self, request: pb.PingRequest, context: Context) -> pb.PingResponse:
-        await self._caller(context)
+        self._dht.pinged(await self._caller(context))
         told = wire.relays_to_wire(self._dht.told())
         for signed in wire.relays_from_wire(request.relays):
             self._dht.meet_relay(signed)

@@ -114,10 +114,15 @@ class Prober:
                     if isinstance(event, Addresses):
                         if self._moved(frozenset(event.ips)):
                             return
-                    elif await self._take(event) and not self.found.settled:
-                        pause = FIRST if settled else soon
-                        if event.outcome is not Outcome.CONNECTED:
-                            pause = max(pause, SLOW)
+                    elif await self._take(event):
+                        if not self.found.settled:
+                            pause = FIRST if settled else soon
+                            if event.outcome is not Outcome.CONNECTED:
+                                pause = max(pause, SLOW)
+                        elif not settled:
+                            pause = SLOW  # decided: the next round tells those who come regularly to come seldom
+                        else:
+                            continue
                         limit.reschedule(min(limit.when() or 0.0, loop.time() + pause))
         except TimeoutError:
             pass

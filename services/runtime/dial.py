@@ -28,6 +28,7 @@ DIAGNOSIS = b"causeway-diagnosis"
 IN_ORDER = b"ok"
 
 OPTIONS = (
+    ("grpc.http2.bdp_probe", 0),  # see serve.NO_BANDWIDTH_PROBES
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),

@@ -18,13 +18,19 @@ MAX_MESSAGE_BYTES = 16 << 20
 # Calls that are still open when a service stops get this long. Seconds.
 GRACE = 2.0
 
+# gRPC pings with every burst of data, to size its windows for long fat paths: two packets and a dozen wake-ups at each end
+# beside every call. What crosses gRPC here is small, or stays on this host.
+NO_BANDWIDTH_PROBES = ("grpc.http2.bdp_probe", 0)
+
 LOCAL_OPTIONS = (
+    NO_BANDWIDTH_PROBES,
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", -1),
     ("grpc.so_reuseport", 0),
 )
 # For ports that other nodes call: small messages, few streams, and no patience with silent connections.
 PUBLIC_OPTIONS = (
+    NO_BANDWIDTH_PROBES,
     ("grpc.max_receive_message_length", 1 << 20),
     ("grpc.max_concurrent_streams", 64),
     ("grpc.max_metadata_size", 16384),

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,11 +43,20 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(tree: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def start(tree: Path, *arguments: str) -> "subprocess.Popen[str]":
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     env["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # this many starts of pytest: only the plugin that the runner uses
     command = ["sh", str(tree / "tests" / "run.sh"), *arguments, "-p", "xdist.plugin"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=env | {"JOBS": "1"})
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, env=env | {"JOBS": "1"}
+    )
+
+
+def run(tree: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    with start(tree, *arguments) as process:
+        output, errors = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def last(done: "subprocess.CompletedProcess[str]") -> str:
@@ -93,6 +104,32 @@ def test_no_test_at_all_is_a_failure(tree: Path) -> None:
     done = run(tree, "quick")
     assert done.returncode == 1
     assert done.stdout.strip().endswith("failed: no test was selected")
+
+
+def test_ctrl_c_lets_what_runs_aside_clean_up(tree: Path) -> None:
+    (tree / "tests" / "test_kinds.py").write_text(
+        """
+import pathlib, pytest, time
+@pytest.fixture
+def pod():
+    pathlib.Path("pod").touch()
+    yield
+    time.sleep(1)
+    pathlib.Path("pod").unlink()
+@pytest.mark.serial
+def test_serial(pod): time.sleep(300)
+def test_beside(): time.sleep(300)
+"""
+    )
+    with start(tree, "all") as process:
+        limit = time.monotonic() + 120
+        while not (tree / "pod").exists():
+            assert time.monotonic() < limit and process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert not (tree / "pod").exists()
 
 
 def test_an_unknown_selection_is_refused(tree: Path) -> None:

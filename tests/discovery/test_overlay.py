@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from services.discovery.core.errors import Expired, TableFull, TooLarge
 from services.discovery.core.model import Record, RelayRole, Signed
-from services.discovery.core.overlay import Overlay
+from services.discovery.core.overlay import MAX_REST, Overlay
 from services.discovery.core.records import RecordStore
 from services.discovery.core.registry import CLOCK_SKEW
 from services.discovery.core.routing import CHECK, MAX_RESTING, REST, Node, Table
@@ -402,3 +402,39 @@ def test_a_stranger_is_called_back_only_where_there_is_room_and_hope() -> None:
     assert not made.wants(0, NOW) and not table(8).wants(8, NOW)
     made.failed(4, NOW)
     assert not made.wants(4, NOW) and made.wants(4, NOW + REST)
+
+
+# Pings
+
+
+def test_a_ping_serves_both_sides_but_now_and_then_a_node_looks_itself() -> None:
+    made = Overlay(0)
+    made.table.heard(node(8), NOW)
+    assert made.due(NOW, 5.0, strangers=False) == NOW + 5
+    made.pinged(9, NOW + 2)  # who is not in the table may be anybody, and cannot be called
+    assert made.due(NOW, 5.0, strangers=False) == NOW + 5
+    made.pinged(8, NOW + 2)
+    assert made.due(NOW, 5.0, strangers=False) == NOW + 7
+    assert made.due(NOW, 5.0, strangers=True) == NOW + 5
+    made.pinged(8, NOW + 14)
+    assert made.due(NOW, 5.0, strangers=False) == NOW + 5 * MAX_REST
+    assert made.due(NOW + 20, 5.0, strangers=False) == NOW + 25
+
+
+def test_of_two_that_ping_each_other_it_is_about_one_in_a_pause() -> None:
+    rng = random.Random(1)
+    pair = {0: Overlay(0), 8: Overlay(8)}
+    pair[0].table.heard(node(8), NOW)
+    pair[8].table.heard(node(0), NOW)
+    began, pauses = dict.fromkeys(pair, NOW), dict.fromkeys(pair, 5.0)
+    pings = {0: 0, 8: 0}
+    while True:
+        due = {own: made.due(began[own], pauses[own], strangers=False) for own, made in pair.items()}
+        own = min(due, key=due.__getitem__)
+        if due[own] > NOW + 5000:
+            break
+        began[own], pauses[own] = due[own], 5.0 * rng.uniform(0.9, 1.1)
+        pings[own] += 1
+        pair[8 - own].pinged(own, due[own])
+    assert min(pings.values()) >= 5000 / 5 / MAX_REST / 1.1
+    assert sum(pings.values()) < 1.5 * 5000 / 5

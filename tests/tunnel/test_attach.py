@@ -26,6 +26,8 @@ from tests.tunnel.local import (
     was_reset,
 )
 
+pytestmark = pytest.mark.slow  # real processes
+
 
 @pytest.fixture(autouse=True)
 async def works_on_and_leaks_nothing(nodes: Nodes, exit_b: Exit, backend: Backend) -> AsyncIterator[None]:
@@ -133,7 +135,6 @@ async def test_texts_that_are_too_long(nodes: Nodes, attached: Attached) -> None
     assert (await nodes.a.tunnel()).streams <= before, "what was refused is no stream"
 
 
-@pytest.mark.slow
 async def test_descriptors_that_are_no_connection(nodes: Nodes, attached: Attached, backend: Backend) -> None:
     with tempfile.TemporaryFile() as file:
         pipe = os.pipe()
@@ -212,7 +213,6 @@ async def test_connections_that_close_at_once(nodes: Nodes, backend: Backend) ->
         client.close()
 
 
-@pytest.mark.slow
 async def test_results_that_nobody_reads(nodes: Nodes, backend: Backend) -> None:
     """They are dropped when the connection is full; streams do not wait for them."""
     one = Attached(nodes.a)

@@ -8,6 +8,7 @@ news of a relay spreads as a rumour does: by the whole mesh in a few rounds, and
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 
@@ -28,6 +29,8 @@ REFRESH = 600.0
 # Seconds between two pings: 5 in a small mesh, so that a new relay is known everywhere within 10 s, growing with it to
 # 60, where table and rumours have more to live on.
 MIN_PACE, MAX_PACE, PACE_PER_SERVER = 5.0, 60.0, 0.05
+# Pauses after which a node pings, however often others have pinged it: only who answers its calls is there for certain.
+MAX_REST = 3
 
 
 class Overlay:
@@ -38,6 +41,7 @@ class Overlay:
         self.table = Table(own)
         self.records = RecordStore(own)
         self.relays = Rumours(own)
+        self._pinged_at = -math.inf
 
     # As a server
 
@@ -51,6 +55,11 @@ class Overlay:
             if where and node.id != asker and not self.table.doubted(node.id):
                 found.append(node if where == node.where else replace(node, where=where))
         return found
+
+    def pinged(self, caller: int, now: float) -> None:
+        """By another server: with that, each has told the other of relays."""
+        if self.table.get(caller) is not None:
+            self._pinged_at = now
 
     def told(self, now: float, rng: random.Random) -> list[Held]:
         """The relays that an asker is told of."""
@@ -91,6 +100,14 @@ class Overlay:
     def corner(self, rng: random.Random) -> int:
         """A key somewhere else: looking for it fills buckets that nothing else would."""
         return self.own ^ rng.getrandbits(rng.randint(1, 256))
+
+    def due(self, began: float, pause: float, strangers: bool) -> float:
+        """When to ping, on the clock of `began`, the moment of the last one: `pause` seconds after the last ping between
+        this node and a server of its table, whoever began it, for one serves both. Not put off when there are strangers
+        to call."""
+        if strangers:
+            return began + pause
+        return min(max(began, self._pinged_at) + pause, began + MAX_REST * pause)
 
     def pace(self) -> float:
         """Seconds until the next ping."""

@@ -53,9 +53,8 @@ class Dht:
         self._directory = directory
         self._client = client
         self._rng = rng
-        settings = directory.settings
-        self.enabled = settings.lookup
-        self.overlay = Overlay(node_id(settings.cluster, settings.node_name))
+        self.enabled = directory.settings.lookup
+        self.overlay = Overlay(self.key(directory.settings.node_name))
         self._table = self.overlay.table
         # Servers nearest to this node, as the last search found them; they are to keep its record.
         self.holders: list[Contact] = []
@@ -78,6 +77,10 @@ class Dht:
     def called(self) -> None:
         """Another node called this one, so it can be reached."""
         self._called_at = _now()
+
+    def pinged(self, caller: str) -> None:
+        """That node pinged this one, so both know of the same relays now."""
+        self.overlay.pinged(self.key(caller), _now())
 
     @property
     def server(self) -> bool:
@@ -152,7 +155,7 @@ class Dht:
     def meet_relay(self, signed: Signed) -> None:
         """Somebody tells of a relay; perhaps a lie, so it is verified."""
         directory = self._directory
-        if any(held.signed == signed for held in self.overlay.relays):
+        if directory.made(signed) or any(held.signed == signed for held in self.overlay.relays):
             return
         try:
             record = directory.check(signed)
@@ -277,13 +280,17 @@ class Dht:
             woken = bell.count
             eldest = self._table.eldest(self._rng.random())
             contacts = [contact_of_server(eldest)] if eldest is not None else []
-            await asyncio.gather(*(self._ping(it) for it in (*contacts, *self._strangers())))
+            strangers = self._strangers()
+            await asyncio.gather(*(self._ping(it) for it in (*contacts, *strangers)))
             self.overlay.records.expire(self._directory.wall())
             self.overlay.relays.expire(self._directory.wall())
             if len(self._table):
                 alone.reset()
             pause = self.overlay.pace() * self._rng.uniform(0.9, 1.1) if len(self._table) else alone.next()
-            if await bell.wait(woken, pause) != woken:
+            began = _now()
+            while bell.count == woken and (left := self.overlay.due(began, pause, bool(strangers)) - _now()) > 0:
+                await bell.wait(woken, left)
+            if bell.count != woken:
                 self._table.forgive()
                 alone.reset()
                 self._doubts.ring()
@@ -299,8 +306,7 @@ class Dht:
             if nearest:
                 self._refreshed_at = _now()
                 self._remember()
-                found = [contact_of_server(node) for node in nearest]
-                if found != self.holders:
+                if (found := [contact_of_server(node) for node in nearest]) != self.holders:
                     self.holders = found
                     # Wakes the publisher; to whoever else reads the registry it says nothing new.
                     self._directory.peers_bell.ring()
