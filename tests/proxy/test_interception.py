@@ -223,8 +223,12 @@ async def test_elements_change_and_rules_do_not(lab: Lab) -> None:
         await asyncio.to_thread(say, sock, b"other")
     lab.a.publish(lab.web)
     await lab.intercepting(FAR, FAR6)
+
+    async def gone() -> bool:
+        return "10.96.0.11" not in lab.table()
+
+    await until(gone, "its elements are taken away")
     assert rules() == before  # handles included
-    assert "10.96.0.11" not in lab.table()
 
 
 async def test_cleanup_is_one_command(lab: Lab) -> None:
