@@ -166,7 +166,8 @@ async def test_another_relay_becomes_the_nearer_one(mesh: Mesh) -> None:
             async def there() -> bool:
                 return await over() == {nearer.name}
 
-            await eventually(there, f"both are at {nearer.name}")
+            # A busy host measures longer round trips, and the move must be worth it: a lucky one at both ends is awaited.
+            await eventually(there, f"both are at {nearer.name}", timeout=180)
             await goes_on(stream)
         finally:
             wire.shape(RELAY_SHAPES[0 if nearer is mesh.r1 else 1])
