@@ -21,6 +21,7 @@ _BEGUN = re.compile(rb"[A-Z][A-Z-]*( [!-\xff]*( (H(T(T(P(/(1(\.([01](\r)?)?)?)?)
 
 # Istio's convention: a port's name is its protocol, or begins with it and a dash.
 _HTTP = frozenset({"http", "http2", "grpc", "grpc-web", "h2c", "ws", "kubernetes.io/h2c", "kubernetes.io/ws"})
+_HTTP2 = frozenset({"http2", "grpc", "grpc-web", "h2c", "kubernetes.io/h2c"})
 _OTHER = frozenset({"tcp", "tls", "https", "wss", "mongo", "mysql", "redis", "postgres", "postgresql", "ssh", "udp"})
 
 _STATUS = {
@@ -99,6 +100,12 @@ def speaks(name: str, app_protocol: str = "") -> bool | None:
         if word in known or (not app_protocol and word.partition("-")[0] in known):
             return answer
     return None
+
+
+def speaks_2(name: str, app_protocol: str = "") -> bool:
+    """Whether what listens behind a port is known to speak HTTP/2 in clear text, said as for `speaks`."""
+    word = app_protocol.lower() or name.lower()
+    return word in _HTTP2 or (not app_protocol and any(word.startswith(f"{known}-") for known in _HTTP2))
 
 
 def answer(status: int, reason: str, why: str, *, head: bool = False) -> bytes:
