@@ -24,6 +24,8 @@ from services.proxy.gateway.pool import Pool
 from services.proxy.gateway.upstream import MAX_HEAD, Garbled, Upstream
 from services.proxy.route import Route
 
+MAX_TEXT = 1024  # bytes of an answer that are told to a client of gRPC
+
 # RFC 9110, 6.4.1: answers that have no body, whatever is said of it.
 _BODILESS = frozenset({204, 304})
 # RFC 9110, 9.2.2: may be sent twice.
@@ -77,6 +79,7 @@ class Exchange:
         self._client = client
         self._asked = client.asked
         self._head = Head.of(client.asked.headers)
+        self._grpc = grpc.named(self._head.first(b"content-type"))
         self._begun = False  # the client has the head of the answer, or a part of it
         self._gone = False  # the client went away, or is too slow
         self._taken = False  # a part of its body was read, and is not to be had again
@@ -132,7 +135,7 @@ class Exchange:
     async def _reply(self, label: str, status: int, body: bytes, *headers: Header, close: bool = False) -> None:
         """An answer that no backend is asked for."""
         self._count(label, status)
-        if status >= 400 and grpc.asked(self._head.first(b"content-type")):
+        if status >= 400 and self._grpc:
             answer = Answer(200, grpc.refusal(status, body.decode("latin-1")))
             body = b""
         elif status in _BODILESS:
@@ -236,16 +239,27 @@ class Exchange:
                 await client.begin(Answer(answer.status, for_client(answer.headers)))
         if not isinstance(answer, Answer):
             raise self._failure(upstream, way)
+        if answer.status >= 400 and self._grpc and not grpc.named(_first(answer.headers, b"content-type")):
+            raise Refused(answer.status, await self._text(upstream, way, answer))  # mostly our own, of the departure
         self._begun = True
         self._count(way.label, answer.status)
         await client.begin(Answer(answer.status, for_client(answer.headers), answer.reason, answer.end))
         if answer.end:
             return
+        bodiless = self._asked.method == b"HEAD" or answer.status in _BODILESS
         while not isinstance(part := await self._hear(upstream, way), Answer | End):
-            await client.write(part)
+            if not bodiless:  # not every backend keeps to that
+                await client.write(part)
         if not isinstance(part, End):
             raise self._failure(upstream, way)
-        await client.end(trailers(part.trailers) if modern and self._asked.method != b"HEAD" else [])
+        await client.end(trailers(part.trailers) if modern and not bodiless else [])
+
+    async def _text(self, upstream: Upstream, way: Forward, answer: Answer) -> str:
+        """The beginning of an answer's body."""
+        text = b""
+        while not answer.end and len(text) < MAX_TEXT and isinstance(part := await self._hear(upstream, way), bytes):
+            text += part
+        return text[:MAX_TEXT].decode("latin-1") or f"{way.destination} answers {answer.status}"
 
     async def _switch(self, upstream: Upstream, answer: Answer, way: Forward) -> None:
         """It is no longer HTTP (a WebSocket): from now on bytes are only copied."""
@@ -281,3 +295,7 @@ class Exchange:
             return _Stale()
         what = "did not speak HTTP to the end" if upstream.heard else "ended the connection without an answer"
         return Refused(502, f"{way.destination} {what}", upstream.code)
+
+
+def _first(headers: list[Header], name: bytes) -> str:
+    return next((value.decode("latin-1") for key, value in headers if key == name), "")

@@ -100,6 +100,7 @@ class Http2:
                 code = int(ErrorCodes.PROTOCOL_ERROR)
             else:
                 await Exchange(self._shared, self._visit, _Client(channel, asked)).run()
+                code = int(ErrorCodes.NO_ERROR)  # it has its answer: what is yet to come, nobody needs (RFC 9113, 8.1)
         except Cut as error:
             code = error.code
             self._shared.log.debug("a client's request was cut", extra={"error": repr(error)})

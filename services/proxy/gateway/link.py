@@ -144,8 +144,7 @@ class Channel:
         """We are done with it: what is not at its end is taken back. May be said twice."""
         self.on_reset = None
         if self.failure is None and not (self.ended and self.finished):
-            # Who has our whole answer is only told that the rest is not needed (RFC 9113, 8.1).
-            self._link.reset(self.number, int(ErrorCodes.NO_ERROR) if self.finished else code)
+            self._link.reset(self.number, code)
         self.failure = code
         self._owed += len(self.body)
         self.body.clear()
@@ -276,8 +275,13 @@ class Link:
         self._channels.pop(channel.number, None)
 
     async def drained(self) -> None:
-        """Waits until more may be written."""
-        await self._stream.drained(limits.STALL)
+        """Waits until more may be written. Who reads nothing at all is cut off, with all its streams."""
+        try:
+            await self._stream.drained(limits.STALL)
+        except TimeoutError:
+            self._stream.abort()
+            self.lose()
+            raise
 
     # ── what comes ──
 

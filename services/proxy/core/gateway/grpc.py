@@ -12,8 +12,8 @@ _UNKNOWN = 2
 _PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 
 
-def asked(content_type: str) -> bool:
-    """Whether it is a request of gRPC; gRPC-Web, which has no trailers, is another protocol."""
+def named(content_type: str) -> bool:
+    """Whether a message is one of gRPC; gRPC-Web, which has no trailers, is another protocol."""
     word = content_type.partition(";")[0].strip().lower()
     return word == _NAME or word.startswith(f"{_NAME}+")
 
