@@ -191,8 +191,9 @@ class Backend:
         if path == "/hint":
             h2.send_headers(number, [(":status", "103"), ("link", "</x>")])
         body = json.dumps({"headers": asked, "size": size}).encode()
-        h2.send_headers(number, [(":status", "200"), ("x-backend", "two")], end_stream=path == "/empty")
-        if path != "/empty":
+        empty = path == "/empty" or asked[":method"] == "HEAD"
+        h2.send_headers(number, [(":status", "200"), ("x-backend", "two")], end_stream=empty)
+        if not empty:
             h2.send_data(number, body, end_stream=path != "/trailers")
         if path == "/trailers":
             h2.send_headers(number, [("x-after", "all")], end_stream=True)

@@ -8,7 +8,9 @@ never sees one.
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
+import hpack
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
@@ -47,6 +49,14 @@ MAX_BACKLOG = 256 * 1024  # bytes of answers to what is no request (pings, setti
 MAX_HEADS = 16  # of one answer: informational ones, and its own
 
 GONE = int(ErrorCodes.CANCEL)  # as if it had been said: the connection is
+
+
+class _Encoder(hpack.Encoder):
+    """Without Huffman coding: the library's takes time by the square of the length, 0.8 s for a value of 60 KB, and
+    strangers send the values."""
+
+    def encode(self, headers: Any, huffman: bool = False) -> bytes:
+        return super().encode(headers, huffman)
 
 
 class Reset(OSError):
@@ -175,6 +185,7 @@ class Link:
             SettingCodes.MAX_HEADER_LIST_SIZE: MAX_HEAD,
         } | ({SettingCodes.ENABLE_PUSH: 0} if client else {})
         self._h2.local_settings = Settings(client=client, initial_values=values)
+        self._h2.encoder = _Encoder()
         self._h2.decoder.max_header_list_size = MAX_HEAD
         self._channels: dict[int, Channel] = {}
         self._ended = False
