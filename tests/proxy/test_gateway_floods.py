@@ -20,6 +20,8 @@ from tests.proxy.http2 import HELLO, Client, frame
 from tests.proxy.ingress import Ingress, gateway, route, routes, server
 from tests.proxy.neighbours import service
 
+pytestmark = pytest.mark.slow  # all together
+
 HEADERS, CONTINUATION = 1, 9
 BLOCK = b"\x82\x86\x84\x41\x06a.test"  # GET http://a.test/
 
@@ -189,7 +191,6 @@ async def test_a_head_that_drips_is_not_waited_for_without_end(
         writer.close()
 
 
-@pytest.mark.slow
 async def test_every_cut_of_a_conversation_is_one_conversation(ingress: Ingress, two: http2.Backend) -> None:
     body = frame(HEADERS, 1, b"\x83\x86\x44\x02/x\x41\x06a.test", 0x4) + frame(0, 1, b"abc", 0x1)
     whole = HELLO + body + frame(6, 0, b"12345678") + opened(3)
@@ -211,7 +212,6 @@ async def test_every_cut_of_a_conversation_is_one_conversation(ingress: Ingress,
     assert two.requests == {"/x": len(whole), "/": len(whole)}
 
 
-@pytest.mark.slow
 async def test_rubbish_harms_nobody(ingress: Ingress, two: http2.Backend, caplog: pytest.LogCaptureFixture) -> None:
     """Frames of every kind with every flag, and conversations with a byte that is another one."""
     rng = random.Random(1)

@@ -56,7 +56,7 @@ async def rpc(ingress: Ingress) -> AsyncIterator[Rpc]:
     found = Rpc(ingress, echo, made, port, ip)
     await found.serve("rpc", "grpc")
     yield found
-    await made.stop(None)
+    await found.server.stop(None)
 
 
 ALL = ["unary", "server_stream", "client_stream", "both_streams", "large", "status", "deadline", "cancellation", "load"]
@@ -236,3 +236,15 @@ async def test_a_client_that_goes_away_takes_its_calls_back(rpc: Rpc) -> None:
         assert not any(call.done() for call in calls)
     await until(lambda: rpc.echo.cancelled == 20, "the server hears of it")
     await until(lambda: front._shared.busy == 0)
+
+
+async def test_a_server_that_was_replaced_is_noticed_without_a_call_that_fails(rpc: Rpc) -> None:
+    async with rpc.channel() as channel:
+        for _ in range(5):
+            await Calls(channel, 1).unary()
+            await rpc.server.stop(None)
+            rpc.server = grpc.aio.server(options=OPTIONS)
+            handlers = (grpc.method_handlers_generic_handler(SERVICE, rpc.echo.handlers()),)
+            rpc.server.add_generic_rpc_handlers(handlers)
+            rpc.server.add_insecure_port(f"{rpc.ip}:{rpc.port}")
+            await rpc.server.start()

@@ -179,13 +179,47 @@ async def test_many_at_once_and_one_after_the_other_use_connections_again(
 
 
 async def test_h2load(ingress: Ingress, both: http2.Backend) -> None:
-    for path in ("/x", "/two/x"):
+    for path, more in (("/x", ("-m", "20")), ("/two/x", ("-m", "20")), ("/two/x", ("--h1",))):
         process = await asyncio.create_subprocess_exec(
-            "h2load", "-n", "400", "-c", "4", "-m", "20", f"http://{ingress.ip}:8080{path}",
+            "h2load", "-n", "200", "-c", "4", *more, f"http://{ingress.ip}:8080{path}",
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         )  # fmt: skip
         out = (await process.communicate())[0].decode()
-        assert "400 succeeded, 0 failed" in out, out
+        assert "200 succeeded, 0 failed" in out, out
+
+
+async def test_a_user_has_one_backend_here_too(ingress: Ingress) -> None:
+    """The departure reads the head that the gateway writes."""
+    backends = [http2.Backend(ingress.loopback_ip()) for _ in range(4)]
+    for one in backends:
+        await one.start()
+    policy = {"consistentHash": {"httpHeaderName": "X-User"}}
+    endpoints = [("n", one.ip, one.port) for one in backends]
+    ingress.node.discovery.put(service("web", "", *endpoints, name_of_port="http2", policy=policy))
+    await ingress.set(gateway(server(8080)), routes(route("web")))
+    client = await Client.open(ingress.ip, 8080)
+    for number in range(12):
+        for _ in range(3):
+            assert (await client.get(f"/{number}", ("x-user", f"user-{number}"))).status == 200
+    found = [sorted(one.requests) for one in backends]
+    assert sum(map(len, found)) == 12 and sum(map(bool, found)) > 1
+    assert not ingress.node.status().warnings
+    for one in backends:
+        await one.stop()
+
+
+async def test_a_gateway_that_stops_says_goodbye(ingress: Ingress, both: http2.Backend) -> None:
+    client = await Client.open(ingress.ip, 8080)
+    assert (await client.get("/x")).status == 200
+    client.ask("/two/slow")
+    assert ingress.node.proxy is not None
+    stopping = asyncio.create_task(ingress.node.proxy._gateway.close())
+    try:
+        await client.end()
+    except ConnectionResetError:  # there was a request
+        pass
+    assert client.goodbye == 0
+    await stopping
 
 
 async def test_backends_that_fail(ingress: Ingress, both: http2.Backend) -> None:

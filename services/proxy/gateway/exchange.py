@@ -19,7 +19,7 @@ from services.proxy.core.gateway.paths import Target, TargetError
 from services.proxy.core.gateway.table import Answered, Forward, Moved, Request, Served, choose
 from services.proxy.counters import Counters
 from services.proxy.gateway import limits
-from services.proxy.gateway.message import INTERNAL_ERROR, Answer, Asked, Client, Cut, End
+from services.proxy.gateway.message import INTERNAL_ERROR, REFUSED_STREAM, Answer, Asked, Client, Cut, End
 from services.proxy.gateway.pool import Pool
 from services.proxy.gateway.upstream import MAX_HEAD, Garbled, Upstream
 from services.proxy.route import Route
@@ -161,7 +161,8 @@ class Exchange:
         except TimeoutError:
             status, why = 504, f"no answer from {way.destination} in time"
         self._shared.log.debug("no answer for a client", extra={"target": str(way.destination), "error": why})
-        if self._begun or self._gone:
+        # Clients of gRPC begin anew what was not touched, if they are told so.
+        if self._begun or self._gone or (self._grpc and code == REFUSED_STREAM):
             raise Cut(why, code)
         await self._say(way.label, status, why)
 
@@ -186,7 +187,7 @@ class Exchange:
                 return
             except _Stale:
                 continue
-        raise Refused(502, f"{way.destination} takes no requests")
+        raise Refused(502, f"{way.destination} takes no requests", REFUSED_STREAM)
 
     @property
     def _repeatable(self) -> bool:

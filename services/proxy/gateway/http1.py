@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from http import HTTPStatus
 
 import h11
 
@@ -12,6 +13,8 @@ from services.proxy.gateway.message import Answer, Asked, Cut, End
 from services.proxy.gateway.streams import Stream, splice
 from services.proxy.gateway.upstream import MAX_HEAD, Upstream
 from services.proxy.gateway.upstream1 import Http1Upstream
+
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 class Http1:
@@ -96,7 +99,8 @@ class Http1:
 
     async def begin(self, answer: Answer) -> None:
         kind = h11.Response if answer.status >= 200 else h11.InformationalResponse
-        await self._send(kind(status_code=answer.status, headers=answer.headers, reason=answer.reason))
+        reason = answer.reason or _REASONS.get(answer.status, b"")  # HTTP/2 has none, and some clients stumble without
+        await self._send(kind(status_code=answer.status, headers=answer.headers, reason=reason))
         if answer.end:
             await self.end([])
 

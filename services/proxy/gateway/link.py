@@ -236,6 +236,8 @@ class Link:
 
     def open(self, fields: list[Header], *, end: bool) -> Channel:
         """Begins a request. Raises OSError."""
+        if self.over.is_set():
+            raise OSError("the other side has said goodbye")
         channel = Channel(self, self._h2.get_next_available_stream_id())
         self.send_head(channel.number, fields, end=end)
         channel.finished = end

@@ -9,8 +9,8 @@ from services.proxy.core.gateway.headers import Header
 if TYPE_CHECKING:
     from services.proxy.gateway.upstream import Upstream
 
-# An HTTP/2 error code (RFC 9113, 7), for who speaks it.
-INTERNAL_ERROR = 0x2
+# HTTP/2 error codes (RFC 9113, 7), for who speaks it.
+INTERNAL_ERROR, REFUSED_STREAM = 0x2, 0x7
 
 
 class Cut(Exception):

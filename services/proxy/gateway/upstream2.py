@@ -8,7 +8,7 @@ from h2.errors import ErrorCodes
 from services.proxy.core.gateway.headers import Head as Fields
 from services.proxy.core.gateway.headers import Header, pseudo
 from services.proxy.gateway.link import Channel, Head, Link, Reset
-from services.proxy.gateway.message import INTERNAL_ERROR, Answer, Asked, End
+from services.proxy.gateway.message import INTERNAL_ERROR, REFUSED_STREAM, Answer, Asked, End
 from services.proxy.gateway.upstream import Garbled, Upstream
 
 
@@ -48,7 +48,7 @@ class Http2Upstream(Upstream):
             part = await self._open.take()
         except Reset as error:
             self.code = error.code
-            self.untouched = error.code == ErrorCodes.REFUSED_STREAM
+            self.untouched = error.code == REFUSED_STREAM
             raise
         self.heard = True
         if not isinstance(part, Head):
