@@ -127,10 +127,11 @@ async def test_more_streams_than_allowed(ingress: Ingress, two: http2.Backend) -
     assert two.connections <= link.MAX_STREAMS
 
 
-async def test_more_streams_than_all_clients_may_have(
-    ingress: Ingress, two: http2.Backend, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("bound", ["MAX_BUSY", "MAX_BUSY_EACH"])
+async def test_more_streams_than_clients_may_have(
+    ingress: Ingress, two: http2.Backend, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
-    monkeypatch.setattr(module, "MAX_BUSY", 3)
+    monkeypatch.setattr(module, bound, 3)
     client = await Client.open(ingress.ip, 8080)
     asked = [client.ask("/slow") for _ in range(4)]
     await client.hear(lambda: client.told[asked[3]].over)

@@ -7,8 +7,9 @@ whole; a body waits where its slower side is.
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from logging import Logger
 
 from services.proxy.core.gateway import grpc, paths
@@ -57,6 +58,7 @@ class Shared:
     rng: random.Random
     log: Logger
     busy: int = 0  # streams of HTTP/2
+    each: Counter[str] = field(default_factory=Counter)  # of them, by the client's address
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,11 +15,10 @@ from services.proxy.gateway import limits
 from services.proxy.gateway.certificates import Certificates
 from services.proxy.gateway.exchange import Shared, Visit
 from services.proxy.gateway.http1 import Http1
-from services.proxy.gateway.http2 import Http2
 from services.proxy.gateway.streams import HANDSHAKE, Stream, splice
 from services.proxy.route import Route
 
-MAX_CLIENTS = 4096  # that are talked to at once; each holds two descriptors and up to 0.5 MiB while it is busy
+MAX_CLIENTS = 4096  # that are talked to at once; each holds two descriptors and up to 0.5 MiB while it is busy (HTTP/2: for each stream)
 MAX_EACH = 1024  # of one address
 
 # Alerts (RFC 8446, 6): what a client is told that asks for a name we do not have, or have no certificate for.
@@ -121,8 +120,12 @@ class Front:
         except BaseException:
             stream.abort()
             raise
-        two = stream.alpn == "h2" or data.startswith(PREFACE)
-        await (Http2 if two else Http1)(self._shared, stream, visit, data).run()
+        if stream.alpn == "h2" or data.startswith(PREFACE):
+            from services.proxy.gateway.http2 import Http2  # only gateways need the library, see Gateway.run
+
+            await Http2(self._shared, stream, visit, data).run()
+        else:
+            await Http1(self._shared, stream, visit, data).run()
 
     def _finder(self, entry: Entry, sni: str) -> Callable[[], Served | None]:
         """What is served there at the time of each request: connections outlive changes."""

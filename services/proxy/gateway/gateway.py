@@ -55,6 +55,9 @@ class Gateway:
     async def run(self) -> None:
         """Follows the objects, once it is enabled."""
         await self._enabled.wait()
+        # Nodes without a gateway do without the library; here, no client shall wait for it.
+        from services.proxy.gateway import http2, upstream2  # noqa: F401
+
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(peers.follow_gateways(self._settings.run_dir, self._objects, self._changed))
             tasks.create_task(self._look())

@@ -16,7 +16,9 @@ from services.proxy.gateway.message import Answer, Asked, Cut, End
 from services.proxy.gateway.streams import Stream
 from services.proxy.gateway.upstream import Upstream
 
-MAX_BUSY = 4096  # streams of all clients at once; each holds two descriptors, as a client of HTTP/1.1 does
+# Streams of all clients at once, and of one address; each holds what a client of HTTP/1.1 does (front.py).
+MAX_BUSY, MAX_BUSY_EACH = 4096, 1024
+LIMIT = "limit"  # reason in causeway_proxy_refused_total
 LEAVE = 1.0  # s without a stream until a client is left that was told to go
 
 # RFC 9110, 5.1 and 5.5; names in lower case (RFC 9113, 8.2.1). What these hold is safe in HTTP/1.1, too.
@@ -66,12 +68,15 @@ class Http2:
         return True
 
     def _opened(self, channel: Channel, head: Head) -> None:
-        if self._shared.busy >= MAX_BUSY:
+        shared, ip = self._shared, self._visit.address[0]
+        if shared.busy >= MAX_BUSY or shared.each[ip] >= MAX_BUSY_EACH:
+            shared.counters.refused_local["", LIMIT] += 1
             channel.close(int(ErrorCodes.REFUSED_STREAM))
             return
         if self._visit.find() is None:
             self._link.leave()  # the gateway is gone: it may be elsewhere
-        self._shared.busy += 1
+        shared.busy += 1
+        shared.each[ip] += 1
         task = asyncio.create_task(self._serve(channel, head))
         channel.on_reset = task.cancel
         self._tasks.add(task)
@@ -80,12 +85,16 @@ class Http2:
 
     def _served(self, channel: Channel, task: "asyncio.Task[None]") -> None:
         channel.close(int(ErrorCodes.CANCEL))  # one that was taken back at once has not begun to be served
-        self._shared.busy -= 1
+        shared, ip = self._shared, self._visit.address[0]
+        shared.busy -= 1
+        shared.each[ip] -= 1
+        if not shared.each[ip]:
+            del shared.each[ip]
         self._tasks.discard(task)
         if not self._tasks:
             self._rest(LEAVE if self._link.over.is_set() else limits.KEEP_ALIVE)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._shared.log.error("a request failed", extra={"error": repr(error)}, exc_info=error)
+            shared.log.error("a request failed", extra={"error": repr(error)}, exc_info=error)
 
     def _rest(self, seconds: float | None) -> None:
         """The client may do nothing for so long."""

@@ -133,7 +133,7 @@ class Channel:
                         return
                     continue
                 self.room.clear()
-            async with asyncio.timeout(limits.STALL):
+            async with asyncio.timeout(self._link.patience):
                 await self.room.wait()
 
     def check(self) -> None:
@@ -188,6 +188,8 @@ class Link:
         self._h2.encoder = _Encoder()
         self._h2.decoder.max_header_list_size = MAX_HEAD
         self._channels: dict[int, Channel] = {}
+        # Who may take nothing for how long: for a backend, the exchange has the time (ANSWER_IDLE).
+        self.patience = None if client else limits.STALL
         self._ended = False
         self.turn = asyncio.Lock()
         self.last = 0x7FFF_FFFF  # stream that the other side looks at: it has said goodbye, if it is below
@@ -290,7 +292,7 @@ class Link:
     async def drained(self) -> None:
         """Waits until more may be written. Who reads nothing at all is cut off, with all its streams."""
         try:
-            await self._stream.drained(limits.STALL)
+            await self._stream.drained(self.patience)
         except TimeoutError:
             self._stream.abort()
             self.lose()

@@ -16,7 +16,6 @@ from services.proxy.core.catalog import Backend
 from services.proxy.gateway.streams import Stream
 from services.proxy.gateway.upstream import Upstream
 from services.proxy.gateway.upstream1 import Http1Upstream
-from services.proxy.gateway.upstream2 import Http2Upstream
 from services.proxy.route import Route
 
 MAX_RESTING = 32  # connections of one service port
@@ -58,12 +57,15 @@ class Pool:
         if again and resting and len(resting) >= (1 if key[1] else min(len(route), MAX_RESTING)):
             upstream = resting[0]
             self._leave(upstream)
-            await self._wake(upstream)
+            try:
+                await self._wake(upstream)
+            except BaseException:
+                upstream.abort()
+                raise
             return upstream
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         self._send(far, client, route)
-        kind = Http2Upstream if two else Http1Upstream
-        upstream = kind(await Stream.adopt(near), key, usable, once=bool(route.balancer.traffic.asks))
+        upstream = _kind(two)(await Stream.adopt(near), key, usable, once=bool(route.balancer.traffic.asks))
         if (task := upstream.start()) is not None:
             self._own(task)
         return upstream
@@ -138,3 +140,11 @@ def _usable(balancer: Balancer) -> tuple[Backend, ...]:
     """Those that a new connection may be made to now, as the balancer chooses."""
     out = balancer.health.ejected(time.monotonic()) if balancer.health else ()
     return (tuple(backend for backend in balancer.backends if backend not in out) if out else ()) or balancer.backends
+
+
+def _kind(two: bool) -> type[Upstream]:
+    if not two:
+        return Http1Upstream
+    from services.proxy.gateway.upstream2 import Http2Upstream  # only gateways need the library, see Gateway.run
+
+    return Http2Upstream
