@@ -93,6 +93,18 @@ class Client:
     async def get(self, path: str = "/", *headers: tuple[str, str]) -> Told:
         return await self.answer(self.ask(path, *headers))
 
+    async def pour(self, number: int, size: int, *, end: bool = False) -> None:
+        """Sends so many bytes of a body, as there is room for them, or until there is an answer."""
+        told = self.told[number]
+        while size:
+            await self.hear(lambda: told.over or self.h2.local_flow_control_window(number) > 0)
+            if told.over:
+                return
+            room = min(self.h2.local_flow_control_window(number), 16_384, size)
+            size -= room
+            self.h2.send_data(number, bytes(room), end_stream=end and not size)
+            self.flush()
+
     async def end(self) -> None:
         """Reads to the end of the connection."""
         await self.hear(lambda: False)

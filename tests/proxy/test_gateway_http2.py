@@ -178,6 +178,24 @@ async def test_many_at_once_and_one_after_the_other_use_connections_again(
     assert both.connections == before, "and keeps its connection"
 
 
+async def test_bodies_that_nobody_reads_use_up_no_room(ingress: Ingress, both: http2.Backend) -> None:
+    """Five times what may wait of a connection, for requests that are answered before, or taken back."""
+    fault = {"match": [{"uri": {"prefix": "/fault"}}], "directResponse": {"status": 503}}
+    await ingress.set(routes(fault, route("two", "/two/", rewrite={"uri": "/"}), route("one")))
+    client = await Client.open(ingress.ip, 8080)
+    for turn in range(100):
+        number = client.ask("/fault" if turn % 2 else "/two/slow", method="POST", end=False)
+        await client.pour(number, 52_000)
+        if turn % 2:
+            assert (await client.answer(number)).status == 503
+        else:
+            client.h2.reset_stream(number, ErrorCodes.CANCEL)
+            client.flush()
+    post = client.ask("/two/x", method="POST", end=False)
+    await client.pour(post, 2_000_000, end=True)
+    assert json.loads((await client.answer(post)).body)["size"] == 2_000_000
+
+
 async def test_h2load(ingress: Ingress, both: http2.Backend) -> None:
     for path, more in (("/x", ("-m", "20")), ("/two/x", ("-m", "20")), ("/two/x", ("--h1",))):
         process = await asyncio.create_subprocess_exec(

@@ -224,8 +224,9 @@ def answering(name: str) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter
     ids=["h2 that waits", "tls", "ssh", "malformed", "no hpack", "no settings", "bomb", "without"],
 )
 async def test_what_has_no_such_header_sticks_by_its_address(
-    node: Node, ip: str, loopback_ip: LoopbackIp, data: bytes
+    node: Node, ip: str, loopback_ip: LoopbackIp, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("services.proxy.head.PATIENCE", 0.02)
     seen: Counter[str] = Counter()
     for source in [loopback_ip() for _ in range(20)]:
         addresses = set()
