@@ -1,24 +1,26 @@
 """Reads the head of a client's request where the service's policy needs it: just that, whole, and within bounds.
 
 A client that drips its head (slowloris), or never sends one, holds a place here and nothing else: there are MAX_READING
-of them, and who comes when all are taken takes the place of the one that has waited longest. What is no HTTP/1 request
-goes on as it is, without one; of HTTP/2 the preface is all that can be had, because its clients may wait for the
-server's SETTINGS before they send a request (gRPC's do), and a proxy that hands the socket over has none to send.
+of them, and who comes when all are taken takes the place of the one that has waited longest. What is no HTTP request
+goes on as it is, without one. Of HTTP/2 it is the first request of the connection, if the client sends it at once (curl,
+h2load, Go's). Some wait for the server's SETTINGS first, as gRPC's do, and a proxy that hands the socket over has none
+to send: after PATIENCE they go on without one.
 """
 
 import asyncio
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from services.proxy import errors
+from services.proxy.core.http2 import FirstRequest
 from services.proxy.core.request import Request, looks
 
-if TYPE_CHECKING:
-    import h11
-
 MAX_HEAD = 32 * 1024  # bytes; with the rest of the message it fits on tunnel.attach. Servers take 8 to 64 KiB.
+MAX_LIST = 64 * 1024  # bytes of an HTTP/2 head, unpacked (RFC 9113, 6.5.2)
 TIMEOUT = 5.0  # s until the head must be there
+PATIENCE = 0.1  # s for an HTTP/2 client to begin its first request: it may come in a packet of its own
 MAX_READING = 1024  # clients at a time: 32 MiB at most
 
 
@@ -35,7 +37,7 @@ class _Reading:
     done: Done
     timer: asyncio.TimerHandle | None = None
     head: bytearray = field(default_factory=bytearray)
-    parser: "h11.Connection | None" = None
+    parser: "_Http1 | _Http2 | None" = None
 
 
 class Heads:
@@ -55,7 +57,7 @@ class Heads:
             self._late(next(iter(self._reading)))
         client.setblocking(False)
         one = _Reading(client, done)
-        one.timer = self._loop.call_later(TIMEOUT, self._late, one)
+        self._wait(one, TIMEOUT, self._late)
         self._reading[one] = None
         self._loop.add_reader(client, self._read, one)
         if not head or not self._feed(one, head):
@@ -87,17 +89,32 @@ class Heads:
         if one.parser is None:
             match looks(bytes(one.head)):
                 case "http/1":
-                    one.parser, data = _parser(), bytes(one.head)
-                case "http/2" | "other":
+                    one.parser, data = _Http1(), bytes(one.head)
+                case "http/2":
+                    one.parser, data = _Http2(), bytes(one.head)
+                    self._wait(one, PATIENCE, self._hasten)
+                case "other":
                     self._end(one, None)
                     return True
-        if one.parser is not None and (step := _advance(one.parser, data)) != "more":
+        if one.parser is not None and (step := one.parser.receive(data)) != "more":
             self._end(one, step)
             return True
         if len(one.head) >= MAX_HEAD:
             self._end(one, None, errors.HEAD_TOO_LARGE)
             return True
         return False
+
+    def _hasten(self, one: _Reading) -> None:
+        """HTTP/2: a request that has begun may take its time, who waits for an answer is not kept waiting."""
+        if isinstance(one.parser, _Http2) and one.parser.begun:
+            self._wait(one, TIMEOUT - PATIENCE, self._late)
+        else:
+            self._end(one, None)
+
+    def _wait(self, one: _Reading, seconds: float, then: Callable[[_Reading], None]) -> None:
+        if one.timer is not None:
+            one.timer.cancel()
+        one.timer = self._loop.call_later(seconds, then, one)
 
     def _late(self, one: _Reading) -> None:
         self._end(one, None, errors.HEAD_LATE)
@@ -113,19 +130,41 @@ class Heads:
         self._loop.remove_reader(one.client)
 
 
-def _parser() -> "h11.Connection":
-    import h11  # only where a policy needs it: most nodes have none
+class _Http1:
+    def __init__(self) -> None:
+        import h11  # only where a policy needs it: most nodes have none
 
-    return h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+        self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+
+    def receive(self, data: bytes) -> Request | Literal["more"] | None:
+        """The request, once its head is whole; None: it is malformed, which is for its backend to say."""
+        import h11
+
+        self._parser.receive_data(data)
+        try:
+            event = self._parser.next_event()
+        except h11.RemoteProtocolError:
+            return None
+        return Request(event.target, tuple(event.headers)) if isinstance(event, h11.Request) else "more"
 
 
-def _advance(parser: "h11.Connection", data: bytes) -> Request | Literal["more"] | None:
-    """The request, once its head is whole; None: it is malformed, which is for its backend to say."""
-    import h11
+class _Http2:
+    def __init__(self) -> None:
+        self._first = FirstRequest()
 
-    parser.receive_data(data)
-    try:
-        event = parser.next_event()
-    except h11.RemoteProtocolError:
-        return None
-    return Request(event.target, tuple(event.headers)) if isinstance(event, h11.Request) else "more"
+    @property
+    def begun(self) -> bool:
+        return bool(self._first.stream)
+
+    def receive(self, data: bytes) -> Request | Literal["more"] | None:
+        """As of _Http1."""
+        from hpack import Decoder, HPACKError
+
+        try:
+            self._first.receive(data)
+            if self._first.block is None:
+                return "more"
+            # Nothing came before it, so its table begins empty, and is as large as nobody agreed otherwise: 4096 bytes.
+            return Request.of_fields(Decoder(MAX_LIST).decode(self._first.block, raw=True))
+        except (ValueError, HPACKError):
+            return None

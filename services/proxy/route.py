@@ -7,7 +7,7 @@ from services.proxy.core.balancer import Backends, Balancer
 from services.proxy.core.catalog import Backend
 from services.proxy.core.health import RetryBudget
 from services.proxy.core.plan import Wanted
-from services.proxy.core.request import speaks
+from services.proxy.core.request import speaks, speaks_2
 from services.proxy.peers import Opening
 
 MAX_TRIES = 4  # backends that one client may try
@@ -23,6 +23,7 @@ class Route:
         self.label = want.label
         self.network = want.port.network
         self.http = speaks(want.port.name, want.port.app)
+        self.http2 = speaks_2(want.port.name, want.port.app)
         self.balancer = balancer
         self.budget = RetryBudget(time.monotonic())
         self.unasked = 0  # clients whose request was to be read, and was none that can be

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import websockets
 import yaml
 
+from lab.clients.rpc_program import OPTIONS, SERVICE, Calls, Echo
 from lab.manifest import service
 from tests.causeway.node import Node, loopback_block, stop
 from tests.causeway.process import PATIENCE
@@ -36,7 +38,10 @@ def objects() -> list[dict[str, Any]]:
         }},
         {**istio, "kind": "VirtualService", "spec": {
             "hosts": [HOST], "gateways": ["edge"],
-            "http": [{"route": [{"destination": {"host": "web", "port": {"number": 8000}}}]}],
+            "http": [
+                {"match": [{"uri": {"prefix": f"/{SERVICE}/"}}], "route": [{"destination": {"host": "rpc"}}]},
+                {"route": [{"destination": {"host": "web", "port": {"number": 8000}}}]},
+            ],
         }},
         {**istio, "kind": "VirtualService", "metadata": {"name": "tcp"}, "spec": {
             "hosts": ["*"], "gateways": ["edge"],
@@ -59,6 +64,9 @@ def nodes(tmp_path: Path, block: str) -> Iterator[tuple[Node, Node]]:
     documents = service(
         "web", cluster_ip=f"{block}.8", port=8000, node="edge-b", address=f"{block}.9", target_port=8000
     )
+    rpc = service("rpc", cluster_ip=f"{block}.8", port=9000, node="edge-b", address=f"{block}.9", target_port=9000)
+    rpc[0]["spec"]["ports"][0]["appProtocol"] = "grpc"
+    documents += rpc
     made = []
     for number, name in enumerate(("gate", "edge-b"), start=1):
         section = {"edgeGateway": {"enable": True, "includeIP": f"{block}.7"}} if name == "gate" else {}
@@ -93,6 +101,23 @@ async def curl(block: str, url: str, *arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout or done.stderr
 
 
+async def calls(block: str) -> None:
+    """gRPC on the same port, all the way."""
+    server = grpc.aio.server(options=OPTIONS)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, Echo().handlers()),))
+    server.add_insecure_port(f"{block}.9:9000")
+    await server.start()
+    options = [*OPTIONS, ("grpc.ssl_target_name_override", HOST), ("grpc.default_authority", HOST)]
+    trusting = grpc.ssl_channel_credentials(AUTHORITY.pem.encode())
+    async with grpc.aio.secure_channel(f"{block}.7:8443", trusting, options=options) as channel:
+        tried = Calls(channel, 100)
+        for one in (tried.unary, tried.server_stream, tried.client_stream, tried.both_streams, tried.large):
+            await one()
+        for one in (tried.status, tried.deadline, tried.cancellation, tried.load):
+            await one()
+    await server.stop(None)
+
+
 async def test_through_the_gateway_to_another_node(nodes: tuple[Node, Node], block: str, tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text(AUTHORITY.pem)
     trust = ("--cacert", str(tmp_path / "ca.pem"))
@@ -116,11 +141,12 @@ async def test_through_the_gateway_to_another_node(nodes: tuple[Node, Node], blo
         async with websockets.connect(f"wss://{HOST}:8443/ws", host=f"{block}.7", port=8443, ssl=context) as client:
             await client.send("hello")
             assert await client.recv() == "web:hello"
+        await calls(block)
         code, body = await curl(block, f"http://{HOST}:8000/stream")
         assert code == 0 and "x-forwarded-for" not in json.loads(body)["headers"]
         shown = nodes[0].status()["listeners"]
         labels = {(one["address"], one["service"], one["endpoints"], one["error"]) for one in shown}
-        assert (f"{block}.7:8443", "gateway default/edge:8443 HTTPS", 1, "") in labels
+        assert (f"{block}.7:8443", "gateway default/edge:8443 HTTPS", 2, "") in labels
         # The backend is gone: the client hears so, and the gateway is there for the next one.
         await backend.stop()
         code, body = await curl(block, f"https://{HOST}:8443/", *trust, "-w", "%{http_code}")

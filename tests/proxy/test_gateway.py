@@ -16,7 +16,7 @@ import websockets
 from services.proxy.core.gateway.model import Destination
 from services.proxy.core.health import EJECT_AFTER
 from services.proxy.core.plan import FILTER_LABEL
-from services.proxy.gateway import front, http1
+from services.proxy.gateway import front, limits
 from tests.proxy.conftest import until
 from tests.proxy.ingress import Ingress, gateway, route, routes, server, to
 from tests.proxy.neighbours import service
@@ -340,7 +340,7 @@ async def test_streams_go_their_way_unread(ingress: Ingress) -> None:
         (b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", 405),
         (b"TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", 405),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 70_000 + b"\r\n\r\n", 431),
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\n", 505),
     ],
 )
 async def test_what_is_no_good_request_is_refused(web: Ingress, request_: bytes, status: int) -> None:
@@ -362,7 +362,7 @@ async def test_no_request_hides_in_another(web: Ingress) -> None:
 
 async def test_slow_heads_and_bodies_do_not_stay(web: Ingress, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HEAD_TIME", "BODY_IDLE", "KEEP_ALIVE"):
-        monkeypatch.setattr(http1, name, 0.3)
+        monkeypatch.setattr(limits, name, 0.3)
     assert (await web.raw(b"GET / HT")).startswith(b"HTTP/1.1 408 ")
     assert await web.raw(b"") == b""
     slow = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf"
@@ -374,7 +374,7 @@ async def test_slow_heads_and_bodies_do_not_stay(web: Ingress, monkeypatch: pyte
 
 
 async def test_a_client_that_stops_reading_does_not_stay(web: Ingress, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1, "STALL", 0.3)
+    monkeypatch.setattr(limits, "STALL", 0.3)
     assert web.node.proxy is not None
     client = socket.create_connection((web.ip, 8080))
     client.sendall(get(b"/large?size=200000000"))
@@ -448,7 +448,7 @@ async def test_backends_that_fail(ingress: Ingress) -> None:
 async def test_a_backend_that_says_nothing_is_not_waited_for_without_end(
     web: Ingress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http1, "ANSWER_IDLE", 0.3)
+    monkeypatch.setattr(limits, "ANSWER_IDLE", 0.3)
     assert await web.curl("http://a.test:8080/slow") == ("504", "no answer from default/web:80 in time")
 
 

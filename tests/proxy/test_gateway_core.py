@@ -327,12 +327,12 @@ def test_a_wrong_object_is_told_of_and_the_others_are_served(wrong: Object, says
 
 
 def test_one_server_that_is_wrong_leaves_the_others_of_its_gateway() -> None:
-    servers = (server(80), server(81, "GRPC"), server(82, "HTTP2"), server(80, "TCP"), server(83))
+    servers = (server(80), server(81, "MONGO"), server(82, "UDP"), server(80, "TCP"), server(83))
     table = compile_table([gateway(*servers), routes(route("web"))])
     assert sorted(table.entries) == [80, 83]
     assert [backend(table, "/", port=port) for port in (80, 83)] == ["default/web:80"] * 2
     assert list(table.problems) == [f"Gateway default/edge, spec.servers[{index}]" for index in (1, 2, 3)]
-    table = compile_table([gateway(server(81, "GRPC")), routes(route("web"))])
+    table = compile_table([gateway(server(81, "MONGO")), routes(route("web"))])
     assert "no server of its gateways" in table.problems["VirtualService default/r"]
 
 

@@ -250,7 +250,7 @@ async def test_what_is_no_tls_is_reset(ingress: Ingress, ca: Authority) -> None:
 
 
 def test_what_is_no_certificate_is_told(ca: Authority, tmp_path: Path) -> None:
-    made = Certificates(None, [])
+    made = Certificates(None)
     good, other = ca.issue("a"), ca.issue("b")
     tls = Tls("MUTUAL", "default/x")
     for pems, says in (
@@ -271,7 +271,7 @@ def test_what_is_no_certificate_is_told(ca: Authority, tmp_path: Path) -> None:
 
 def test_the_authority_of_clients_may_be_a_secret_or_a_folder_of_its_own(ca: Authority, tmp_path: Path) -> None:
     """As Istio has it: `<credential>-cacert` beside the credential, whose own is of no use then."""
-    made, other = Certificates(tmp_path, []), Authority()
+    made, other = Certificates(tmp_path), Authority()
     tls = Tls("MUTUAL", "default/x")
     pems = {**ca.issue("a"), "ca.crt": other.pem}
     bare = {name: pems[name] for name in ("tls.crt", "tls.key")}

@@ -9,9 +9,16 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from hpack import Encoder
+from hypothesis import given
+from hypothesis import strategies as st
 
+from services.proxy.core import http2
+from services.proxy.core.request import PREFACE, Request
+from services.proxy.head import _Http2
 from tests.proxy.conftest import Node, until
 from tests.proxy.neighbours import service
+from tests.proxy.test_request import frame
 from tests.proxy.test_tcp import connect, receive, receive_exactly
 
 LoopbackIp = Callable[[], str]
@@ -75,6 +82,86 @@ async def test_a_head_that_drips_is_read_whole(node: Node, ip: str) -> None:
     client.close()
 
 
+def request_2(user: str, more: int = 0, *, cut: int = 0) -> bytes:
+    """The same in HTTP/2, as its clients begin: with DATA behind it. `cut`: of its headers go on in CONTINUATION."""
+    fields = [(":method", "POST"), (":scheme", "http"), (":path", "/x?session=7"), (":authority", "web")]
+    block = Encoder().encode([*fields, ("x-more", "y" * more), ("x-user", user)])
+    head = frame(1, 1, block[:cut], 0) + frame(9, 1, block[cut:]) if cut else frame(1, 1, block)
+    return (
+        PREFACE + frame(4, 0, bytes((0, 3, 0, 0, 0, 100)), 0) + frame(8, 0, b"\0\1\0\0") + head + frame(0, 1, b"x" * 99)
+    )
+
+
+@pytest.mark.parametrize("cut", [0, 20])
+async def test_a_user_has_one_backend_whichever_http_it_speaks(node: Node, ip: str, cut: int) -> None:
+    for number in range(20):
+        expected, _ = await sent(node, ip, request(f"user-{number}"))
+        data = request_2(f"user-{number}", cut=cut)
+        assert await sent(node, ip, data) == (expected, data)
+    assert not node.status().warnings
+
+
+async def test_an_http_2_head_that_drips_is_read_whole(node: Node, ip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.proxy.head.PATIENCE", 20.0)
+    data = request_2("drip")
+    expected, _ = await sent(node, ip, request("drip"))
+    client = await connect(ip)
+    for byte in data:
+        client.send(bytes((byte,)))
+        await asyncio.sleep(0)
+    assert await taken(node, len(data)) == (expected, data)
+    client.close()
+
+
+async def test_a_request_that_has_begun_is_waited_for(node: Node, ip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has sent nothing but SETTINGS waits for some, and goes by its address."""
+    monkeypatch.setattr("services.proxy.head.PATIENCE", 0.05)
+    data = request_2("patience")
+    expected, _ = await sent(node, ip, request("patience"))
+    at = len(data) - 120  # amid HEADERS
+    client = await connect(ip)
+    client.send(data[:at])
+    await asyncio.sleep(0.3)
+    client.send(data[at:])
+    assert await taken(node, len(data)) == (expected, data)
+    client.close()
+
+
+@pytest.mark.slow
+async def test_real_clients_of_http_2_go_by_header(node: Node, loopback_ip: LoopbackIp) -> None:
+    own = loopback_ip()
+    servers = [await asyncio.start_server(refusing(str(port)), own, port) for port in range(8080, 8085)]
+    node.discovery.put(service("web", own, *[("n", own, port) for port in range(8080, 8085)], policy=BY_HEADER))
+    await node.listening(f"{own}:80")
+
+    async def ask(user: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            "curl", "-sS", "-m", "60", "--noproxy", "*", "--http2-prior-knowledge", "-H", f"X-User: {user}",
+            f"http://{own}/", stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        return (await process.communicate())[0].decode()
+
+    users = [f"u{number}" for number in range(8)]
+    first = [await ask(user) for user in users]
+    assert first == [await ask(user) for user in users]
+    assert len(set(first)) > 1 and set(first) <= set(map(str, range(8080, 8085)))
+    for server in servers:
+        server.close()
+
+
+def refusing(name: str) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    """A server of HTTP/2 that answers its name to every request, and ends."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        data = b""
+        while not (stream := http2.first_stream(data) if len(data) > len(PREFACE) else 0):
+            data += await reader.read(10_000)
+        writer.write(http2.GREETING + http2.answer(stream, 200, name.encode()))
+        writer.close()
+
+    return serve
+
+
 async def test_http_client_reaches_its_backend_on_this_node(node: Node, loopback_ip: LoopbackIp) -> None:
     """The head goes first into the backend's socket; keep-alive and the body follow."""
     own = loopback_ip()
@@ -127,13 +214,19 @@ def answering(name: str) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"GET / HTTP/1.1\r\nno colon here\r\n\r\n",  # malformed: for the backend to say
+        PREFACE + frame(4, 0, flags=0) + frame(1, 1, b"\xff" * 10),  # no HPACK
+        PREFACE + frame(1, 1, b"\x82"),  # no SETTINGS
+        PREFACE
+        + frame(4, 0, flags=0)
+        + frame(1, 1, b"\x40\x01a\x7f\xa1\x1e" + b"a" * 4000 + b"\xbe" * 12_000),  # a bomb
         b"GET / HTTP/1.1\r\nHost: web\r\n\r\n",  # without the header
     ],
-    ids=["h2", "tls", "ssh", "malformed", "without"],
+    ids=["h2 that waits", "tls", "ssh", "malformed", "no hpack", "no settings", "bomb", "without"],
 )
 async def test_what_has_no_such_header_sticks_by_its_address(
-    node: Node, ip: str, loopback_ip: LoopbackIp, data: bytes
+    node: Node, ip: str, loopback_ip: LoopbackIp, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("services.proxy.head.PATIENCE", 0.02)
     seen: Counter[str] = Counter()
     for source in [loopback_ip() for _ in range(20)]:
         addresses = set()
@@ -207,6 +300,12 @@ async def test_an_annotation_that_means_nothing_is_said_in_status(node: Node, lo
     assert len(seen) == 5, "served all the same, in turn"
 
 
+@given(st.binary(max_size=300), st.sampled_from([b"", b"\x82\x86\x84", b"\x3f\xe1\x1f", b"\x40\x01a\x01b"]))
+def test_whatever_stands_for_a_block_is_a_request_or_none(block: bytes, start: bytes) -> None:
+    told = _Http2().receive(PREFACE + frame(4, 0, flags=0) + frame(1, 1, start + block))
+    assert told is None or isinstance(told, Request)
+
+
 # ── bounds ──
 
 
@@ -223,6 +322,26 @@ async def test_too_large_a_head(node: Node, ip: str) -> None:
                 await everything(client)
         client.close()
     assert refused(node) == {"head_too_large": 2}
+
+
+@pytest.mark.slow
+async def test_an_http_2_head_that_is_too_large_or_late(node: Node, ip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.proxy.head.TIMEOUT", 0.5)
+    begun = PREFACE + frame(4, 0, flags=0) + frame(1, 1, b"x" * 16_000, 0)
+    for spoilt, status in (
+        (begun + frame(9, 1, b"x" * 16_000, 0) + frame(9, 1, b"x" * 16_000), b"431"),
+        (begun, b"408"),
+    ):
+        client = await connect(ip)
+        await asyncio.get_running_loop().sock_sendall(client, spoilt)
+        answer = await everything(client)
+        assert (
+            answer.startswith(http2.GREETING)
+            and status in answer
+            and answer.endswith(frame(7, 0, b"\0\0\0\1" + bytes(4), 0))
+        )
+        client.close()
+    assert refused(node) == {"head_too_large": 1, "head_late": 1}
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """What first bytes are, what a request says, and how it is refused: pure, over all ways to cut the bytes."""
 
+from itertools import pairwise
+
 import h11
 import pytest
 from hypothesis import given
@@ -111,6 +113,67 @@ def test_the_first_request_of_http_2_is_found_however_it_is_cut(between: bytes) 
 def test_what_is_no_http_2_after_all(spoilt: bytes) -> None:
     with pytest.raises(ValueError, match="expected"):
         http2.first_stream(PREFACE + spoilt)
+
+
+@pytest.mark.parametrize("cuts", [(), (1,), (3, 4)])
+@pytest.mark.parametrize("dressing", ["plain", "padded", "priority", "both"])
+def test_the_block_of_the_first_request_is_put_together(cuts: tuple[int, ...], dressing: str) -> None:
+    pieces = [b"abcdefgh"[start:end] for start, end in pairwise((0, *cuts, 8))]
+    flags, first = (0x4 if len(pieces) == 1 else 0), pieces[0]
+    if dressing in ("priority", "both"):
+        flags, first = flags | 0x20, bytes(5) + first
+    if dressing in ("padded", "both"):
+        flags, first = flags | 0x8, b"\x03" + first + bytes(3)
+    data = PREFACE + frame(4, 0, flags=0) + frame(8, 0, bytes(4)) + frame(1, 7, first, flags)
+    for number, piece in enumerate(pieces[1:], start=2):
+        data += frame(9, 7, piece, 4 if number == len(pieces) else 0)
+    for end in range(len(data) + 1):
+        request = http2.FirstRequest()
+        request.receive(data[:end])
+        assert request.block == (b"abcdefgh" if end == len(data) else None)
+        request.receive(data[end:] + frame(1, 9, b"later"))
+        assert (request.stream, request.block) == (7, b"abcdefgh")
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        frame(1, 1, b"\x09" + bytes(8), flags=0xC),  # nothing but padding, and more
+        frame(1, 1, b"", flags=0x24),
+        frame(9, 1, b"x"),
+        frame(1, 1, b"x", flags=0) + frame(9, 3, b"x"),
+        frame(1, 1, b"x", flags=0) + frame(0, 1, b"x"),
+        frame(1, 1, b"x", flags=0) + frame(9, 1, b"", flags=0),
+    ],
+)
+def test_headers_that_break_the_rules(spoilt: bytes) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        http2.FirstRequest().receive(PREFACE + frame(4, 0, flags=0) + spoilt)
+
+
+@given(st.lists(st.binary(max_size=60), max_size=20), st.booleans())
+def test_rubbish_is_a_request_or_none(pieces: list[bytes], framed: bool) -> None:
+    """Never anything but ValueError, and whole as in pieces."""
+    if framed:
+        pieces = [frame(1 if number == 0 else 9, 1, one, one[0] if one else 0) for number, one in enumerate(pieces)]
+    results = []
+    for told in (pieces, [b"".join(pieces)]):
+        request = http2.FirstRequest()
+        request.receive(PREFACE + frame(4, 0, flags=0))
+        try:
+            for piece in told:
+                request.receive(piece)
+            results.append((request.stream, request.block))
+        except ValueError:
+            results.append((-1, None) if request.block is None else (request.stream, request.block))
+    assert results[0] == results[1]
+
+
+def test_a_request_of_http_2_is_as_one_of_http_1() -> None:
+    fields = [(b":method", b"GET"), (b":path", b"/?q=1"), (b":authority", b"web:80"), (b"cookie", b"a=1"), (b"x", b"y")]
+    found = Request.of_fields([*fields, (b"cookie", b"sid=7"), (b"host", b"other")])
+    assert (found.target, found.header("Host"), found.header("X")) == (b"/?q=1", "web:80", "y")
+    assert (found.header("cookie"), found.cookie("sid"), found.parameter("q")) == ("a=1; sid=7", "7", "1")
 
 
 # ── seldom ──

@@ -1,9 +1,10 @@
 """What a client's first bytes are, what an HTTP request says of who sent it, and the answer that refuses it.
 
-Bytes in, decisions out; the parsing of a whole head is h11's (services/proxy/head.py).
+Bytes in, decisions out; the parsing of a whole head is a library's (services/proxy/head.py).
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import parse_qsl, urlsplit
@@ -20,6 +21,7 @@ _BEGUN = re.compile(rb"[A-Z][A-Z-]*( [!-\xff]*( (H(T(T(P(/(1(\.([01](\r)?)?)?)?)
 
 # Istio's convention: a port's name is its protocol, or begins with it and a dash.
 _HTTP = frozenset({"http", "http2", "grpc", "grpc-web", "h2c", "ws", "kubernetes.io/h2c", "kubernetes.io/ws"})
+_HTTP2 = frozenset({"http2", "grpc", "grpc-web", "h2c", "kubernetes.io/h2c"})
 _OTHER = frozenset({"tcp", "tls", "https", "wss", "mongo", "mysql", "redis", "postgres", "postgresql", "ssh", "udp"})
 
 _STATUS = {
@@ -34,10 +36,29 @@ _LINE_MOST = 500  # characters of the reason in an answer
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The head of an HTTP/1 request; names of headers in lower case."""
+    """The head of a request, whichever HTTP it came by; names of headers in lower case."""
 
     target: bytes
     headers: tuple[tuple[bytes, bytes], ...]
+
+    @classmethod
+    def of_fields(cls, fields: Iterable[tuple[bytes, bytes]]) -> "Request":
+        """Of HTTP/2's, as the same request has them in HTTP/1: the host is a header, and cookies are one (RFC 9113, 8.2.3
+        and 8.3.1)."""
+        pseudo: dict[bytes, bytes] = {}
+        headers, cookies = [], []
+        for name, value in fields:
+            if name.startswith(b":"):
+                pseudo.setdefault(name, value)
+            elif name == b"cookie":
+                cookies.append(value)
+            else:
+                headers.append((name, value))
+        if cookies:
+            headers.append((b"cookie", b"; ".join(cookies)))
+        if b":authority" in pseudo:
+            headers = [(b"host", pseudo[b":authority"]), *(one for one in headers if one[0] != b"host")]
+        return cls(pseudo.get(b":path", b""), tuple(headers))
 
     def header(self, name: str) -> str:
         """Its value, those of several joined as one (RFC 9110, 5.3); "" without."""
@@ -79,6 +100,12 @@ def speaks(name: str, app_protocol: str = "") -> bool | None:
         if word in known or (not app_protocol and word.partition("-")[0] in known):
             return answer
     return None
+
+
+def speaks_2(name: str, app_protocol: str = "") -> bool:
+    """Whether what listens behind a port is known to speak HTTP/2 in clear text, said as for `speaks`."""
+    word = app_protocol.lower() or name.lower()
+    return word in _HTTP2 or (not app_protocol and any(word.startswith(f"{known}-") for known in _HTTP2))
 
 
 def answer(status: int, reason: str, why: str, *, head: bool = False) -> bytes:

@@ -22,6 +22,8 @@ _VERSIONS = {
     "TLSV1_2": ssl.TLSVersion.TLSv1_2,
     "TLSV1_3": ssl.TLSVersion.TLSv1_3,
 }
+# What goes on as a stream may be HTTP/1.1 to who does not know better; HTTP/2 would have to be its backend's, too.
+_ALPN = ["h2", "http/1.1"]
 _MODES = {"SIMPLE": ssl.CERT_NONE, "MUTUAL": ssl.CERT_REQUIRED, "OPTIONAL_MUTUAL": ssl.CERT_OPTIONAL}
 _NAMES = ("tls.crt", "tls.key", "ca.crt")
 # Where the CA of clients may be by itself: in a credential of that name (Istio, "Configure a mutual TLS ingress gateway").
@@ -37,10 +39,9 @@ class CertificateError(ValueError):
 class Certificates:
     """Contexts for TLS servers. `refresh` whenever something may have changed, then `get` for each connection."""
 
-    def __init__(self, secrets_dir: Path | None, alpn: list[str]) -> None:
+    def __init__(self, secrets_dir: Path | None) -> None:
         """`secrets_dir`: holds a folder for each credential."""
         self.secrets_dir = secrets_dir
-        self._alpn = alpn
         self._contexts: dict[Tls, ssl.SSLContext] = {}
         self._sources: dict[Tls, object] = {}
         self.problems: dict[Tls, str] = {}
@@ -97,7 +98,7 @@ class Certificates:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = _VERSIONS.get(tls.lowest, _LOWEST)
         context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-        context.set_alpn_protocols(self._alpn)
+        context.set_alpn_protocols(_ALPN if tls.http else _ALPN[1:])
         try:
             if tls.highest:
                 context.maximum_version = _VERSIONS[tls.highest]

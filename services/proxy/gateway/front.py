@@ -9,13 +9,16 @@ from services.proxy.attach import reset
 from services.proxy.core import clienthello
 from services.proxy.core.clienthello import Incomplete, NotTls
 from services.proxy.core.gateway.table import Entry, Served
+from services.proxy.core.request import PREFACE
 from services.proxy.departure import Departure
+from services.proxy.gateway import limits
 from services.proxy.gateway.certificates import Certificates
-from services.proxy.gateway.http1 import Http1, Shared, Visit
+from services.proxy.gateway.exchange import Shared, Visit
+from services.proxy.gateway.http1 import Http1
 from services.proxy.gateway.streams import HANDSHAKE, Stream, splice
 from services.proxy.route import Route
 
-MAX_CLIENTS = 4096  # that are talked to at once; each holds two descriptors and up to 0.5 MiB while it is busy
+MAX_CLIENTS = 4096  # that are talked to at once; each holds two descriptors and up to 0.5 MiB while it is busy (HTTP/2: for each stream)
 MAX_EACH = 1024  # of one address
 
 # Alerts (RFC 8446, 6): what a client is told that asks for a name we do not have, or have no certificate for.
@@ -98,9 +101,31 @@ class Front:
             raise
         if served.speaks_http:
             visit = Visit(address, entry.port, "https" if context else "http", sni, self._finder(entry, sni))
-            await Http1(self._shared, stream, visit).run()
+            await self._talk(stream, visit)
         else:
             await self._pass_on(stream, address, served, sni)
+
+    async def _talk(self, stream: Stream, visit: Visit) -> None:
+        """In the HTTP that TLS agreed on, or that the client begins with."""
+        data = b""
+        try:
+            async with asyncio.timeout(limits.KEEP_ALIVE):
+                while not stream.alpn and len(data) < len(PREFACE) and PREFACE.startswith(data):
+                    data += (more := await stream.read())
+                    if not more:
+                        break
+        except (OSError, TimeoutError):
+            await stream.close()
+            return
+        except BaseException:
+            stream.abort()
+            raise
+        if stream.alpn == "h2" or data.startswith(PREFACE):
+            from services.proxy.gateway.http2 import Http2  # only gateways need the library, see Gateway.run
+
+            await Http2(self._shared, stream, visit, data).run()
+        else:
+            await Http1(self._shared, stream, visit, data).run()
 
     def _finder(self, entry: Entry, sni: str) -> Callable[[], Served | None]:
         """What is served there at the time of each request: connections outlive changes."""
@@ -127,7 +152,7 @@ class Front:
             if route is None:
                 self._shared.counters.refused_local["", NO_ROUTE] += 1
                 return
-            upstream = await self._shared.pool.take(route, address, again=False)
+            upstream = await self._shared.pool.take(route, address, again=False, two=False)
             await splice(stream, upstream.stream)
         except OSError:
             pass

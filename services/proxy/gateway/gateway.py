@@ -16,9 +16,9 @@ from services.proxy.counters import Counters
 from services.proxy.departure import Departure
 from services.proxy.gateway import addresses
 from services.proxy.gateway.certificates import Certificates, Pems
+from services.proxy.gateway.exchange import Shared
 from services.proxy.gateway.front import Front
-from services.proxy.gateway.http1 import Shared
-from services.proxy.gateway.upstream import Pool
+from services.proxy.gateway.pool import Pool
 from services.proxy.listeners import NOT_LOCAL, Listeners, Row
 from services.proxy.route import Route
 from services.proxy.tcp import TcpListener
@@ -26,7 +26,6 @@ from services.proxy.tcp import TcpListener
 PERIOD = 2.0  # s between two looks at addresses, files of certificates, and ports that could not be had
 SETTLE = 0.05  # s in which changes of objects are gathered
 MAX_WARNINGS = 20  # shown
-ALPN = ["http/1.1"]
 
 
 class Gateway:
@@ -41,7 +40,7 @@ class Gateway:
         self._objects = Snapshot[Object](lambda one: one.key)
         self._secrets: dict[str, Pems] = {}
         self._table = Table()
-        self._certificates = Certificates(settings.secrets_dir, ALPN)
+        self._certificates = Certificates(settings.secrets_dir)
         self._pool = Pool(departure.send)
         self._shared = Shared(self._pool, self._resolve, counters, random.Random(), log)
         self._front = Front(self._shared, departure, self._certificates)
@@ -56,6 +55,9 @@ class Gateway:
     async def run(self) -> None:
         """Follows the objects, once it is enabled."""
         await self._enabled.wait()
+        # Nodes without a gateway do without the library; here, no client shall wait for it.
+        from services.proxy.gateway import http2, upstream2  # noqa: F401
+
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(peers.follow_gateways(self._settings.run_dir, self._objects, self._changed))
             tasks.create_task(self._look())

@@ -75,8 +75,21 @@ class Stream:
 
     async def write(self, *pieces: bytes, patience: float | None = None) -> None:
         """Waits while the other side does not keep up, `patience` seconds at most: then TimeoutError, an OSError."""
+        self.put(*pieces)
+        await self.drained(patience)
+
+    def put(self, *pieces: bytes) -> None:
+        """Writes without waiting; `backlog` grows."""
         self._writer.writelines(pieces)
-        if patience is None or not self._writer.transport.get_write_buffer_size():
+
+    @property
+    def backlog(self) -> int:
+        """Bytes written that the kernel has not taken yet."""
+        return self._writer.transport.get_write_buffer_size()
+
+    async def drained(self, patience: float | None = None) -> None:
+        """Waits until more may be written, as of `write`."""
+        if patience is None or not self.backlog:
             await self._writer.drain()
             return
         async with asyncio.timeout(patience):

@@ -82,17 +82,31 @@ class Head:
 
 
 def for_backend(head: Head, client: str, scheme: str, authority: str, host: str) -> list[Header]:
-    """Of a request. `authority`: what the client asked for; `host`: what the backend is told."""
+    """Of a request, but for what belongs to the connection. `authority`: what the client asked for; `host`: what the
+    backend is told."""
     headers = [(b"host", host.encode("latin-1")), *head.end_to_end(_FORWARDED | {b"host"})]
     chain = [*head.fields.get(b"x-forwarded-for", ()), client.encode()]
     headers.append((b"x-forwarded-for", b", ".join(chain)))
     headers.append((b"x-forwarded-proto", scheme.encode()))
     headers.append((b"x-forwarded-host", authority.encode("latin-1")))
-    if head.upgrade:
-        headers += [(b"connection", b"upgrade"), (b"upgrade", head.upgrade)]
-    if b"transfer-encoding" in head.fields:
+    return headers
+
+
+def framing(head: Head, *, has_body: bool) -> list[Header]:
+    """Of a request in HTTP/1.1: what its connection is to do."""
+    headers = [(b"connection", b"upgrade"), (b"upgrade", head.upgrade)] if head.upgrade else []
+    if has_body and b"content-length" not in head.fields:
         headers.append((b"transfer-encoding", b"chunked"))
     return headers
+
+
+def pseudo(method: bytes, target: bytes, headers: Iterable[Header], head: Head) -> list[Header]:
+    """Of a request in HTTP/2 (RFC 9113, 8.3.1); `headers` begin with the host."""
+    (_, authority), *rest = headers
+    fields = [(b":method", method), (b":scheme", b"http"), (b":path", target), (b":authority", authority), *rest]
+    if b"trailers" in head.tokens(b"te"):
+        fields.append((b"te", b"trailers"))  # gRPC's clients say so, and its servers may insist
+    return fields
 
 
 def for_client(headers: Iterable[Header], *, upgraded: bool = False) -> list[Header]:

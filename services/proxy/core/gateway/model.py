@@ -5,7 +5,7 @@ from typing import Literal
 
 from services.proxy.core.regex import Regex
 
-Protocol = Literal["HTTP", "HTTPS", "TCP", "TLS"]
+Protocol = Literal["HTTP", "HTTP2", "GRPC", "GRPC-WEB", "HTTPS", "TCP", "TLS"]
 Mode = Literal["SIMPLE", "MUTUAL", "OPTIONAL_MUTUAL", "PASSTHROUGH"]
 
 
@@ -20,6 +20,7 @@ class Tls:
     ca_file: str = ""
     lowest: str = ""  # "TLSV1_2", …; "": the default
     highest: str = ""
+    http: bool = False  # it is ours to choose which HTTP is spoken in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,10 @@ class Server:
     hosts: tuple[tuple[str, str], ...]
     tls: Tls | None = None
     to_https: bool = False  # answers everything by a redirect to https
+
+    @property
+    def speaks_http(self) -> bool:
+        return self.protocol not in ("TCP", "TLS")
 
     @property
     def label(self) -> str:

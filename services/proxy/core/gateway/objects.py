@@ -84,10 +84,10 @@ def _server(gateway: str, spec: Spec) -> Server:
     if bind not in ("", "0.0.0.0", "::"):
         raise ObjectError(f"{spec.path}.bind is not supported; choose addresses by modules.edgeGateway.includeIP")
     spec.end()
-    found = _tls(tls, gateway.partition("/")[0]) if tls is not None and tls.names() else None
+    found = _tls(tls, gateway.partition("/")[0], http=protocol == "HTTPS") if tls is not None and tls.names() else None
     if found is None and protocol in ("HTTPS", "TLS"):
         raise ObjectError(f"{spec.path}.tls.mode is missing; {protocol} needs one")
-    if found is not None and protocol in ("HTTP", "TCP"):
+    if found is not None and protocol not in ("HTTPS", "TLS"):
         raise ObjectError(f"{spec.path}.tls goes with HTTPS and TLS, not with {protocol}")
     return Server(gateway, number, protocol, hosts, found, to_https)  # type: ignore[arg-type]
 
@@ -100,7 +100,7 @@ def _server_host(text: str, gateway: str, path: str) -> tuple[str, str]:
     return (namespace if slash else "*"), _host(host, f"{path}.hosts")
 
 
-def _tls(spec: Spec, namespace: str) -> Tls:
+def _tls(spec: Spec, namespace: str, *, http: bool) -> Tls:
     mode = spec.text("mode", "PASSTHROUGH")  # Istio's default, its zero
     if mode not in get_args(Mode):
         raise ObjectError(f"{spec.path}.mode is {mode!r}, expected {', '.join(get_args(Mode))}")
@@ -115,7 +115,8 @@ def _tls(spec: Spec, namespace: str) -> Tls:
     spec.end()
     if mode != "PASSTHROUGH" and not credential and not (files[0] and files[1]):
         raise ObjectError(f"{spec.path}.credentialName is missing, or serverCertificate and privateKey")
-    return Tls(mode, credential, *files, *("" if one == "TLS_AUTO" else one for one in versions))  # type: ignore[arg-type]
+    lowest, highest = ("" if one == "TLS_AUTO" else one for one in versions)
+    return Tls(mode, credential, files[0], files[1], files[2], lowest, highest, http)  # type: ignore[arg-type]
 
 
 def virtual_service(namespace: str, name: str, body: Any) -> tuple[VirtualService, list[str], Problems]:

@@ -29,7 +29,15 @@ from services.proxy.core.gateway.spec import ObjectError
 MAX_PORTS = 256  # that are listened on
 
 Kind = Literal["http", "tls", "tcp"]
-_KINDS: dict[str, Kind] = {"HTTP": "http", "HTTPS": "tls", "TLS": "tls", "TCP": "tcp"}
+_KINDS: dict[str, Kind] = {
+    "HTTP": "http",
+    "HTTP2": "http",
+    "GRPC": "http",
+    "GRPC-WEB": "http",
+    "HTTPS": "tls",
+    "TLS": "tls",
+    "TCP": "tcp",
+}
 
 
 class Object(NamedTuple):
@@ -82,7 +90,7 @@ class Served:
 
     @property
     def speaks_http(self) -> bool:
-        return self.server.protocol in ("HTTP", "HTTPS") and not self.passes
+        return self.server.speaks_http and not self.passes
 
 
 @dataclass(slots=True)
