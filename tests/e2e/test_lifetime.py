@@ -139,6 +139,7 @@ async def _observe_punched(mesh: Mesh, stream: Stream) -> None:
     began, normal = time.monotonic(), await usual(stream)
     await eventually(lambda: more(0), "the lifetime is known, and a punched link replaced", timeout=ROUNDS)
     print(f"known and replaced after {time.monotonic() - began:.1f} s, longest stall {stream.stall:.3f} s")
+    await asyncio.sleep(NOTICED)  # what was cut before is lost only when somebody misses it
     await eventually(direct, "the path is direct")
     lost = count("link lost", 'relay=""')
     cuts = {node: lines(mesh, node, "link lost", 'relay=""', "answer") for node in "ab"}
