@@ -13,6 +13,10 @@ FIRST = SMALL_RECORD + 64
 LASTS_RTTS = 10
 LASTS = (1.0, 3.0)
 """A handover is over after 10 round trips of the new path (12 KiB have become 12 MiB), within these bounds, seconds."""
+AT_HAND = 2 * 10 * 1448
+"""Bytes of the first flight and, while that is on its way, of the next one: where no other link carries the rest TCP must not wait
+for us (requests under bulk: 150 ms after the loss of a relay with half of it, 100 with this, 96 without a bound; a datagram
+in their midst 28, 48, 92)."""
 FAR = 0.01
 """Round trip, seconds, below which a lost link needs no handover: a cold TCP is warm before anybody notices."""
 
@@ -41,7 +45,7 @@ class Handover:
         new, old = self.new, self.old
         window = self._window
         if old is None:
-            window = max(window, int(FIRST * 2 ** min((now - self._since) / max(self.new.rtt, FAR), LASTS_RTTS)))
+            window = max(window, int(AT_HAND * 2 ** min((now - self._since) / max(self.new.rtt, FAR), LASTS_RTTS)))
         if new.unheard + size <= window and new.backlog < LOADED:
             return new
         return old if old is None or old.usable else new
