@@ -74,9 +74,9 @@ class Carrier(Dispatch):
             return out
         self.links.remove(link)
         was_needed = link is self.active and not link.closing
-        if was_needed and self.streams:
-            self._stall(cause, link, now)
         if was_needed:
+            if self.streams:
+                self._stall(cause, link, now)
             link.presume(now)
         link.drop(self.outbox)
         if self.handover is not None and link is self.handover.old:

@@ -71,13 +71,12 @@ class Dispatch(Signals):
             if active is not None and active.backlog < BACKLOG_LIMIT // 8:
                 active.push(record, now)
             self.outbox.orphan(record)  # if neither took it
-        elif active is not None:
-            carrier = active if self.handover is None else self.handover.carrier(record.size, now)
-            if carrier is not None:
-                carrier.push(record, now)
-            self.outbox.orphan(record)  # if it waits
+            return
+        carrier = active if self.handover is None else self.handover.carrier(record.size, now)
+        if carrier is not None:
+            carrier.push(record, now)
         else:
-            self.outbox.orphan(record)
+            self.outbox.orphan(record)  # it waits
 
     def _send_orphans(self, now: float, *, presumed: bool = False) -> None:
         """`presumed`: those, too, that have probably arrived."""
