@@ -7,21 +7,19 @@ its certificate can be judged as on any other port.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from logging import Logger
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from services.runtime.core.seldom import Seldom
 from services.runtime.dial import IN_ORDER
 from services.runtime.identity import Identity, Rejection
 
 if TYPE_CHECKING:
     from services.runtime.tls import TlsEndpoint
 
-# The same trouble with the same visitor is told again after so many seconds; of so many troubles it is known that they were told.
-EPISODE = 600.0
-MAX_TOLD = 256
+TELL_EVERY, TELL_MOST = 600.0, 256  # s between two lines in the log on one visitor and reason; lines in that time
 
 
 class Desk:
@@ -30,7 +28,7 @@ class Desk:
     def __init__(self, identity: Identity, log: Logger) -> None:
         self._identity = identity
         self._log = log
-        self._told: OrderedDict[tuple[str, str], float] = OrderedDict()
+        self._seldom = Seldom(TELL_EVERY, TELL_MOST)
 
     def open(self, ip: str, send: Callable[[bytes], None]) -> Inquiry:
         """One who asks. `send`: to them."""
@@ -50,14 +48,8 @@ class Desk:
 
     def tell(self, ip: str, reason: str, message: str) -> None:
         """Our operator."""
-        now, key = monotonic(), (ip, reason)
-        if now - self._told.get(key, float("-inf")) < EPISODE:
-            return
-        self._told[key] = now
-        self._told.move_to_end(key)
-        if len(self._told) > MAX_TOLD:
-            self._told.popitem(last=False)
-        self._log.warning("visitor refused", extra={"address": ip, "reason": reason, "error": message})
+        if self._seldom.first((ip, reason), monotonic()):
+            self._log.warning("visitor refused", extra={"address": ip, "reason": reason, "error": message})
 
 
 class Inquiry:

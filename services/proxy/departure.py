@@ -22,7 +22,6 @@ from services.proxy.core.catalog import Backend, join
 from services.proxy.core.patience import CONNECT, patience
 from services.proxy.core.plan import Wanted
 from services.proxy.core.request import Request
-from services.proxy.core.seldom import Seldom
 from services.proxy.counters import Counters
 from services.proxy.dialer import Dialer
 from services.proxy.head import Heads
@@ -33,6 +32,7 @@ from services.proxy.pump import DatagramPump, Meter, StreamPump
 from services.proxy.refusals import Refusals
 from services.proxy.route import Route, Use
 from services.runtime import descriptors, telemetry
+from services.runtime.core.seldom import Seldom
 
 MAX_KEPT = 4096  # clients that no backend has accepted yet; each holds a descriptor. Further ones get one attempt.
 TELL_EVERY, TELL_MOST = 60.0, 100  # s between two lines in the log on one service and reason; lines in that time

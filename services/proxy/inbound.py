@@ -12,11 +12,11 @@ from services.proxy.attach import AttachSocket
 from services.proxy.core.catalog import Network
 from services.proxy.core.patience import CONNECT
 from services.proxy.core.policy import Policy
-from services.proxy.core.seldom import Seldom
 from services.proxy.counters import Counters
 from services.proxy.dialer import Dialer
 from services.proxy.peers import Offer
 from services.runtime import telemetry
+from services.runtime.core.seldom import Seldom
 
 RESOLVE_TIMEOUT = 5.0  # s for a name of allowedTargets
 TELL_EVERY, TELL_MOST = 60.0, 100  # s between two lines in the log on one node and target; lines in that time

@@ -18,6 +18,7 @@ import pytest
 from lab.manifest import service
 from lab.mesh import Mesh
 from lab.node import Node
+from tests.datagrams import answering
 from tests.e2e.traffic import connect, eventually, make_socket
 from tests.load import Load
 
@@ -192,41 +193,18 @@ async def test_the_node_of_one_of_three_falls_silent_under_500_requests_a_second
     assert backends.doubled < 20
 
 
-DATAGRAMS = """
-import socket, sys
-sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sock.bind((sys.argv[1], int(sys.argv[2])))
-print("ready", flush=True)
-while True:
-    _, flow = sock.recvfrom(100)
-    sock.sendto(sys.argv[2].encode(), flow)
-"""
-
-
 @contextlib.asynccontextmanager
 async def servers(mesh: Mesh) -> AsyncIterator[list[asyncio.subprocess.Process]]:
     """Three on b that answer each datagram with their port, and their service."""
-    running: list[asyncio.subprocess.Process] = []
     documents = []
-    try:
-        for port in range(FIRST, FIRST + 3):
-            address = mesh.b.place.address
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", DATAGRAMS, address, str(port), stdout=asyncio.subprocess.PIPE
-            )
-            running.append(process)
-            assert process.stdout is not None
-            assert await process.stdout.readline() == b"ready\n"
-            documents += mesh.service("three", mesh.cluster_ips[0], PORT, port, "UDP")[-1 if documents else 0 :]
-            documents[-1]["metadata"]["name"] = f"three-{port}"
+    for port in range(FIRST, FIRST + 3):
+        documents += mesh.service("three", mesh.cluster_ips[0], PORT, port, "UDP")[-1 if documents else 0 :]
+        documents[-1]["metadata"]["name"] = f"three-{port}"
+    async with answering(mesh.b.place.address, range(FIRST, FIRST + 3)) as running:
         for node, cluster_ip in zip((mesh.a, mesh.b), mesh.cluster_ips, strict=True):
             documents[0]["spec"] |= {"clusterIP": cluster_ip, "clusterIPs": [cluster_ip]}
             node.publish(documents)
-        yield running
-    finally:
-        for process in running:
-            process.kill()
-            await process.wait()
+        yield list(running.values())
 
 
 async def flow(mesh: Mesh, patience: float) -> int:

@@ -6,7 +6,6 @@ import itertools
 import os
 import signal
 import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +18,7 @@ from services.proxy.core.balancer import Balancer
 from services.proxy.core.catalog import Backend
 from services.proxy.core.health import EJECT_AFTER
 from services.proxy.core.silence import SILENT, WAIT
+from tests.datagrams import answering
 from tests.proxy.conftest import Node, until
 from tests.proxy.neighbours import service
 from tests.proxy.test_balancing import backends, balancer, spread
@@ -132,15 +132,6 @@ def test_whoever_answers_is_in_and_who_is_left_out_gets_no_flow(flows: list[Flow
 
 # ── real sockets ──
 
-ECHO = """
-import socket, sys
-sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sock.bind((sys.argv[1], int(sys.argv[2])))
-print("ready", flush=True)
-while True:
-    _, client = sock.recvfrom(100)
-    sock.sendto(sys.argv[2].encode(), client)
-"""
 PORTS = (5401, 5402, 5403)
 
 
@@ -148,18 +139,8 @@ PORTS = (5401, 5402, 5403)
 async def echoes(loopback_ip: LoopbackIp) -> AsyncIterator[tuple[str, dict[int, int]]]:
     """The address of three processes that answer each datagram with their port, and their pids by it."""
     ip = loopback_ip()
-    running = [
-        await asyncio.create_subprocess_exec(sys.executable, "-c", ECHO, ip, str(port), stdout=asyncio.subprocess.PIPE)
-        for port in PORTS
-    ]
-    try:
-        for process in running:
-            assert process.stdout is not None and await process.stdout.readline() == b"ready\n"
-        yield ip, dict(zip(PORTS, (process.pid for process in running), strict=True))
-    finally:
-        for process in running:
-            process.kill()
-            await process.wait()
+    async with answering(ip, PORTS) as running:
+        yield ip, {port: process.pid for port, process in running.items()}
 
 
 async def ask(ip: str, patience: float) -> int:

@@ -71,15 +71,21 @@ async def test_one_user_one_backend_whatever_the_port_and_no_byte_is_lost(node: 
     assert row.balancing == "header X-User"
 
 
-async def test_a_head_that_drips_is_read_whole(node: Node, ip: str) -> None:
-    data = request("drip")
-    expected, _ = await sent(node, ip, data)
+async def dripped(node: Node, ip: str, data: bytes) -> tuple[str, bytes]:
+    """As `sent`, byte by byte."""
     client = await connect(ip)
     for byte in data:
         client.send(bytes((byte,)))
         await asyncio.sleep(0)
-    assert await taken(node, len(data)) == (expected, data)
+    found = await taken(node, len(data))
     client.close()
+    return found
+
+
+async def test_a_head_that_drips_is_read_whole(node: Node, ip: str) -> None:
+    data = request("drip")
+    expected, _ = await sent(node, ip, data)
+    assert await dripped(node, ip, data) == (expected, data)
 
 
 def request_2(user: str, more: int = 0, *, cut: int = 0) -> bytes:
@@ -105,12 +111,7 @@ async def test_an_http_2_head_that_drips_is_read_whole(node: Node, ip: str, monk
     monkeypatch.setattr("services.proxy.head.PATIENCE", 20.0)
     data = request_2("drip")
     expected, _ = await sent(node, ip, request("drip"))
-    client = await connect(ip)
-    for byte in data:
-        client.send(bytes((byte,)))
-        await asyncio.sleep(0)
-    assert await taken(node, len(data)) == (expected, data)
-    client.close()
+    assert await dripped(node, ip, data) == (expected, data)
 
 
 async def test_a_request_that_has_begun_is_waited_for(node: Node, ip: str, monkeypatch: pytest.MonkeyPatch) -> None:

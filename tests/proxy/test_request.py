@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from services.proxy.core import http2, request
 from services.proxy.core.request import PREFACE, Request, looks, speaks
-from services.proxy.core.seldom import Seldom
+from services.runtime.core.seldom import Seldom
 
 GET = b"GET /a?b=c HTTP/1.1\r\nHost: web\r\n\r\n"
 
