@@ -1,6 +1,5 @@
 """Fixtures for all tests."""
 
-import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import yaml
 from hypothesis import settings
 
 from lab.folder import short_folder
+from tests import loopback
 
 # A PSK for tests; real ones are random.
 PSK = "test-only-psk-0123456789-abcdefghijklmnop"
@@ -23,17 +23,8 @@ WriteConfig = Callable[..., Path]
 
 @pytest.fixture
 def loopback_ip() -> Callable[[], str]:
-    """Makes loopback addresses that no other test uses: one for each node, so that all keep the default ports."""
-    # 127.64.0.0 to 127.250.255.255: 12 million addresses make a clash with a parallel test unlikely.
-    given: set[str] = set()
-
-    def make() -> str:
-        while (ip := f"127.{random.randint(64, 250)}.{random.randint(0, 255)}.{random.randint(2, 254)}") in given:
-            pass
-        given.add(ip)
-        return ip
-
-    return make
+    """Makes loopback addresses that no other test uses."""
+    return loopback.address
 
 
 @pytest.fixture

@@ -16,13 +16,14 @@ from bench import load
 from bench.load import SIZE, Ticker, Wrong
 from bench.process import ROOT
 from bench.serve import CHUNK
+from tests import loopback
 
 Address = tuple[str, int]
 
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[dict[str, Address]]:
-    host = f"127.{random.randint(64, 250)}.0.1"
+    host = loopback.address()
     argv = [sys.executable, "-m", "bench.serve", host]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -12,11 +11,6 @@ from typing import Any
 import yaml
 
 from tests.causeway.process import Process
-
-
-def loopback_block() -> str:
-    """The first three numbers of loopback addresses that no test running beside this one uses."""
-    return f"127.{random.SystemRandom().randint(64, 250)}.{random.SystemRandom().randint(1, 254)}"
 
 
 class Node:

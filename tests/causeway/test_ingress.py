@@ -15,7 +15,8 @@ import yaml
 
 from lab.clients.rpc_program import OPTIONS, SERVICE, Calls, Echo
 from lab.manifest import service
-from tests.causeway.node import Node, loopback_block, stop
+from tests import loopback
+from tests.causeway.node import Node, stop
 from tests.causeway.process import PATIENCE
 from tests.proxy.ingress import Authority, Backend
 
@@ -54,7 +55,7 @@ def objects() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def block() -> str:
-    return loopback_block()
+    return loopback.block()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from causeway.__main__ import COMMANDS
 from services.proxy.core.catalog import Service
 from services.proxy.core.traffic import PREFIX, ROUND_ROBIN, Ring, Traffic, parse
 from services.runtime.config import load
-from tests.causeway.node import loopback_block
+from tests import loopback
 from tests.causeway.process import PATIENCE, Process
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -53,7 +53,7 @@ def test_the_network_to_rehearse_is_a_valid_topology(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_ten_minutes(tmp_path: Path) -> None:
     # The service's address and the web server's port are the README's: no other test has them.
-    block = loopback_block()
+    block = loopback.block()
     started = []
     for number, name in enumerate(("hub", "edge-b"), start=1):
         folder = tmp_path / name

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from lab.manifest import service
-from tests.causeway.node import Node, loopback_block
+from tests import loopback
+from tests.causeway.node import Node
 from tests.causeway.process import PATIENCE
 
 pytestmark = pytest.mark.slow  # three nodes, which all tests look at and leave as they are
@@ -48,7 +49,7 @@ def web(address: str) -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def block() -> str:
-    return loopback_block()
+    return loopback.block()
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from causeway.service import NAMES
-from tests.causeway.node import Node, loopback_block, stop
+from tests import loopback
+from tests.causeway.node import Node, stop
 from tests.causeway.process import PATIENCE, Process, alive
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
-    return Node(tmp_path, "edge-a", f"{loopback_block()}.1")
+    return Node(tmp_path, "edge-a", f"{loopback.block()}.1")
 
 
 def started(process: Process, name: str, *, after: int = 0) -> int:
@@ -99,7 +100,7 @@ def test_it_runs_when_nobody_takes_what_it_says(node: Node) -> None:
 
 @pytest.mark.slow
 def test_a_disabled_proxy_is_left_out(tmp_path: Path) -> None:
-    node = Node(tmp_path, "edge-a", f"{loopback_block()}.1", edgeProxy={"enable": False})
+    node = Node(tmp_path, "edge-a", f"{loopback.block()}.1", edgeProxy={"enable": False})
     with node.start() as up:
         up.wait_for("^causeway: proxy is left out: modules.edgeProxy.enable is false")
         up.wait_for("^causeway: ready in ")

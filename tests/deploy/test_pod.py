@@ -22,13 +22,14 @@ import pytest
 import yaml
 
 from lab.manifest import service
+from tests import loopback
 
 pytestmark = [pytest.mark.slow, pytest.mark.serial, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = ["discovery", "tunnel", "relay", "proxy"]
 UNABLE = 77  # deploy/podman.sh: this machine cannot do it
-BLOCK = f"127.{random.randint(64, 250)}.{random.randint(0, 255)}"
+BLOCK = loopback.block()
 POD, HOST, POD_IP, HOST_IP, BACKEND = (f"{BLOCK}.{last}" for last in (1, 2, 101, 102, 9))
 PORT = 7000
 

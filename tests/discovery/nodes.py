@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import grpc
+
 from lab.child import Child
 from lab.namespace import Namespace
 from protos import discovery_pb2 as pb
@@ -54,7 +56,7 @@ class Node:
         self.environment: dict[str, str] = {}
 
     async def start(self) -> None:
-        """Returns when the local socket is there."""
+        """Returns when the local socket takes calls (its file is there before anyone listens)."""
         debug = {"CAUSEWAY_LOG_LEVEL": "debug"}
         if self.environment:  # an interpreter of its own, which reads them
             command = [sys.executable, "-m", "services.discovery", "--config", str(self.config)]
@@ -69,7 +71,7 @@ class Node:
     async def _answers(self) -> bool:
         if self.pid and self.process is not None and self.process.code is not None:
             raise AssertionError(f"exit code {self.process.code}:\n{self.said()}")
-        return (self.run_dir / "discovery.sock").exists()
+        return self.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
 
     @property
     def pid(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import random
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -23,6 +22,7 @@ from services.relay.core.limits import Limits
 from services.runtime import config as configuration
 from services.runtime.identity import Identity
 from services.runtime.tls import FramedTls
+from tests import loopback
 from tests.patience import PATIENCE, until
 
 PSK = "correct horse battery staple, and then some"
@@ -32,11 +32,6 @@ def limits(**changes: Any) -> Limits:
     """Limits of a relay with the default configuration, apart from `changes`."""
     configured = config.limits(configuration.Config(node_name="r"), descriptors=1 << 20)
     return dataclasses.replace(configured, **changes)
-
-
-def loopback() -> str:
-    """An address that probably no other test uses."""
-    return f"127.{random.randint(64, 250)}.{random.randint(1, 254)}.{random.randint(1, 254)}"
 
 
 def identity(folder: Path, name: str, *, cluster: str = "test", psk: str = PSK) -> Identity:
@@ -54,7 +49,7 @@ class RelayProcess:
 
     def __init__(self, folder: Path, *, name: str = "r1", relay: str = "", named: bool = True, extra: str = "") -> None:
         self.name = name
-        self.ip = loopback()
+        self.ip = loopback.address()
         self.folder = folder
         # Unix socket names are short; pytest's folders are not.
         self._run = tempfile.TemporaryDirectory(prefix="cw")

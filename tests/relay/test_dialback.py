@@ -12,8 +12,9 @@ import pytest
 from protos import relay_pb2 as pb
 from services.relay.core import dialback
 from services.relay.core.dialback import DialBacks
+from tests import loopback
 
-from .harness import PATIENCE, Client, RelayProcess, identity, loopback, relay_process
+from .harness import PATIENCE, Client, RelayProcess, identity, relay_process
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def listening(ip: str) -> socket.socket:
 async def test_it_says_a_token_to_the_caller_and_tells_it_on_the_control_connection(
     relay: RelayProcess, tmp_path: Path
 ) -> None:
-    me, loop = loopback(), asyncio.get_running_loop()
+    me, loop = loopback.address(), asyncio.get_running_loop()
     client = await Client.greet(relay.ip, identity(tmp_path, "a"), source=me)
     with listening(me) as server:
         asking = asyncio.create_task(client.ask(dial_back=pb.DialBack(port=server.getsockname()[1])))
@@ -56,8 +57,8 @@ async def test_it_says_a_token_to_the_caller_and_tells_it_on_the_control_connect
 async def test_only_the_caller_itself_is_dialled(relay: RelayProcess, tmp_path: Path) -> None:
     """The protocol has no word for another address; what the caller says of itself does not matter either."""
     assert set(pb.DialBack.DESCRIPTOR.fields_by_name) == {"port"}
-    client = await Client.greet(relay.ip, identity(tmp_path, "a"), source=loopback())
-    with listening(loopback()) as neighbour:
+    client = await Client.greet(relay.ip, identity(tmp_path, "a"), source=loopback.address())
+    with listening(loopback.address()) as neighbour:
         answer = (await client.ask(dial_back=pb.DialBack(port=neighbour.getsockname()[1]))).dialled_back
         assert answer.outcome == pb.DIAL_BACK_OUTCOME_RESET
         with pytest.raises(BlockingIOError):
@@ -78,7 +79,7 @@ async def test_low_ports_and_nonsense_are_refused(relay: RelayProcess, tmp_path:
 @pytest.mark.slow
 async def test_who_asks_too_often_is_refused_and_the_relay_goes_on(relay: RelayProcess, tmp_path: Path) -> None:
     client = await Client.greet(relay.ip, identity(tmp_path, "a"))
-    port = socket.create_server((loopback(), 0)).getsockname()[1]
+    port = socket.create_server((loopback.address(), 0)).getsockname()[1]
     answers = [await client.ask(dial_back=pb.DialBack(port=port)) for _ in range(2 * dialback.PEER_BURST)]
     refused = [answer.refused for answer in answers if answer.WhichOneof("body") == "refused"]
     assert len(answers) - len(refused) >= dialback.PEER_BURST

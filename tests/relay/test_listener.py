@@ -10,9 +10,10 @@ import pytest
 
 from services.relay.core.greeting import PROOF_LENGTH, PROOF_MAGIC
 from services.relay.listener import ACCEPT_PAUSE, PublicPort, open_listener
+from tests import loopback
 from tests.descriptors import none_left
 
-from .harness import PATIENCE, limits, loopback
+from .harness import PATIENCE, limits
 
 
 async def test_a_lack_of_descriptors_is_told_once_and_passes(caplog: pytest.LogCaptureFixture) -> None:
@@ -20,7 +21,7 @@ async def test_a_lack_of_descriptors_is_told_once_and_passes(caplog: pytest.LogC
     proofs: asyncio.Queue[socket.socket] = asyncio.Queue()
     port = PublicPort(
         loop,
-        open_listener(loopback(), 20007),
+        open_listener(loopback.address(), 20007),
         limits(),
         on_control=lambda newcomer: newcomer.close(),
         on_leg=lambda key, token, sock: sock.close(),

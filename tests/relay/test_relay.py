@@ -22,8 +22,9 @@ from services.relay.core.limits import Limits
 from services.relay.core.messages import Heartbeat
 from services.relay.core.role import Role
 from services.relay.relay import Relay
+from tests import loopback
 
-from .harness import PATIENCE, Client, RelayProcess, circuit, identity, leg, limits, loopback, until
+from .harness import PATIENCE, Client, RelayProcess, circuit, identity, leg, limits, until
 
 pytestmark = pytest.mark.slow  # real processes: beside its discovery
 
@@ -44,7 +45,7 @@ class Here:
 @asynccontextmanager
 async def serving(folder: Path, limits: Limits) -> AsyncIterator[Here]:
     changes: list[None] = []
-    ip = loopback()
+    ip = loopback.address()
     relay = Relay(
         identity(folder, "r1"),
         limits,
