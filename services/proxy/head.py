@@ -3,8 +3,8 @@
 A client that drips its head (slowloris), or never sends one, holds a place here and nothing else: there are MAX_READING
 of them, and who comes when all are taken takes the place of the one that has waited longest. What is no HTTP request
 goes on as it is, without one. Of HTTP/2 it is the first request of the connection, if the client sends it at once (curl,
-h2load, Go's). Some wait for the server's SETTINGS first, as gRPC's do, and a proxy that hands the socket over has none
-to send: after PATIENCE they go on without one.
+h2load). Some wait for the server's SETTINGS first, as gRPC's do: after PATIENCE they get some, the defaults, and what they
+acknowledge them with is left out of what goes on, since the backend sends its own.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from services.proxy import errors
-from services.proxy.core.http2 import FirstRequest
+from services.proxy.core.http2 import DEFAULTS, FirstRequest, without_ack
 from services.proxy.core.request import Request, looks
 
 MAX_HEAD = 32 * 1024  # bytes; with the rest of the message it fits on tunnel.attach. Servers take 8 to 64 KiB.
@@ -66,8 +66,7 @@ class Heads:
     def close(self) -> None:
         """Drops those whose head is not there yet."""
         for one in list(self._reading):
-            self._forget(one)
-            one.client.close()
+            self._drop(one)
 
     def _read(self, one: _Reading) -> None:
         try:
@@ -75,8 +74,7 @@ class Heads:
         except BlockingIOError:
             return
         except OSError:
-            self._forget(one)
-            one.client.close()
+            self._drop(one)
             return
         if data:
             self._feed(one, data)
@@ -105,11 +103,15 @@ class Heads:
         return False
 
     def _hasten(self, one: _Reading) -> None:
-        """HTTP/2: a request that has begun may take its time, who waits for an answer is not kept waiting."""
-        if isinstance(one.parser, _Http2) and one.parser.begun:
-            self._wait(one, TIMEOUT - PATIENCE, self._late)
-        else:
-            self._end(one, None)
+        """HTTP/2: a request that has begun may take its time; if none has, the client waits for us."""
+        if isinstance(one.parser, _Http2) and not one.parser.begun:
+            try:
+                one.client.send(DEFAULTS)
+            except OSError:
+                self._drop(one)
+                return
+            one.parser.greeted = True
+        self._wait(one, TIMEOUT - PATIENCE, self._late)
 
     def _wait(self, one: _Reading, seconds: float, then: Callable[[_Reading], None]) -> None:
         if one.timer is not None:
@@ -117,11 +119,19 @@ class Heads:
         one.timer = self._loop.call_later(seconds, then, one)
 
     def _late(self, one: _Reading) -> None:
-        self._end(one, None, errors.HEAD_LATE)
+        idle = isinstance(one.parser, _Http2) and one.parser.idle
+        self._end(one, None, "" if idle else errors.HEAD_LATE)
 
     def _end(self, one: _Reading, request: Request | None, reason: str = "") -> None:
         self._forget(one)
-        one.done(bytes(one.head), request, reason)
+        head = bytes(one.head)
+        if isinstance(one.parser, _Http2) and one.parser.greeted:
+            head = without_ack(head)
+        one.done(head, request, reason)
+
+    def _drop(self, one: _Reading) -> None:
+        self._forget(one)
+        one.client.close()
 
     def _forget(self, one: _Reading) -> None:
         del self._reading[one]
@@ -150,11 +160,17 @@ class _Http1:
 
 class _Http2:
     def __init__(self) -> None:
+        self.greeted = False  # by us: it owes us an acknowledgement, which its backend must not see
         self._first = FirstRequest()
 
     @property
     def begun(self) -> bool:
         return bool(self._first.stream)
+
+    @property
+    def idle(self) -> bool:
+        """It could have sent a request, and did not."""
+        return self._first.acknowledged and not self.begun
 
     def receive(self, data: bytes) -> Request | Literal["more"] | None:
         """As of _Http1."""
@@ -162,7 +178,7 @@ class _Http2:
 
         try:
             self._first.receive(data)
-            if self._first.block is None:
+            if self._first.block is None or (self.greeted and not self._first.acknowledged):
                 return "more"
             # Nothing came before it, so its table begins empty, and is as large as nobody agreed otherwise: 4096 bytes.
             return Request.of_fields(Decoder(MAX_LIST).decode(self._first.block, raw=True))

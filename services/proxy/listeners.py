@@ -157,7 +157,7 @@ class Listeners:
         """What clients get that is not what their service's author asked for."""
         return [
             f"{route.label} is spread by {route.balancer.traffic}, but {route.unasked} clients were by their address:"
-            " they spoke HTTP/2 and sent no request before the server's SETTINGS, as gRPC's do not, or spoke no HTTP"
+            " they spoke no HTTP, or HTTP/2 and sent no request within seconds"
             for route in self._routes.values()
             if route.unasked
         ]

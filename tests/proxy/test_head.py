@@ -1,5 +1,7 @@
 """Balancing by what a request's head says: real clients on real sockets, through the whole proxy."""
 
+from __future__ import annotations
+
 import asyncio
 import http.client
 import random
@@ -8,6 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc.aio
 import pytest
 from hpack import Encoder
 from hypothesis import given
@@ -115,7 +118,6 @@ async def test_an_http_2_head_that_drips_is_read_whole(node: Node, ip: str, monk
 
 
 async def test_a_request_that_has_begun_is_waited_for(node: Node, ip: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has sent nothing but SETTINGS waits for some, and goes by its address."""
     monkeypatch.setattr("services.proxy.head.PATIENCE", 0.05)
     data = request_2("patience")
     expected, _ = await sent(node, ip, request("patience"))
@@ -126,6 +128,92 @@ async def test_a_request_that_has_begun_is_waited_for(node: Node, ip: str, monke
     client.send(data[at:])
     assert await taken(node, len(data)) == (expected, data)
     client.close()
+
+
+HELLO = PREFACE + frame(4, 0, flags=0)
+ACK = frame(4, 0, flags=1)
+
+
+async def greeted(ip: str) -> socket.socket:
+    """A client of HTTP/2 that waited for the server's SETTINGS, and has them."""
+    client = await connect(ip)
+    client.send(HELLO)
+    assert await receive_exactly(client, 9) == frame(4, 0, flags=0)
+    return client
+
+
+async def test_who_waits_for_settings_gets_some_and_its_backend_hears_nothing_of_it(node: Node, ip: str) -> None:
+    for number in range(10):
+        expected, _ = await sent(node, ip, request(f"user-{number}"))
+        rest = request_2(f"user-{number}")[len(PREFACE) :]
+        early = await greeted(ip)
+        early.send(ACK + rest)
+        assert await taken(node, len(HELLO + rest)) == (expected, HELLO + rest)
+        late = await greeted(ip)  # its request and our SETTINGS were on the way at once
+        late.send(rest)
+        await asyncio.sleep(0.02)
+        late.send(ACK + rest)
+        assert await taken(node, len(HELLO + 2 * rest)) == (expected, HELLO + 2 * rest)
+        early.close()
+        late.close()
+    assert not node.status().warnings
+
+
+@pytest.mark.slow
+async def test_who_has_settings_and_asks_nothing_goes_by_its_address(
+    node: Node, ip: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.proxy.head.TIMEOUT", 0.3)
+    silent, idle = await greeted(ip), await greeted(ip)
+    idle.send(ACK)
+    assert (await taken(node, len(HELLO)))[1] == HELLO
+    assert refused(node) == Counter() or refused(node) == {"head_late": 1}
+    await until(lambda: refused(node) == {"head_late": 1}, "who does not acknowledge is refused")
+    [warning] = node.status().warnings
+    assert "1 clients were by their address" in warning
+    silent.close()
+    idle.close()
+
+
+@pytest.mark.slow
+async def test_real_clients_of_grpc_go_by_header(node: Node, loopback_ip: LoopbackIp) -> None:
+    own, ports = loopback_ip(), range(8080, 8085)
+    servers = []
+    for port in ports:
+        servers.append(grpc.aio.server())
+        servers[-1].add_generic_rpc_handlers((Named(str(port)),))
+        servers[-1].add_insecure_port(f"{own}:{port}")
+        await servers[-1].start()
+    node.discovery.put(service("web", own, *[("n", own, port) for port in ports], policy=BY_HEADER))
+    await node.listening(f"{own}:80")
+
+    async def ask(user: str) -> set[bytes]:
+        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
+        async with grpc.aio.insecure_channel(f"{own}:80", options=options) as channel:
+            method = channel.unary_unary("/web/Name")
+            return {await method(b"", metadata=(("x-user", user),), timeout=60, wait_for_ready=True) for _ in range(3)}
+
+    users = [f"u{number}" for number in range(12)]
+    first = [await ask(user) for user in users]
+    assert first == [await ask(user) for user in users]
+    assert all(len(seen) == 1 for seen in first) and len(set.union(*first)) > 2
+    assert not node.status().warnings
+    for server in servers:
+        await server.stop(None)
+
+
+class Named(grpc.GenericRpcHandler):
+    """Answers its name to every call."""
+
+    def __init__(self, name: str) -> None:
+        self._handler = grpc.unary_unary_rpc_method_handler(self._answer)
+        self._name = name.encode()
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
+        return self._handler
+
+    async def _answer(self, request: bytes, context: object) -> bytes:
+        return self._name
 
 
 @pytest.mark.slow
@@ -211,7 +299,6 @@ def answering(name: str) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter
 @pytest.mark.parametrize(
     "data",
     [
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"SSH-2.0-OpenSSH_9.2\r\n",
         b"GET / HTTP/1.1\r\nno colon here\r\n\r\n",  # malformed: for the backend to say
@@ -222,12 +309,11 @@ def answering(name: str) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter
         + frame(1, 1, b"\x40\x01a\x7f\xa1\x1e" + b"a" * 4000 + b"\xbe" * 12_000),  # a bomb
         b"GET / HTTP/1.1\r\nHost: web\r\n\r\n",  # without the header
     ],
-    ids=["h2 that waits", "tls", "ssh", "malformed", "no hpack", "no settings", "bomb", "without"],
+    ids=["tls", "ssh", "malformed", "no hpack", "no settings", "bomb", "without"],
 )
 async def test_what_has_no_such_header_sticks_by_its_address(
-    node: Node, ip: str, loopback_ip: LoopbackIp, data: bytes, monkeypatch: pytest.MonkeyPatch
+    node: Node, ip: str, loopback_ip: LoopbackIp, data: bytes
 ) -> None:
-    monkeypatch.setattr("services.proxy.head.PATIENCE", 0.02)
     seen: Counter[str] = Counter()
     for source in [loopback_ip() for _ in range(20)]:
         addresses = set()
@@ -404,7 +490,7 @@ async def everything(sock: socket.socket) -> bytes:
     return data
 
 
-def refused(node: Node) -> "Counter[str]":
+def refused(node: Node) -> Counter[str]:
     """Clients that were refused, by reason."""
     assert node.proxy is not None
     counts: Counter[str] = Counter()

@@ -20,9 +20,10 @@ MAX_FRAME = 16_384  # payload of a frame, as long as nobody agreed on more
 # HPACK (RFC 7541): a literal that is not indexed, whose name is this entry of the static table.
 _STATUS, _CONTENT_LENGTH, _CONTENT_TYPE = b"\x08", b"\x0f\x0d", b"\x0f\x10"
 
-# What a server says first: its SETTINGS, none of which differs from the defaults, and that it has the client's. A client
-# may wait for this before it sends its first request.
-GREETING = bytes((0, 0, 0, SETTINGS, 0, 0, 0, 0, 0)) + bytes((0, 0, 0, SETTINGS, _ACK, 0, 0, 0, 0))
+# What a server says first: its SETTINGS, none of which differs from the defaults. A client may wait for them before it
+# sends its first request. Then, that it has the client's.
+DEFAULTS = bytes((0, 0, 0, SETTINGS, 0, 0, 0, 0, 0))
+GREETING = DEFAULTS + bytes((0, 0, 0, SETTINGS, _ACK, 0, 0, 0, 0))
 
 
 class Frame(NamedTuple):
@@ -84,14 +85,17 @@ class FirstRequest:
     def __init__(self) -> None:
         self.stream = 0  # that it is on; 0: it has not begun
         self.block: bytes | None = None  # its headers, still compressed
+        self.acknowledged = False  # the client has our SETTINGS
         self._frames = Frames(preface=True)
         self._pieces = bytearray()  # of the block
 
     def receive(self, data: bytes) -> None:
         """Holds no more than what it was given. Raises ValueError when this is not HTTP/2 after all."""
         for frame in self._frames.receive(data):
+            if frame.data and frame.kind == SETTINGS and frame.flags & _ACK:
+                self.acknowledged = True
             if self.block is not None:
-                return
+                continue
             self._look(frame.kind, frame.stream)
             if self.stream and frame.data:
                 self._take(frame.kind, frame.flags, frame.payload)
@@ -128,6 +132,17 @@ def first_stream(data: bytes) -> int:
     first = FirstRequest()
     first.receive(data)
     return first.stream
+
+
+def without_ack(data: bytes) -> bytes:
+    """`data`, which begins with the preface, but for the first acknowledgement of SETTINGS in it."""
+    at = len(PREFACE)
+    while at + _HEADER <= len(data):
+        end = at + _HEADER + int.from_bytes(data[at : at + 3])
+        if data[at + 3] == SETTINGS and data[at + 4] & _ACK:
+            return data[:at] + data[end:]
+        at = end
+    return data
 
 
 def answer(stream: int, status: int, body: bytes) -> bytes:
