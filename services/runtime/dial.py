@@ -31,8 +31,9 @@ OPTIONS = (
     ("grpc.http2.bdp_probe", 0),  # see serve.NO_BANDWIDTH_PROBES
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),  # the other end is a process on this host
+    # Despite its name, what an attempt may take until the server has greeted: a busy one must not be given up.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.enable_http_proxy", 0),
 )
 

@@ -165,3 +165,32 @@ async def test_a_call_has_a_deadline(short_path: Path) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await dial.call(stub.GetStatus, pb.GetStatusRequest(), timeout=0.1)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_service_that_greets_late_is_not_given_up(short_path: Path) -> None:
+    """It is there, and busy: half a second passes before it takes the connection."""
+    discovery = Discovery()
+    await discovery.add("a")
+    server = await started(discovery, short_path / "behind")
+    pumps: set[asyncio.Task[None]] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.5)
+        behind, to = await asyncio.open_unix_connection(short_path / "behind")
+        pumps.update({asyncio.create_task(pump(reader, to)), asyncio.create_task(pump(behind, writer))})
+
+    async with (
+        await asyncio.start_unix_server(late, short_path / "discovery.sock"),
+        dial.local_channel(short_path, "discovery") as channel,
+    ):
+        watch = rpc.DiscoveryServiceStub(channel).WatchPeers(pb.WatchPeersRequest())  # type: ignore[no-untyped-call]
+        assert (await anext(aiter(watch))).added.record.node_name == "a"
+        watch.cancel()
+    for one in pumps:
+        one.cancel()
+    await asyncio.gather(*pumps, return_exceptions=True)
+    await server.stop(None)
