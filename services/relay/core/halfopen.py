@@ -18,8 +18,8 @@ def source_of(ip: str) -> str:
 class HalfOpen:
     """Bounded by `limit` in all and `per_source` from one source.
 
-    When there is no room the *oldest* yields, not the newcomer: under a flood an honest connection, which needs
-    a round trip or two, gets through, and the flood pushes itself out.
+    When there is no room, the oldest of the source that has most of them yields, not the newcomer: a flood pushes
+    itself out, and an honest connection, which needs a round trip or two, gets through however busy both ends are.
     """
 
     def __init__(self, limit: int, per_source: int, timeout: float) -> None:
@@ -50,7 +50,8 @@ class HalfOpen:
         if len(mine) >= self._per_source:
             yielded = next(iter(mine))
         elif len(self._all) >= self._limit:
-            yielded = next(iter(self._all))
+            crowd = max(self._of_source.values(), key=len)
+            yielded = next(iter(crowd))
         if yielded is not None:
             self.leave(yielded)
         self._all[key] = (source, now + self._timeout)
