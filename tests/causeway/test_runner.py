@@ -118,12 +118,15 @@ def pod():
     pathlib.Path("pod").unlink()
 @pytest.mark.serial
 def test_serial(pod): time.sleep(300)
-def test_beside(): time.sleep(300)
+def test_beside():
+    pathlib.Path("beside").touch()
+    time.sleep(300)
 """
     )
     with start(tree, "all") as process:
         limit = time.monotonic() + 120
-        while not (tree / "pod").exists():
+        # Both, for pytest-xdist may wait for ever for a worker that was interrupted while it started.
+        while not ((tree / "pod").exists() and (tree / "beside").exists()):
             assert time.monotonic() < limit and process.poll() is None
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
