@@ -14,7 +14,7 @@ sending for gaps. Requests do not wait for each other, so one that is sent durin
 A stall counts when it touches the time from the beginning of the event to the end of the run.
 
 Each event has a limit for the 99th percentile (events.py). What the same connection shows in the same network when nothing
-happens is added to it: a busy machine, or a lossy line, is not still by itself.
+happens is added to it, on the path to which the event leads: a busy machine, or a lossy line, is not still by itself.
 
 All content depends on its position, there and back, so that a byte that is lost, doubled or in the wrong place is found.
 Idle connections have a session of their own run: beside others they would find the way mended.

@@ -54,19 +54,16 @@ swapped, no TCP stream broke, all stalls are within their limits and everything 
 def main() -> int:
     options = parse()
     if options.show:
-        matrix = Matrix(titles={it.name: it.title for it in EVENTS}, limits=limits(EVENTS))
+        matrix = empty(EVENTS)
         for path in options.show:
             matrix.add(Matrix.from_json(path.read_text()))
         return conclude(matrix, options)
     if (code := rootless.enter("lab.matrix", patience=END)) is not None:
         return code
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    matrix = Matrix(
-        host={**host.describe(), "busy": host.foreign_load()},
-        titles={it.name: it.title for it in options.events},
-        limits=limits(options.events),
-        nets={it.name: it.caption for it in options.networks},
-    )
+    matrix = empty(options.events)
+    matrix.host = {**host.describe(), "busy": host.foreign_load()}
+    matrix.nets = {it.name: it.caption for it in options.networks}
     ended_by = asyncio.run(measure(matrix, options))
     matrix.interrupted = ended_by != 0
     options.json.write_text(matrix.as_json() + "\n")
@@ -74,9 +71,13 @@ def main() -> int:
     return 128 + ended_by if ended_by else code
 
 
-def limits(events: Sequence[type[Event]]) -> dict[str, float]:
-    """By event, of those that have one."""
-    return {it.name: it.limit for it in events if it.limit is not None}
+def empty(events: Sequence[type[Event]]) -> Matrix:
+    """One in which nothing was measured."""
+    return Matrix(
+        titles={it.name: it.title for it in events},
+        limits={it.name: it.limit for it in events if it.limit is not None},
+        usual={it.name: it.usual for it in events},
+    )
 
 
 def parse() -> argparse.Namespace:

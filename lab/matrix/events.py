@@ -44,6 +44,8 @@ class Event:
     """Seconds for which nothing could have got through, however good the mesh is."""
     limit: ClassVar[float | None] = None
     """Seconds, see the module; None: there is none."""
+    usual: ClassVar[str] = "nothing"
+    """Name of the event that shows what is usual on the path to which this one leads."""
     share: ClassVar[float] = 1.0
     """Of the runs that are asked for: what takes long is done less often."""
 
@@ -60,6 +62,15 @@ class Event:
 
     async def restore(self) -> None:
         """Mends what is still broken, except for processes that do not run: Mesh.heal starts those."""
+
+
+class NothingDirect(Event):
+    """The same on the direct path. What its wires lose is missed a whole round trip later; on a relayed one each half of the
+    path has a TCP of its own, which mends it sooner."""
+
+    name = "nothing-direct"
+    title = "nothing happens, direct path"
+    ground = Ground.DIRECT
 
 
 class RelayReset(Event):
@@ -191,6 +202,7 @@ class Upgrade(DirectLost):
     name = "upgrade"
     title = "upgrade (relay → direct)"
     limit = UPGRADE
+    usual = NothingDirect.name
 
     async def prepare(self) -> None:
         await super().strike()
@@ -249,6 +261,7 @@ class AddressChange(Event):
 
 EVENTS: tuple[type[Event], ...] = (
     Event,
+    NothingDirect,
     RelayReset,
     RelaySilent,
     HalfOpen,

@@ -105,6 +105,8 @@ class Matrix:
     """Events that were asked for, by name, in order."""
     limits: dict[str, float] = field(default_factory=dict)
     """Seconds, by event, see lab/matrix/events.py; events without one are missing."""
+    usual: dict[str, str] = field(default_factory=dict)
+    """By event, the one that shows what is usual where it leads; those that are missing: NOTHING."""
     nets: dict[str, str] = field(default_factory=dict)
     """Networks that were asked for, by name, with a description."""
     runs: list[Run] = field(default_factory=list)
@@ -127,8 +129,12 @@ class Matrix:
         """Seconds that the 99th percentile of a cell's stalls may take: the limit of its event, and what the same connection
         in the same network shows when nothing happens. Cells without a limit are missing."""
         cells = self.cells()
-        usual = {key[1:]: it.p99 or 0.0 for key, it in cells.items() if it.event == NOTHING}
-        return {key: self.limits[key[0]] + usual.get(key[1:], 0.0) for key in cells if key[0] in self.limits}
+
+        def most(event: str, net: str, protocol: str, load: str) -> float:
+            calm = cells.get((self.usual.get(event, NOTHING), net, protocol, load))
+            return self.limits[event] + (calm.p99 or 0.0 if calm else 0.0)
+
+        return {key: most(*key) for key in cells if key[0] in self.limits}
 
     def missed(self) -> list[Cell]:
         """Those beyond what is allowed, or that never went on."""
@@ -157,6 +163,7 @@ class Matrix:
                 "host": self.host,
                 "events": self.titles,
                 "limits_ms": {event: round(limit * 1000, 1) for event, limit in self.limits.items()},
+                "usual": self.usual,
                 "nets": self.nets,
                 "failures": self.failures,
                 "cells": [
@@ -178,13 +185,14 @@ class Matrix:
         runs = [Run(**{**it, "findings": [Finding(**found) for found in it["findings"]]}) for it in plain["runs"]]
         kept = {key: plain[key] for key in ("host", "nets", "failures", "seconds", "interrupted")}
         limits = {event: limit / 1000 for event, limit in plain.get("limits_ms", {}).items()}
-        return cls(titles=plain["events"], limits=limits, runs=runs, **kept)
+        return cls(titles=plain["events"], limits=limits, usual=plain.get("usual", {}), runs=runs, **kept)
 
     def add(self, other: Matrix) -> None:
         """Takes over what was measured elsewhere, or at another time; a busy machine stays one."""
         self.host = {**other.host, **self.host, "busy": self.host.get("busy") or other.host.get("busy", "")}
         self.titles = {**self.titles, **other.titles}
         self.limits = {**self.limits, **other.limits}
+        self.usual = {**self.usual, **other.usual}
         self.nets = {**self.nets, **other.nets}
         self.runs += other.runs
         self.failures += other.failures

@@ -103,6 +103,14 @@ def test_what_is_usual_without_an_event_is_added_to_its_limit() -> None:
     assert "1 of 1 cells within their limit" in made.verdict()
 
 
+def test_what_is_usual_is_that_of_the_path_to_which_the_event_leads() -> None:
+    made = limited(0.2, 0.1, drain=0.1)
+    made.usual = {"drain": "nothing-direct"}
+    assert not made.ok, "nobody looked"
+    made.runs.append(dataclasses.replace(made.runs[-1], event="nothing-direct"))
+    assert made.ok and Matrix.from_json(made.as_json()).ok
+
+
 def test_who_never_goes_on_has_missed_every_limit() -> None:
     made = limited(0.0, None, drain=0.1)
     made.runs.append(dataclasses.replace(made.runs[0], findings=[finding(TCP, REQUEST, None)]))
