@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from protos import discovery_pb2 as pb
+from services.proxy.gateway.front import Front
 from tests.proxy.conftest import Node, until
 from tests.proxy.neighbours import service
 
@@ -182,6 +183,12 @@ class Ingress:
     loopback_ip: Callable[[], str]
     folder: Path
     backends: dict[str, Backend] = field(default_factory=dict)
+
+    @property
+    def front(self) -> Front:
+        """Where the gateway has its clients."""
+        assert self.node.proxy is not None
+        return self.node.proxy._gateway._front
 
     async def backend(self, name: str) -> Backend:
         """A backend as service `name` port 80."""

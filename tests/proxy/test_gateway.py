@@ -369,30 +369,27 @@ async def test_slow_heads_and_bodies_do_not_stay(web: Ingress, monkeypatch: pyte
     with pytest.raises(ConnectionResetError):
         assert await web.raw(slow) == b""
         raise ConnectionResetError  # an end without an answer does, too
-    assert web.node.proxy is not None
-    await until(lambda: not len(web.node.proxy._gateway._front), "nobody is left")
+    await until(lambda: not len(web.front), "nobody is left")
 
 
 async def test_a_client_that_stops_reading_does_not_stay(web: Ingress, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "STALL", 0.3)
-    assert web.node.proxy is not None
     client = socket.create_connection((web.ip, 8080))
     client.sendall(get(b"/large?size=200000000"))
-    await until(lambda: len(web.node.proxy._gateway._front), "it is served")
-    await until(lambda: not len(web.node.proxy._gateway._front), "nobody is left")
+    await until(lambda: len(web.front), "it is served")
+    await until(lambda: not len(web.front), "nobody is left")
     client.close()
 
 
 async def test_more_clients_than_there_is_room_for(web: Ingress, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(front, "MAX_EACH", 3)
     taken = [await asyncio.open_connection(web.ip, 8080) for _ in range(3)]
-    assert web.node.proxy is not None
-    await until(lambda: len(web.node.proxy._gateway._front) == 3)
+    await until(lambda: len(web.front) == 3)
     with pytest.raises(ConnectionResetError):
         await web.raw(get())
     for _, writer in taken:
         writer.close()
-    await until(lambda: not len(web.node.proxy._gateway._front), "there is room again")
+    await until(lambda: not len(web.front), "there is room again")
     assert [status for status, _ in answers(await web.raw(get(b"/", b"Connection: close")))] == [200]
 
 
@@ -515,8 +512,7 @@ async def test_a_reader_that_does_not_read_holds_back_the_backend(web: Ingress) 
     finally:
         tracemalloc.stop()
         client.close()
-    assert web.node.proxy is not None
-    await until(lambda: not len(web.node.proxy._gateway._front), "the client is noticed to be gone")
+    await until(lambda: not len(web.front), "the client is noticed to be gone")
 
 
 async def test_a_wrong_object_is_a_warning_and_the_rest_is_served(web: Ingress) -> None:

@@ -33,8 +33,7 @@ async def two(ingress: Ingress) -> AsyncIterator[http2.Backend]:
     ingress.node.discovery.put(service("two", "", ("n", made.ip, made.port), name_of_port="http2"))
     await ingress.set(gateway(server(8080)), routes(route("two")))
     yield made
-    assert ingress.node.proxy is not None
-    front = ingress.node.proxy._gateway._front
+    front = ingress.front
     await until(lambda: not len(front) and not front._shared.busy, "nobody is left")
     client = await Client.open(ingress.ip, 8080)
     assert (await client.get("/after")).status == 200, "the others are served as ever"

@@ -228,8 +228,7 @@ async def test_a_server_that_dies_is_told_of(rpc: Rpc) -> None:
 async def test_a_client_that_goes_away_takes_its_calls_back(rpc: Rpc) -> None:
     async with rpc.channel() as channel:
         calls = [channel.unary_unary(f"/{SERVICE}/Hang")(b"") for _ in range(20)]
-        front = rpc.ingress.node.proxy._gateway._front if rpc.ingress.node.proxy else None
-        assert front is not None
+        front = rpc.ingress.front
         await until(lambda: rpc.echo.hanging == 20, "all are there")
         assert front._shared.busy == 20
         await Calls(channel, 1).unary()

@@ -309,8 +309,7 @@ async def test_large_bodies_need_little_memory(ingress: Ingress, both: http2.Bac
     finally:
         tracemalloc.stop()
     client.writer.close()
-    assert ingress.node.proxy is not None
-    front = ingress.node.proxy._gateway._front
+    front = ingress.front
     await until(lambda: not len(front), "the client is noticed to be gone")
     await until(lambda: front._shared.busy == 0)
 
@@ -331,8 +330,7 @@ async def test_a_client_that_takes_nothing_does_not_stay(
         client.h2.increment_flow_control_window(10 << 20)
         client.h2.increment_flow_control_window(10 << 20, client.ask("/large?size=200000000"))
     client.flush()
-    assert ingress.node.proxy is not None
-    front = ingress.node.proxy._gateway._front
+    front = ingress.front
     await until(lambda: not len(front), "nobody is left")
 
 

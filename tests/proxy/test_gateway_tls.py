@@ -245,8 +245,7 @@ async def test_what_is_no_tls_is_reset(ingress: Ingress, ca: Authority) -> None:
         await reader.read()
         raise ConnectionResetError
     writer.close()
-    assert ingress.node.proxy is not None
-    await until(lambda: not len(ingress.node.proxy._gateway._front), "nobody is left")
+    await until(lambda: not len(ingress.front), "nobody is left")
 
 
 def test_what_is_no_certificate_is_told(ca: Authority, tmp_path: Path) -> None:
