@@ -35,12 +35,17 @@ def simulated(host: Host, wire: Wire | None = None, *, listens: bool = True) -> 
     return Place(host.name, host.address, listens=listens, namespace=host.namespace, wire=wire or host.wire)
 
 
+def block(dice: random.Random) -> str:
+    """The first three numbers of loopback addresses, of 48,000 possible ones: others beside probably use none of them."""
+    # 127.0 and its neighbours are popular; the rest of 127/8 is empty on ordinary machines.
+    return f"127.{dice.randint(64, 250)}.{dice.randint(0, 255)}"
+
+
 class Loopback:
     """Places on this machine's loopback interface, in a random /24 so that others can run beside."""
 
     def __init__(self, dice: random.Random) -> None:
-        # 127.0 and its neighbours are popular; the rest of 127/8 is empty on ordinary machines.
-        self._prefix = f"127.{dice.randint(64, 250)}.{dice.randint(0, 255)}"
+        self._prefix = block(dice)
         self._last = 0
 
     def address(self) -> str:

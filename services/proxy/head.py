@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from services.proxy import errors
-from services.proxy.core.http2 import DEFAULTS, FirstRequest, without_ack
+from services.proxy.core.http2 import DEFAULTS, FirstRequest
 from services.proxy.core.request import Request, looks
 
 MAX_HEAD = 32 * 1024  # bytes; with the rest of the message it fits on tunnel.attach. Servers take 8 to 64 KiB.
@@ -104,13 +104,13 @@ class Heads:
 
     def _hasten(self, one: _Reading) -> None:
         """HTTP/2: a request that has begun may take its time; if none has, the client waits for us."""
-        if isinstance(one.parser, _Http2) and not one.parser.begun:
+        if isinstance(one.parser, _Http2) and not one.parser.first.stream:
             try:
                 one.client.send(DEFAULTS)
             except OSError:
                 self._drop(one)
                 return
-            one.parser.greeted = True
+            one.parser.first.greeted = True
         self._wait(one, TIMEOUT - PATIENCE, self._late)
 
     def _wait(self, one: _Reading, seconds: float, then: Callable[[_Reading], None]) -> None:
@@ -119,14 +119,14 @@ class Heads:
         one.timer = self._loop.call_later(seconds, then, one)
 
     def _late(self, one: _Reading) -> None:
-        idle = isinstance(one.parser, _Http2) and one.parser.idle
+        idle = isinstance(one.parser, _Http2) and one.parser.first.idle
         self._end(one, None, "" if idle else errors.HEAD_LATE)
 
     def _end(self, one: _Reading, request: Request | None, reason: str = "") -> None:
         self._forget(one)
         head = bytes(one.head)
-        if isinstance(one.parser, _Http2) and one.parser.greeted:
-            head = without_ack(head)
+        if isinstance(one.parser, _Http2):
+            head = one.parser.first.passed_on(head)
         one.done(head, request, reason)
 
     def _drop(self, one: _Reading) -> None:
@@ -160,27 +160,17 @@ class _Http1:
 
 class _Http2:
     def __init__(self) -> None:
-        self.greeted = False  # by us: it owes us an acknowledgement, which its backend must not see
-        self._first = FirstRequest()
-
-    @property
-    def begun(self) -> bool:
-        return bool(self._first.stream)
-
-    @property
-    def idle(self) -> bool:
-        """It could have sent a request, and did not."""
-        return self._first.acknowledged and not self.begun
+        self.first = FirstRequest()
 
     def receive(self, data: bytes) -> Request | Literal["more"] | None:
         """As of _Http1."""
         from hpack import Decoder, HPACKError
 
         try:
-            self._first.receive(data)
-            if self._first.block is None or (self.greeted and not self._first.acknowledged):
+            self.first.receive(data)
+            if self.first.block is None or not self.first.whole:
                 return "more"
             # Nothing came before it, so its table begins empty, and is as large as nobody agreed otherwise: 4096 bytes.
-            return Request.of_fields(Decoder(MAX_LIST).decode(self._first.block, raw=True))
+            return Request.of_fields(Decoder(MAX_LIST).decode(self.first.block, raw=True))
         except (ValueError, HPACKError):
             return None

@@ -71,7 +71,9 @@ class Node:
     async def _answers(self) -> bool:
         if self.pid and self.process is not None and self.process.code is not None:
             raise AssertionError(f"exit code {self.process.code}:\n{self.said()}")
-        return self.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
+        # The channel may not know yet that the process before is gone; its socket's file is.
+        there = (self.run_dir / "discovery.sock").exists()
+        return there and self.channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
 
     @property
     def pid(self) -> int:

@@ -85,20 +85,40 @@ class FirstRequest:
     def __init__(self) -> None:
         self.stream = 0  # that it is on; 0: it has not begun
         self.block: bytes | None = None  # its headers, still compressed
-        self.acknowledged = False  # the client has our SETTINGS
+        self.greeted = False  # with DEFAULTS: the client owes an acknowledgement, which its backend must not see
+        self._ack: slice | None = None  # where that is
+        self._at = len(PREFACE)  # bytes that were received in whole frames
         self._frames = Frames(preface=True)
         self._pieces = bytearray()  # of the block
+
+    @property
+    def whole(self) -> bool:
+        """Nothing more is to be received for it."""
+        return self.block is not None and (self._ack is not None or not self.greeted)
+
+    @property
+    def idle(self) -> bool:
+        """The client could have sent a request, and did not."""
+        return self._ack is not None and not self.stream
+
+    def passed_on(self, data: bytes) -> bytes:
+        """What its backend gets of `data`, which is all that was received."""
+        ack = self._ack if self.greeted else None
+        return data if ack is None else data[: ack.start] + data[ack.stop :]
 
     def receive(self, data: bytes) -> None:
         """Holds no more than what it was given. Raises ValueError when this is not HTTP/2 after all."""
         for frame in self._frames.receive(data):
-            if frame.data and frame.kind == SETTINGS and frame.flags & _ACK:
-                self.acknowledged = True
-            if self.block is not None:
-                continue
-            self._look(frame.kind, frame.stream)
-            if self.stream and frame.data:
-                self._take(frame.kind, frame.flags, frame.payload)
+            if self.whole:
+                return
+            end = self._at + len(frame.data)
+            if frame.data and frame.kind == SETTINGS and frame.flags & _ACK and self._ack is None:
+                self._ack = slice(self._at, end)
+            self._at = end
+            if self.block is None:
+                self._look(frame.kind, frame.stream)
+                if self.stream and frame.data:
+                    self._take(frame.kind, frame.flags, frame.payload)
 
     def _look(self, kind: int, stream: int) -> None:
         """The head of a frame, which may be here before its payload is."""
@@ -132,17 +152,6 @@ def first_stream(data: bytes) -> int:
     first = FirstRequest()
     first.receive(data)
     return first.stream
-
-
-def without_ack(data: bytes) -> bytes:
-    """`data`, which begins with the preface, but for the first acknowledgement of SETTINGS in it."""
-    at = len(PREFACE)
-    while at + _HEADER <= len(data):
-        end = at + _HEADER + int.from_bytes(data[at : at + 3])
-        if data[at + 3] == SETTINGS and data[at + 4] & _ACK:
-            return data[:at] + data[end:]
-        at = end
-    return data
 
 
 def answer(stream: int, status: int, body: bytes) -> bytes:
