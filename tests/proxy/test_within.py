@@ -60,12 +60,12 @@ async def test_connections_within_the_node_have_bytes_and_first_bytes(node: Node
 
 async def test_flows_within_the_node_have_them_too(node: Node, loopback_ip: LoopbackIp) -> None:
     ip = loopback_ip()
-    node.discovery.put(service("dns", ip, ("n", ip, 5353), port=53, udp=True))
+    node.discovery.put(service("dns", ip, ("n", ip, 5300), port=53, udp=True))
     await node.listening(f"{ip}:53")
     loop = asyncio.get_running_loop()
     with datagram_socket() as client, socket.socket(type=socket.SOCK_DGRAM) as backend:
         backend.setblocking(False)
-        backend.bind((ip, 5353))
+        backend.bind((ip, 5300))  # not 5353, which mDNS of a test beside may hold
         client.connect((ip, 53))
         for count in (1, 2):
             client.send(b"question")
