@@ -8,7 +8,7 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
-from services.tunnel.core.link import PUNCHED, Link
+from services.tunnel.core.link import NOT_SENT, PUNCHED, Link
 from services.tunnel.core.packets import HEADER, HEADER_SIZE, MAX_BODY, CorruptLink, ProtocolError
 from services.tunnel.engine import IN, OUT, Engine
 
@@ -19,9 +19,6 @@ log = logging.getLogger("causeway.tunnel")
 
 GATHER = 16
 """Packets given to the kernel in one call."""
-NOT_SENT = 256 * 1024
-"""TCP_NOTSENT_LOWAT: bytes the kernel takes beyond what TCP has in flight. More would only wait there, out of
-our reach: a ping or a small stream's bytes behind it, and all of it to be sent again when the link dies."""
 USER_TIMEOUT_MS = 15_000
 """TCP_USER_TIMEOUT: the last line of defence, far above our own suspicion (1.5 s at most)."""
 
@@ -61,6 +58,7 @@ class LinkIO:
         self._filled = 0
         self._offset = 0
         """Bytes of the queue's first packet that the kernel has already."""
+        self._at_hand = NOT_SENT
         self._mask = IN
         self._descriptor = sock.fileno()
         self.local, self.far = ends(sock)
@@ -92,9 +90,14 @@ class LinkIO:
         """Sends as much of the queue as the kernel takes."""
         queue = self.link.queue
         sock = self.sock
+        session = self._pairing.session
+        at_hand = session.at_hand(self.link)
         total = 0
         failure: OSError | None = None
         try:
+            if at_hand != self._at_hand:
+                self._at_hand = at_hand
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, at_hand)
             while queue:
                 if self._offset or len(queue) == 1:
                     view = queue[0][0]
@@ -109,17 +112,18 @@ class LinkIO:
                     if record is not None:
                         record.queued -= 1
                         if record.acked:
-                            self._pairing.session.outbox.forget(record)
+                            session.outbox.forget(record)
                 self._offset = size
         except BlockingIOError:
             pass
         except OSError as error:
             failure = error
+        events = session.sent(self.link, total) if total else ()
         mask = IN | OUT if queue else IN
         if mask != self._mask and failure is None:
             self._mask = mask
             self._engine.change(self._descriptor, mask)
-        if total and (events := self._pairing.session.sent(self.link, total)):
+        if events:
             self._pairing.apply(events)
         if failure is not None:
             self._pairing.lose(self, failure.strerror or str(failure))

@@ -51,7 +51,7 @@ class Wire:
     """One direction of a link: bytes with a delay, and a rate if it has one; may be cold, silenced (bytes wait) or cut."""
 
     BUFFER = 256 * 1024
-    """Bytes that a wire with a rate, or a cold one, takes before its end must wait."""
+    """Bytes that a wire with a rate takes before its end must wait."""
     SEGMENT = 1460
 
     def __init__(self, delay: float, rate: float = 0.0, window: int = 0) -> None:
@@ -61,17 +61,14 @@ class Wire:
         self.free_at = 0.0
         self.window = window
         """Segments that may be on their way, each that arrives is one more (TCP's slow start); 0: any number."""
+        self.round_trip = 2 * delay
+        """Of its TCP, seconds."""
         self.unsent = b""
         self.unheard: deque[float] = deque()
         """When the other end's acknowledgement of each segment will be here."""
         self.silent = False
         self.queue: deque[tuple[float, bytes]] = deque()
         self.partial = b""
-
-    @property
-    def full(self) -> bool:
-        """Its end must wait before it sends more."""
-        return len(self.unsent) >= self.BUFFER
 
     def send(self, data: bytes, now: float) -> None:
         if self.window:
@@ -97,7 +94,7 @@ class Wire:
             self.window += 1
         while self.unsent and len(self.unheard) < self.window:
             self.queue.append((now + self.delay, self.unsent[: self.SEGMENT]))
-            self.unheard.append(now + 2 * self.delay)
+            self.unheard.append(now + self.round_trip)
             self.unsent = self.unsent[self.SEGMENT :]
 
 
@@ -215,7 +212,9 @@ class Net:
             return
         wire.fly(self.now)
         while link.queue:
-            if wire.full or (wire.rate and (wire.free_at - self.now) * wire.rate > wire.BUFFER):
+            if len(wire.unsent) >= end.session.at_hand(link) or (
+                wire.rate and (wire.free_at - self.now) * wire.rate > wire.BUFFER
+            ):
                 return
             view, record = link.queue.popleft()
             wire.send(bytes(view), self.now)

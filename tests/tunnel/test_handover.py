@@ -216,6 +216,31 @@ def test_what_was_lost_with_a_relay_goes_to_the_cold_standby_before_what_has_pro
     assert bulk.longest < 0.06, "one flight of a cold path, not three"
 
 
+@pytest.mark.parametrize("far", [True, False])
+def test_the_tcp_of_a_cold_standby_never_waits_for_what_was_lost_with_a_relay(far: bool) -> None:
+    """Its window grows as fast as it can, whatever the size of the records and the round trip of the TCP, which over a relay is
+    shorter than the path's: half of it, or less."""
+    net = Net()
+    net.link(relay="r1", delay=0.02)
+    standby = net.link(relay="r2", delay=0.02, window=FIRST_WINDOW)
+    wire = net.pipes[standby][2]
+    wire.round_trip = 0.04 if far else 0.01
+    net.run(1.5)
+    bulk = Bulk(net, rate=60e6)
+    bulk.run(2.0)
+    link = net.a.session.active
+    assert link is not None and link.record_size > 200_000, "none of them would fit into a cold window"
+    net.relay_dies("r1")
+    ticks = 0
+    while any(not record.presumed for record in net.a.session.outbox._orphans):
+        assert not ticks or wire.unsent or len(wire.unheard) >= wire.window
+        bulk.run(TICK)
+        ticks += 1
+    assert ticks > (50 if far else 10)
+    net.run(3.0)
+    assert len(bulk.got) == bulk.sent
+
+
 def test_datagrams_do_not_wait_behind_what_a_cold_standby_cannot_take_yet() -> None:
     """The relay of bulk is lost: what TCP has taken already is in front of everything."""
     net = Net()

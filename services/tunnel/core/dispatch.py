@@ -5,9 +5,9 @@ Between `Signals`, which says things on links, and `Carrier`, which decides abou
 
 from services.tunnel.core import events
 from services.tunnel.core.events import Event
-from services.tunnel.core.handover import Handover
+from services.tunnel.core.handover import AT_HAND, Handover
 from services.tunnel.core.inbox import Inbox
-from services.tunnel.core.link import BACKLOG_LIMIT, Link
+from services.tunnel.core.link import BACKLOG_LIMIT, NOT_SENT, Link
 from services.tunnel.core.outbox import Outbox, Record
 from services.tunnel.core.signals import Signals
 
@@ -55,6 +55,11 @@ class Dispatch(Signals):
         former = self.handover.old
         return former.backlog if former is not None else self.outbox.bytes - active.unheard
 
+    def at_hand(self, link: Link) -> int:
+        """Bytes that the kernel should have of the link beyond what TCP has on its way."""
+        handover = self.handover
+        return AT_HAND if handover is not None and handover.old is None and link is handover.new else NOT_SENT
+
     def _unblock(self, out: list[Event]) -> None:
         if self._was_blocked:
             self._was_blocked = False
@@ -72,7 +77,7 @@ class Dispatch(Signals):
                 active.push(record, now)
             self.outbox.orphan(record)  # if neither took it
             return
-        carrier = active if self.handover is None else self.handover.carrier(record.size, now)
+        carrier = active if self.handover is None else self.handover.carrier(record.size)
         if carrier is not None:
             carrier.push(record, now)
         else:

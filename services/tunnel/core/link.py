@@ -42,6 +42,9 @@ RATE_PERIOD = 0.02
 """Seconds over which the rate is measured."""
 LOADED = 64 * 1024
 """Bytes on their way that make a ping measure a queue: 5 ms at 100 Mbit/s."""
+NOT_SENT = 256 * 1024
+"""TCP_NOTSENT_LOWAT: bytes the kernel takes beyond what TCP has in flight. More would only wait there, out of
+our reach: a ping or a small stream's bytes behind it, and all of it to be sent again when the link dies."""
 BACKLOG_LIMIT = 512 * 1024
 """Bytes that wait for the kernel before streams are no longer read: a switch has to repeat what waits."""
 
