@@ -296,7 +296,7 @@ class Session(Datagrams):
         link.backlog -= size
         link.bytes_out += size
         if self.handover is not None and self.handover.old is None and self.outbox.orphaned:
-            self._send_orphans(self.now)
+            self._send_orphans(self.now)  # TCP has room again
         if not (self._was_blocked or self._late):
             return ()
         out: list[Event] = []
