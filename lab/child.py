@@ -92,7 +92,8 @@ class Child:
             end = self._process.watch() if isinstance(self._process, zygote.Forked) else os.pidfd_open(self.pid)
             loop.add_reader(end, ended.set)
             try:
-                await asyncio.wait_for(ended.wait(), timeout)
+                async with asyncio.timeout(timeout):
+                    await ended.wait()
             finally:
                 loop.remove_reader(end)
                 os.close(end)

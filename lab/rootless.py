@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from lab.namespace import LabError, connect
 from lab.nat import Nat
@@ -25,6 +27,7 @@ from lab.wire import Shape
 
 MARK = "CAUSEWAY_LAB_WRAPPED"  # environment variable: set inside the wrapper
 PROBE_TIMEOUT = 20.0  # seconds; the probe takes about 0.3
+GONE_TIMEOUT = 10.0  # seconds for the kernel to end what was killed; some milliseconds, unless it waits for a disk
 TOOLS = {"unshare": "util-linux", "ip": "iproute2", "nft": "nftables"}
 
 
@@ -50,7 +53,9 @@ def supervise(argv: Sequence[str], *, patience: float = 15.0) -> int:
         def end(number: int, _: object) -> None:
             if not told:
                 told.append(number)
-                _signal_first(wrapper.pid, number)
+                with _first(wrapper) as first, contextlib.suppress(ProcessLookupError):
+                    if first is not None:  # `unshare` itself ignores it
+                        signal.pidfd_send_signal(first, number)
 
         before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -63,7 +68,7 @@ def supervise(argv: Sequence[str], *, patience: float = 15.0) -> int:
                     if ended_by and time.monotonic() > ended_by:
                         return 128 + told[0]
         finally:
-            wrapper.kill()  # the kernel then ends every process inside
+            kill(wrapper)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -79,10 +84,27 @@ def enter(module: str, *, patience: float) -> int | None:
     return supervise([sys.executable, "-m", module, *sys.argv[1:]], patience=patience)
 
 
-def _signal_first(wrapper: int, number: int) -> None:
-    """Sends a signal to the first process inside: `unshare` itself ignores it."""
+def kill(wrapper: subprocess.Popen[Any]) -> None:
+    """Ends everything inside, and returns when it is gone."""
+    with _first(wrapper) as first:
+        wrapper.kill()  # the kernel then ends the first process inside, after all others in there: pid_namespaces(7)
+        if first is not None:
+            select.select([first], [], [], GONE_TIMEOUT)
+
+
+@contextlib.contextmanager
+def _first(wrapper: subprocess.Popen[Any]) -> Iterator[int | None]:
+    """A pidfd of the first process inside; None before there is one, after its end, and where the kernel does not tell
+    (CONFIG_PROC_CHILDREN)."""
+    fd = None
     with contextlib.suppress(OSError, IndexError):
-        os.kill(int(Path(f"/proc/{wrapper}/task/{wrapper}/children").read_text().split()[0]), number)
+        if wrapper.poll() is None:
+            fd = os.pidfd_open(int(Path(f"/proc/{wrapper.pid}/task/{wrapper.pid}/children").read_text().split()[0]))
+    try:
+        yield fd
+    finally:
+        if fd is not None:
+            os.close(fd)
 
 
 def available() -> str | None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -23,17 +21,17 @@ from causeway.demo.story import Story
 from causeway.demo.view import View
 from causeway.errors import CommandError
 from lab import rootless
+from lab.interrupt import cancelled_by_signals
 from lab.mesh import HOME_SHAPE, Mesh
 from lab.namespace import LabError
 from lab.node import NodeError
-from lab.tether import tether
 from lab.wire import Shape
 
 # A home's link of 100 Mbit/s takes about 35 s for 384 MiB: time to watch, and for the mesh to be whole again
 # between the two events; less than two minutes in all.
 DEFAULT_SIZE, DEFAULT_RATE = 384, 100
 QUEUE = 512_000  # bytes a home router lets wait: 40 ms at 100 Mbit/s
-WRAPPER_EXIT = 15.0  # seconds for everything inside to end after Ctrl-C
+END = 15.0  # seconds for everything to end after a signal
 
 
 @click.command()
@@ -81,7 +79,8 @@ def demo(size: int, rate: float, loopback: bool, out: Path, keep: bool, output: 
         if reason is not None:
             code = asyncio.run(_run(made, size << 20, rate * 1e6, out, output, reason))
         else:
-            code = _inside([*sys.argv[1:], "--folder", str(made)])
+            argv = [sys.executable, "-m", "causeway", *sys.argv[1:], "--folder", str(made)]
+            code = rootless.supervise(argv, patience=END)
     return code
 
 
@@ -95,16 +94,26 @@ def _prepare(out: Path) -> None:
 
 
 async def _run(folder: Path, size: int, rate: float, out: Path, output: str, reason: str | None) -> int:
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    ended_by = cancelled_by_signals()
     console = Console(stderr=output == "json")
+    try:
+        outcome = await _play(folder, size, rate, reason, console)
+    except (asyncio.CancelledError, CommandError):  # the signal may have met a program of ours first
+        if not ended_by:
+            raise
+    if ended_by:
+        return 128 + ended_by[0]
+    _tell(console, outcome, out, output)
+    return 0 if outcome.ok else 1
+
+
+async def _play(folder: Path, size: int, rate: float, reason: str | None, console: Console) -> Outcome:
     try:
         mesh = _mesh(folder, rate, reason)
         with View(console) as view:
             _introduce(view, mesh, reason)
             try:
-                outcome = await Story(
+                return await Story(
                     mesh, view, size=size, rate=0 if mesh.is_simulated else rate, reason=reason or ""
                 ).run()
             finally:
@@ -114,8 +123,6 @@ async def _run(folder: Path, size: int, rate: float, out: Path, output: str, rea
         raise CommandError(*str(error).splitlines(), "--keep keeps the nodes' logs") from None
     except grpc.aio.AioRpcError as error:
         raise CommandError(f"a node's service says: {error.details()}", "--keep keeps the nodes' logs") from None
-    _tell(console, outcome, out, output)
-    return 0 if outcome.ok else 1
 
 
 def _mesh(folder: Path, rate: float, reason: str | None) -> Mesh:
@@ -153,23 +160,3 @@ def _folder(keep: bool) -> Iterator[Path]:
             print(f"the nodes' files and logs are in {path}", file=sys.stderr)
         else:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _inside(arguments: list[str]) -> int:
-    """The same command inside namespaces of its own. Whatever happens, nothing in there outlives this call."""
-    command = rootless.wrapped([sys.executable, "-m", "causeway", *arguments])
-    with subprocess.Popen([*tether(), *command]) as wrapper:
-
-        def end(*_: object) -> None:
-            wrapper.kill()  # the kernel then ends every process inside
-
-        previous = signal.signal(signal.SIGTERM, end)
-        try:
-            return wrapper.wait()
-        except KeyboardInterrupt:  # the terminal has told those inside, too: they end by themselves
-            with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
-                wrapper.wait(WRAPPER_EXIT)
-            return 130
-        finally:
-            end()
-            signal.signal(signal.SIGTERM, previous)

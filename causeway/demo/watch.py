@@ -34,8 +34,7 @@ class Watch:
 
     async def __aexit__(self, *_: object) -> None:
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        await asyncio.gather(self._task, return_exceptions=True)
 
     @property
     def active(self) -> tunnel_pb2.Link | None:

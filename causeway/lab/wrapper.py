@@ -13,7 +13,6 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from types import FrameType
 
 from lab import rootless
@@ -33,7 +32,7 @@ def run(arguments: Sequence[str]) -> int:
         nonlocal ended_by
         ended_by = ended_by or number
         if wrapper is not None:
-            _kill(wrapper)
+            rootless.kill(wrapper)
 
     before = {number: signal.signal(number, end) for number in ENDING}
     try:
@@ -42,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
             command = rootless.wrapped([sys.executable, "-m", "causeway", "lab", *options, *arguments])
             wrapper = subprocess.Popen([*tether(), *command])
             if ended_by:  # before there was a wrapper to end
-                _kill(wrapper)
+                rootless.kill(wrapper)
             code = wrapper.wait()
     finally:
         for number, handler in before.items():
@@ -50,16 +49,6 @@ def run(arguments: Sequence[str]) -> int:
     if ended_by:
         return 128 + ended_by
     return code if code >= 0 else 128 - code
-
-
-def _kill(wrapper: subprocess.Popen[bytes]) -> None:
-    """Ends everything inside. `unshare` ends by itself when the first process in there, and with it all, is gone."""
-    with contextlib.suppress(OSError):
-        first = Path(f"/proc/{wrapper.pid}/task/{wrapper.pid}/children").read_text().split()
-        if first:
-            os.kill(int(first[0]), signal.SIGKILL)
-            return
-    wrapper.kill()  # it has no child yet, or the kernel does not tell (CONFIG_PROC_CHILDREN)
 
 
 @contextlib.contextmanager

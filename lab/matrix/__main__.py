@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from lab import host, rootless
 from lab.arguments import some_of
 from lab.folder import short_folder
+from lab.interrupt import cancelled_by_signals
 from lab.matrix import picture
 from lab.matrix.campaign import LOADS, Campaign, Plan
 from lab.matrix.conditions import NETS
@@ -141,17 +141,7 @@ def parse() -> argparse.Namespace:
 
 async def measure(matrix: Matrix, options: argparse.Namespace) -> int:
     """Fills the matrix. Returns the signal that ended it early, else 0."""
-    ended_by: list[int] = []
-    task = asyncio.current_task()
-    assert task is not None
-
-    def end(number: int) -> None:
-        if not ended_by:  # one is enough: a second one must not interrupt the cleaning up
-            ended_by.append(number)
-            task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, end, number)
+    ended_by = cancelled_by_signals()
     loads = [chosen for it in LOADS if (chosen := [load for load in it if load in options.streams])]
     plan = Plan(
         options.events,

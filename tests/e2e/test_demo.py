@@ -95,4 +95,6 @@ def test_it_can_be_interrupted(demo: subprocess.Popen[str], number: int, moment:
         os.killpg(demo.pid, number)  # as a terminal does
     else:
         demo.send_signal(number)
-    assert demo.wait(60) != 0
+    err = demo.communicate(timeout=60)[1]
+    assert demo.returncode == 128 + number, err
+    assert "Traceback" not in err
