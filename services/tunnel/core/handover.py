@@ -38,6 +38,11 @@ class Handover:
         new.record_size = SMALL_RECORD  # what is larger does not fit, and would come in as many round trips as bursts
         self._since = now
 
+    @property
+    def has_room(self) -> bool:
+        """The old link is lost, and the new one can take a part of what waits."""
+        return self.old is None and self.new.backlog < SMALL_RECORD
+
     def heard(self, size: int) -> None:
         """The peer has heard so many bytes on the new link."""
         self._window += size
@@ -46,7 +51,7 @@ class Handover:
         """Which of both gets the next record, of so many bytes; None: it waits."""
         new, old = self.new, self.old
         if old is None:
-            return new if new.backlog < SMALL_RECORD else None
+            return new if self.has_room else None
         if new.unheard + size <= self._window and new.backlog < LOADED:
             return new
         return old if old.usable else new

@@ -295,8 +295,8 @@ class Session(Datagrams):
         """The shell handed so many bytes of the link's queue to the kernel."""
         link.backlog -= size
         link.bytes_out += size
-        if self.handover is not None and self.handover.old is None and self.outbox.orphaned:
-            self._send_orphans(self.now)  # TCP has room again
+        if self.handover is not None and self.handover.has_room:
+            self._send_orphans(self.now)
         if not (self._was_blocked or self._late):
             return ()
         out: list[Event] = []
