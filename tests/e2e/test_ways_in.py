@@ -24,6 +24,7 @@ from lab.child import Child
 from lab.manifest import merged
 from lab.mesh import Mesh
 from lab.node import Node
+from tests import loopback
 from tests.causeway.process import Process
 from tests.e2e.conftest import print_logs, refuse
 from tests.e2e.traffic import PATIENCE, eventually
@@ -64,21 +65,12 @@ def tool(name: str) -> str:
     return path
 
 
-def free_ports(count: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(socket.socket(socket.AF_INET, kind)) for _ in range(count)]
-        for sock in socks:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in socks]
-
-
 @pytest.fixture(scope="module")
 def running() -> Iterator[Setting]:
     folder = Path(tempfile.mkdtemp(prefix="cw-"))
     try:
         mesh = Mesh.loopback(folder)
-        ssh, web, dead, denied = free_ports(4)
-        first, second = free_ports(2, socket.SOCK_DGRAM)
+        ssh, web, dead, denied, first, second = loopback.ports(6)
         configure(mesh, "a", {"socks5Proxy": {"enable": True, "listenAddress": mesh.a.place.address}})
         configure(mesh, "b", {"allowedTargets": [f"127.0.0.1:{port}" for port in (ssh, dead, first, second)]})
         mesh.publish("web", 80, web)

@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos import proxy_pb2, proxy_pb2_grpc
 from services.runtime import config
+from tests import loopback
 from tests.proxy.conftest import until
 from tests.proxy.neighbours import Discovery, Tunnel, service
 
@@ -51,14 +52,8 @@ async def status(channel: Any) -> proxy_pb2.GetStatusResponse:
     return answer
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
-
-
 async def test_status_metrics_and_traces(node_config: Any, loopback_ip: LoopbackIp, tmp_path: Path) -> None:
-    ip, port, spans = loopback_ip(), free_port(), tmp_path / "spans"
+    ip, port, spans = loopback_ip(), loopback.port(), tmp_path / "spans"
     # The metrics of the proxy are at +3.
     path = node_config("n", metrics={"basePort": port - 3})
     run_dir = config.load(path).run_dir
@@ -130,7 +125,7 @@ async def test_a_proxy_that_is_switched_off_says_so(node_config: Any, loopback_i
 
 
 async def test_alone_it_waits_and_says_for_what(node_config: Any) -> None:
-    port = free_port()
+    port = loopback.port()
     proxy = {"socks5Proxy": {"enable": True, "listenPort": port}}
     async with running(node_config("n", modules={"edgeProxy": proxy})) as (_, channel):
         got = await status(channel)

@@ -11,24 +11,11 @@ import yaml
 from protos import discovery_pb2
 from services.proxy.core.plan import FILTER_LABEL
 from services.proxy.listeners import ELSEWHERE
+from tests import loopback
 from tests.proxy.conftest import Node, make, until
 from tests.proxy.neighbours import service
 
 LoopbackIp = Callable[[], str]
-
-
-def free_port() -> int:
-    """For TCP and UDP on all addresses. Below the ephemeral ports, so that no connection takes it meanwhile."""
-    for port in range(20_000 + hash(asyncio.current_task()) % 10_000, 32_000):
-        try:
-            with socket.socket(socket.AF_INET6) as tcp, socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as udp:
-                for sock in (tcp, udp):
-                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-                    sock.bind(("::", port))
-                return port
-        except OSError:
-            continue
-    raise AssertionError("no port is free")
 
 
 def with_node_port(one: discovery_pb2.Service, port: int) -> discovery_pb2.Service:
@@ -59,7 +46,7 @@ def errors(node: Node) -> dict[str, str]:
 
 
 async def test_a_node_port_is_served_at_every_address_ipv4_and_ipv6(node: Node, loopback_ip: LoopbackIp) -> None:
-    port, ip = free_port(), loopback_ip()
+    port, ip = loopback.port(), loopback_ip()
     node.discovery.put(with_node_port(service("web", ip, ("b", "10.0.0.1", 8080)), port))
     await node.listening(f"{ip}:80", f"0.0.0.0:{port}", f"[::]:{port}")
     for address in ("127.0.0.1", loopback_ip(), "::1"):
@@ -72,7 +59,7 @@ async def test_a_node_port_is_served_at_every_address_ipv4_and_ipv6(node: Node, 
 
 @pytest.mark.parametrize("ips", [("127.0.0.1", "127.77.0.1", "127.77.0.2"), ("::1",)])
 async def test_a_node_ports_datagrams_come_back_from_the_address_they_went_to(node: Node, ips: tuple[str, ...]) -> None:
-    port = free_port()
+    port = loopback.port()
     node.discovery.put(with_node_port(service("dns", "", ("b", "10.0.0.1", 53), udp=True, port=53), port))
     await node.listening(f"0.0.0.0:{port}", f"[::]:{port}")
     client = socket.socket(socket.AF_INET6 if ":" in ips[0] else socket.AF_INET, socket.SOCK_DGRAM)
@@ -94,7 +81,7 @@ async def test_a_node_ports_datagrams_come_back_from_the_address_they_went_to(no
 
 
 async def test_many_clients_of_a_node_port_at_once(node: Node) -> None:
-    port = free_port()
+    port = loopback.port()
     node.discovery.put(with_node_port(service("dns", "", ("b", "10.0.0.1", 53), udp=True, port=53), port))
     await node.listening(f"0.0.0.0:{port}", f"[::]:{port}")
     clients = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(100)]
@@ -115,7 +102,7 @@ async def test_many_clients_of_a_node_port_at_once(node: Node) -> None:
 
 
 async def test_a_listen_address_is_the_only_one_for_node_ports(node_config: Any, loopback_ip: LoopbackIp) -> None:
-    ip, port = loopback_ip(), free_port()
+    ip, port = loopback_ip(), loopback.port()
     own = make(node_config("n", listenAddress=ip))
     async with up(own):
         own.discovery.put(with_node_port(service("web", "", ("b", "10.0.0.1", 8080)), port))
@@ -163,7 +150,7 @@ async def test_several_named_ports_each_go_to_their_own(node: Node, loopback_ip:
 
 async def test_an_endpoint_that_is_its_service_again_is_not_dialled(node: Node, loopback_ip: LoopbackIp) -> None:
     """Who names the service's own address as its endpoint would have each connection make the next one, without end."""
-    ip, port = loopback_ip(), free_port()
+    ip, port = loopback_ip(), loopback.port()
     node.discovery.put(
         service("web", ip, ("", ip, 80)), with_node_port(service("np", "", ("n", "127.0.0.1", port)), port)
     )
@@ -200,7 +187,7 @@ async def test_prefer_close_prefers_a_direct_path_to_a_relayed_one(node: Node, l
 
 
 async def test_clients_of_each_family_get_addresses_of_that_family(node: Node, loopback_ip: LoopbackIp) -> None:
-    ip, port = loopback_ip(), free_port()
+    ip, port = loopback_ip(), loopback.port()
     one = service("web", ip, ("b", "10.0.0.1", 8080), ("b", "fd00::1", 8080), port=port)
     one.cluster_ips.append("::1")
     node.discovery.put(one)

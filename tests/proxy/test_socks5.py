@@ -14,6 +14,7 @@ import yaml
 from protos import discovery_pb2, tunnel_pb2
 from services.proxy import association, socks5
 from services.proxy.core.plan import FILTER_LABEL
+from tests import loopback
 from tests.proxy.conftest import Node, make, until
 from tests.proxy.neighbours import UDP, service
 from tests.proxy.test_tcp import connect, receive, receive_exactly
@@ -332,15 +333,9 @@ async def test_users_and_their_passwords(start: Start, ip: str, node_config: Any
 
 
 async def test_an_open_proxy_beyond_loopback_is_a_warning(start: Start, ip: str) -> None:
-    node = await start(listenAddress="", listenPort=free_port())
+    node = await start(listenAddress="", listenPort=loopback.port())
     await until(lambda: any(row.label == "SOCKS5" and not row.error for row in node.status().rows))
     assert any("asks for no password" in warning for warning in node.status().warnings)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 async def test_slow_handshakes_end_and_do_not_keep_others_out(
@@ -590,7 +585,7 @@ async def test_associations_and_flows_are_bounded(client: Any, ip: str, monkeypa
 
 async def test_ipv6(start: Start) -> None:
     """The client, the proxy, and the targets: a service by its clusterIP, and an address at a node."""
-    port = free_port()
+    port = loopback.port()
     node = await start(listenAddress="::1", listenPort=port)
     node.discovery.put(service("dns", "fd00::7", ("b", "fd00::53", 5353), port=53, udp=True))
     assert node.proxy is not None

@@ -10,6 +10,7 @@ import pytest
 from protos import tunnel_pb2
 from services.proxy import errors
 from services.proxy.core.health import EJECT_AFTER
+from tests import loopback
 from tests.proxy.conftest import Node, until
 from tests.proxy.neighbours import UDP, service
 
@@ -21,12 +22,6 @@ def datagram_socket(host: str = "127.0.0.1") -> socket.socket:
     sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     sock.bind((host, 0))
     return sock
-
-
-def free_port() -> int:
-    with datagram_socket("::1") as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 async def receive(sock: socket.socket) -> bytes:
@@ -133,7 +128,7 @@ async def test_clients_that_talk_from_another_thread(node: Node, host: str, loop
 
     IPv6 has no way to keep them apart in the kernel: there a client's first datagrams may change places.
     """
-    ip, port = (loopback_ip(), 53) if host != "::1" else (host, free_port())
+    ip, port = (loopback_ip(), 53) if host != "::1" else (host, loopback.port())
     node.discovery.put(service("dns", ip, ("b", "10.0.0.1", 5454), port=port, udp=True))
     await node.listening(f"[{ip}]:{port}" if host == "::1" else f"{ip}:{port}")
     await node.settled()

@@ -20,6 +20,7 @@ from services.runtime import config as configuration
 from services.runtime.identity import Identity, Rejection
 from services.runtime.tls import TlsError
 
+from .. import loopback
 from .harness import PATIENCE, Client, RelayProcess, Stream, circuit, identity, leg, relay_process, until
 
 pytestmark = pytest.mark.slow  # real processes: several a test
@@ -349,8 +350,7 @@ async def test_port_taken_is_one_clear_line(relay: RelayProcess, tmp_path: Path)
 
 
 async def test_metrics_are_read_while_circuits_run(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        free = probe.getsockname()[1]
+    free = loopback.port()
     async with relay_process(tmp_path, extra=f"metrics: {{basePort: {free - 2}}}") as relay:
         a, b = await pair(relay)
         one, other = await circuit(a, b, "b")
