@@ -44,26 +44,24 @@ def inside() -> bool:
 def supervise(argv: Sequence[str], *, patience: float = 15.0) -> int:
     """Runs a command inside until it ends, and returns its exit code. Nothing in there outlives this call.
 
-    SIGTERM and SIGINT are passed on; who has not ended `patience` seconds later is killed. From a terminal the command
-    gets SIGINT twice, since it belongs to the same process group: it must take the second one for the first.
+    SIGTERM and SIGINT are passed on, as soon as the command has a handler for them; who has not ended `patience` seconds later
+    is killed. From a terminal the command gets SIGINT twice, since it belongs to the same process group: it must take the
+    second one for the first.
     """
     told: list[int] = []
     with subprocess.Popen([*tether(), *wrapped(argv)]) as wrapper:
-
-        def end(number: int, _: object) -> None:
-            if not told:
-                told.append(number)
-                with _first(wrapper) as first, contextlib.suppress(ProcessLookupError):
-                    if first is not None:  # `unshare` itself ignores it
-                        signal.pidfd_send_signal(first, number)
-
-        before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            number: signal.signal(number, lambda number, _: told.append(number))
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
-            ended_by = 0.0
+            ended_by, passed = 0.0, False
             while True:
                 try:
-                    return 128 - code if (code := wrapper.wait(0.2)) < 0 else code
+                    return 128 - code if (code := wrapper.wait(0.1)) < 0 else code
                 except subprocess.TimeoutExpired:
+                    if told and not passed:
+                        passed = _passed_on(wrapper, told[0])
                     ended_by = ended_by or (time.monotonic() + patience if told else 0.0)
                     if ended_by and time.monotonic() > ended_by:
                         return 128 + told[0]
@@ -89,22 +87,37 @@ def kill(wrapper: subprocess.Popen[Any]) -> None:
     with _first(wrapper) as first:
         wrapper.kill()  # the kernel then ends the first process inside, after all others in there: pid_namespaces(7)
         if first is not None:
-            select.select([first], [], [], GONE_TIMEOUT)
+            select.select([first[1]], [], [], GONE_TIMEOUT)
+
+
+def _passed_on(wrapper: subprocess.Popen[Any], number: int) -> bool:
+    """Signals the first process inside (`unshare` itself ignores it). False where it would not notice, which without a handler
+    no first process of a namespace does: signal(7)."""
+    with _first(wrapper) as first, contextlib.suppress(OSError, StopIteration):
+        if first is not None:
+            pid, pidfd = first
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            caught = int(next(line for line in lines if line.startswith("SigCgt:")).split()[1], 16)
+            if caught >> number - 1 & 1:
+                signal.pidfd_send_signal(pidfd, number)
+                return True
+    return False
 
 
 @contextlib.contextmanager
-def _first(wrapper: subprocess.Popen[Any]) -> Iterator[int | None]:
-    """A pidfd of the first process inside; None before there is one, after its end, and where the kernel does not tell
-    (CONFIG_PROC_CHILDREN)."""
-    fd = None
+def _first(wrapper: subprocess.Popen[Any]) -> Iterator[tuple[int, int] | None]:
+    """The id and a pidfd of the first process inside; None before there is one, after its end, and where the kernel does not
+    tell (CONFIG_PROC_CHILDREN)."""
+    first = None
     with contextlib.suppress(OSError, IndexError):
         if wrapper.poll() is None:
-            fd = os.pidfd_open(int(Path(f"/proc/{wrapper.pid}/task/{wrapper.pid}/children").read_text().split()[0]))
+            pid = int(Path(f"/proc/{wrapper.pid}/task/{wrapper.pid}/children").read_text().split()[0])
+            first = pid, os.pidfd_open(pid)
     try:
-        yield fd
+        yield first
     finally:
-        if fd is not None:
-            os.close(fd)
+        if first is not None:
+            os.close(first[1])
 
 
 def available() -> str | None:

@@ -2,9 +2,9 @@
 
 gRPC cannot bound its connections, and each costs it up to 50 KiB from the first byte on (measured: 4,000 half-open
 ones made the process 200 MiB larger). So the port is ours: a visitor is let through to the server, on a Unix
-socket, when a whole TLS ClientHello has come, and the least recently active one makes room for the next. Bytes go
-through as they are: TLS ends in gRPC, which knows the caller by certificate. Only who asks why gRPC refuses them is answered
-here (`inquiry`).
+socket, when a whole TLS ClientHello has come. Where there is no room, the least recently active one of the source that has
+most of them yields. Bytes go through as they are: TLS ends in gRPC, which knows the caller by certificate. Only who asks why
+gRPC refuses them is answered here (`inquiry`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import errno
 import secrets
 import socket
 import urllib.parse
-from collections import Counter, OrderedDict
+from collections import Counter
 from pathlib import Path
 
 from services.runtime.address import join
+from services.runtime.core.crowd import Crowd, source_of
 from services.runtime.dial import DIAGNOSIS
 
 from .inquiry import Desk, Inquiry
@@ -49,8 +50,8 @@ class Gate:
         self._counts = counts
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self.waiting: OrderedDict[Visitor, None] = OrderedDict()
-        self.inside: OrderedDict[Visitor, None] = OrderedDict()
+        self.waiting = Crowd[Visitor](MAX_WAITING)
+        self.inside = Crowd[Visitor](MAX_INSIDE)
 
     async def open(self, listen_address: str, port: int) -> str:
         """Listen on one address, or on all ("", IPv4 and IPv6). Returns where; OSError says what is wrong."""
@@ -71,16 +72,12 @@ class Gate:
 
     def arrive(self, visitor: Visitor) -> None:
         """A connection that has said nothing yet."""
-        if len(self.waiting) >= MAX_WAITING:
-            self._evict(self.waiting)
-        self.waiting[visitor] = None
+        self._enter(self.waiting, visitor)
 
     def admit(self, visitor: Visitor) -> None:
         """A connection that has said a whole ClientHello: let it through."""
-        self.waiting.pop(visitor, None)
-        if len(self.inside) >= MAX_INSIDE:
-            self._evict(self.inside)
-        self.inside[visitor] = None
+        self.waiting.leave(visitor)
+        self._enter(self.inside, visitor)
         self._counts["visitors", "admitted"] += 1
         task = asyncio.get_running_loop().create_task(self._lead_in(visitor))
         self._tasks.add(task)
@@ -93,18 +90,18 @@ class Gate:
 
     def touch(self, visitor: Visitor) -> None:
         """It is active."""
-        if visitor in self.inside:
-            self.inside.move_to_end(visitor)
+        self.inside.touch(visitor)
 
     def depart(self, visitor: Visitor) -> None:
         """It is gone."""
-        self.waiting.pop(visitor, None)
-        self.inside.pop(visitor, None)
+        self.waiting.leave(visitor)
+        self.inside.leave(visitor)
 
-    def _evict(self, crowd: OrderedDict[Visitor, None]) -> None:
-        visitor, _ = crowd.popitem(last=False)
-        visitor.leave()
-        self._counts["visitors", "evicted"] += 1
+    def _enter(self, crowd: Crowd[Visitor], visitor: Visitor) -> None:
+        yielded = crowd.enter(visitor, source_of(visitor.ip))
+        if yielded is not None:
+            yielded.leave()
+            self._counts["visitors", "evicted"] += 1
 
     async def _lead_in(self, visitor: Visitor) -> None:
         loop = asyncio.get_running_loop()

@@ -13,8 +13,9 @@ from itertools import count
 from math import inf
 from time import monotonic
 
+from services.runtime.core.crowd import Crowd, source_of
+
 from .core.greeting import GREETING_LENGTH, Kind, classify, proof_token, token
-from .core.halfopen import HalfOpen, source_of
 from .core.limits import Limits
 from .flow import reset
 
@@ -99,7 +100,7 @@ class PublicPort:
         self._on_proof = on_proof
         self._log = log
         self._keys = count(1)
-        self._half_open = HalfOpen(limits.max_half_open, limits.max_half_open_per_source, limits.greeting_timeout)
+        self._half_open = Crowd[int](limits.max_half_open, limits.max_half_open_per_source, limits.greeting_timeout)
         self._newcomers: dict[int, Newcomer] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._pause: asyncio.TimerHandle | None = None

@@ -1,7 +1,7 @@
 """The public port: connections that nobody has vouched for yet.
 
-At most MAX_HALF_OPEN of them, each with HANDSHAKE_TIMEOUT to prove itself; a new one pushes out the oldest,
-so a flood cannot lock honest peers out for longer than it lasts.
+At most MAX_HALF_OPEN of them, each with HANDSHAKE_TIMEOUT to prove itself. A new one pushes out the oldest of the
+source that has most of them, so a flood locks out nobody but itself.
 """
 
 import asyncio
@@ -12,9 +12,10 @@ import socket
 from collections.abc import Awaitable, Callable
 from math import inf
 
+from services.runtime.core.crowd import Crowd, source_of
 from services.tunnel import dialling
 from services.tunnel.config import MAX_HALF_OPEN
-from services.tunnel.linkio import tune
+from services.tunnel.linkio import ends, tune
 
 log = logging.getLogger("causeway.tunnel")
 
@@ -34,7 +35,7 @@ class Door:
         self._welcome = welcome
         self._sock: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
-        self._half_open: dict[asyncio.Task[None], None] = {}
+        self._half_open = Crowd[asyncio.Task[None]](MAX_HALF_OPEN)
         self.evicted = 0
 
     def open(self, ip: str, port: int) -> None:
@@ -72,18 +73,16 @@ class Door:
 
     def admit(self, sock: socket.socket, relay: str) -> asyncio.Task[None]:
         """Runs `welcome` for a connection."""
-        if len(self._half_open) >= MAX_HALF_OPEN:
-            oldest = next(iter(self._half_open))
-            del self._half_open[oldest]
-            oldest.cancel()
-            self.evicted += 1
         task = asyncio.create_task(self._guarded(sock, relay))
-        self._half_open[task] = None
+        yielded = self._half_open.enter(task, relay or source_of(ends(sock)[1]))
+        if yielded is not None:
+            yielded.cancel()
+            self.evicted += 1
         task.add_done_callback(lambda done: self._forget(done, sock))
         return task
 
     def _forget(self, task: asyncio.Task[None], sock: socket.socket) -> None:
-        self._half_open.pop(task, None)
+        self._half_open.leave(task)
         if task.cancelled():  # perhaps before it began
             sock.close()
 

@@ -73,8 +73,9 @@ class Rig:
             writer.write(b"end")
         writer.close()
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        client = await asyncio.open_connection(self.ip, 20008)
+    async def connect(self, source: str = "") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A client, from that local address."""
+        client = await asyncio.open_connection(self.ip, 20008, local_addr=(source, 0) if source else None)
         self.clients.append(client)
         return client
 
@@ -137,8 +138,8 @@ async def test_silence_is_ended(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> No
     assert not rig.gate.waiting
 
 
-async def test_the_longest_waiting_makes_room(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "MAX_WAITING", 2)
+async def test_the_longest_waiting_makes_room(rig: Rig) -> None:
+    rig.gate.waiting.adjust(2, 2)
     first, second, third = [await rig.connect() for _ in range(3)]
     assert await closed(first[0])
     for reader, writer in (second, third):
@@ -146,8 +147,8 @@ async def test_the_longest_waiting_makes_room(rig: Rig, monkeypatch: pytest.Monk
         assert await asyncio.wait_for(reader.readexactly(len(HELLO)), PATIENCE) == HELLO
 
 
-async def test_the_least_active_makes_room(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate, "MAX_INSIDE", 2)
+async def test_the_least_active_makes_room(rig: Rig) -> None:
+    rig.gate.inside.adjust(2, 2)
 
     async def say(client: tuple[asyncio.StreamReader, asyncio.StreamWriter], data: bytes) -> None:
         client[1].write(data)
@@ -162,6 +163,25 @@ async def test_the_least_active_makes_room(rig: Rig, monkeypatch: pytest.MonkeyP
     assert await closed(second[0])
     await say(first, b"still here")
     assert rig.counts == {("visitors", "admitted"): 3, ("visitors", "evicted"): 1}
+
+
+async def test_a_flood_pushes_out_itself_alone(rig: Rig, loopback_ip: Callable[[], str]) -> None:
+    """Silent visitors, and such as said a ClientHello; those who were there first come from elsewhere."""
+    rig.gate.waiting.adjust(4, 4)
+    rig.gate.inside.adjust(4, 4)
+    silent, inside = await rig.connect(loopback_ip()), await rig.connect(loopback_ip())
+    inside[1].write(HELLO)
+    assert await asyncio.wait_for(inside[0].readexactly(len(HELLO)), PATIENCE) == HELLO
+    flood = loopback_ip()
+    for _ in range(10):
+        await rig.connect(flood)
+        reader, writer = await rig.connect(flood)
+        writer.write(HELLO)
+        assert await asyncio.wait_for(reader.readexactly(len(HELLO)), PATIENCE) == HELLO
+    assert rig.counts["visitors", "evicted"] > 10
+    for reader, writer in (silent, inside):
+        writer.write(HELLO)
+        assert await asyncio.wait_for(reader.readexactly(len(HELLO)), PATIENCE) == HELLO
 
 
 async def test_nothing_is_left_of_those_who_went(rig: Rig) -> None:

@@ -33,6 +33,12 @@ def test_a_signal_is_passed_on_and_the_exit_code_comes_back(number: signal.Signa
         assert process.wait(60) == 7
 
 
+def test_a_signal_reaches_who_is_not_ready_for_it_yet() -> None:
+    with started(f"print('up', flush=True); import time; time.sleep(1); {OBEYS}", 30) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 7
+
+
 def test_who_does_not_end_is_killed() -> None:
     with started(IGNORES, 0.5) as process:
         process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The small decisions: fairness, half-open connections, greetings, role, load, reports."""
+"""The small decisions: fairness, greetings, role, load, reports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from services.relay.core.greeting import (
     proof_token,
     token,
 )
-from services.relay.core.halfopen import HalfOpen, source_of
 from services.relay.core.report import Report
 from services.relay.core.reservations import Reservations
 
@@ -89,75 +88,6 @@ def test_rate_limit_holds_for_each_peer(rate: int, seed: int) -> None:
     assert moved <= max(rate * 0.25, 262144) + rate * now * (1 + 1e-6) + 200
 
 
-# --- half-open connections -----------------------------------------------------------------------------------------
-
-
-@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(("enter", "leave", "expire"))), max_size=200))
-def test_half_open_is_bounded_and_lets_every_newcomer_in(events: list[tuple[str, str]]) -> None:
-    table = HalfOpen(6, 3, 5.0)
-    live: dict[int, str] = {}
-    now, key = 0.0, 0
-    for source, event in events:
-        now += 0.5
-        if event == "enter":
-            key += 1
-            yielded = table.enter(key, source, now)
-            of = {s: [k for k, other in live.items() if other == s] for s in live.values()}
-            if len(of.get(source, ())) == 3:
-                assert yielded == of[source][0], "the source's oldest yields"
-            elif len(live) == 6:
-                most = max(map(len, of.values()))
-                assert yielded in [keys[0] for keys in of.values() if len(keys) == most], "that of a source with most"
-            else:
-                assert yielded is None
-            live.pop(yielded or 0, None)
-            live[key] = source
-        elif event == "leave" and live:
-            table.leave(live.popitem()[0])
-        else:
-            for over in table.expire(now):
-                del live[over]
-        assert len(table) == len(live) <= 6
-        assert all(list(live.values()).count(s) <= 3 for s in "abcdef")
-
-
-def test_half_open_expires_in_order() -> None:
-    table = HalfOpen(10, 10, 5.0)
-    for key in range(3):
-        table.enter(key, "s", float(key))
-    assert table.next_expiry == 5.0
-    assert table.expire(6.5) == [0, 1]
-    table.leave(2)
-    assert table.next_expiry is None
-
-
-@given(
-    st.lists(st.sampled_from("abcd"), max_size=30),
-    st.tuples(st.integers(1, 12), st.integers(1, 6)),
-    st.tuples(st.integers(1, 12), st.integers(1, 6)),
-)
-def test_half_open_bounds_hold_from_the_moment_they_change(
-    sources: list[str], first: tuple[int, int], second: tuple[int, int]
-) -> None:
-    table, live = HalfOpen(*first, 5.0), dict[int, str]()
-    for key, source in enumerate(sources):
-        yielded = table.enter(key, source, 0.0)
-        live[key] = source
-        live.pop(-1 if yielded is None else yielded, None)
-    before = list(live)
-    for key in table.adjust(*second):
-        del live[key]
-    limit, per_source = second
-    assert len(table) == len(live) <= limit
-    assert all(list(live.values()).count(it) <= per_source for it in "abcd")
-    # Nobody has to go for nothing, and the young stay.
-    if len(before) <= limit and per_source >= first[1]:
-        assert list(live) == before
-    for key in live:
-        table.leave(key)
-    assert table.next_expiry is None
-
-
 # --- reservations --------------------------------------------------------------------------------------------------
 
 
@@ -185,20 +115,6 @@ def test_a_reservation_lasts_as_long_as_it_was_granted_for(events: list[tuple[st
         assert table.next_expiry == min(ends.values(), default=None)
         assert set(table._by_conn) == set(ends)
         assert len(table) == len({f"p{conn % 3}" for conn in ends})
-
-
-@pytest.mark.parametrize(
-    ("ip", "source"),
-    [
-        ("192.0.2.7", "192.0.2.7"),
-        ("::ffff:192.0.2.7", "192.0.2.7"),
-        ("2001:db8::1:2:3:4", "2001:db8::/64"),
-        ("2001:db8:0:0:ffff::1", "2001:db8::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-    ],
-)
-def test_source(ip: str, source: str) -> None:
-    assert source_of(ip) == source
 
 
 # --- greetings -----------------------------------------------------------------------------------------------------

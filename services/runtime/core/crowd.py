@@ -1,13 +1,21 @@
-"""Connections that have not yet said who they are."""
+"""Connections of strangers on a public port, counted by where they come from."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from ipaddress import IPv6Address, ip_address
+from math import inf
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
 
 
 def source_of(ip: str) -> str:
-    """Who is counted together: an IPv4 address, or the /64 that one IPv6 host owns."""
-    address = ip_address(ip.partition("%")[0])
+    """Who is counted together: an IPv4 address, or the /64 that one IPv6 host owns. What is no address is itself."""
+    try:
+        address = ip_address(ip.partition("%")[0])
+    except ValueError:
+        return ip
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is not None:
             return str(address.ipv4_mapped)
@@ -15,24 +23,31 @@ def source_of(ip: str) -> str:
     return str(address)
 
 
-class HalfOpen:
-    """Bounded by `limit` in all and `per_source` from one source.
+class Crowd(Generic[K]):
+    """Bounded by `limit` in all and `per_source` from one source; `timeout`: seconds that each may stay.
 
     When there is no room, the oldest of the source that has most of them yields, not the newcomer: a flood pushes
     itself out, and an honest connection, which needs a round trip or two, gets through however busy both ends are.
     """
 
-    def __init__(self, limit: int, per_source: int, timeout: float) -> None:
+    def __init__(self, limit: int, per_source: int | None = None, timeout: float = inf) -> None:
         self._limit = limit
-        self._per_source = per_source
+        self._per_source = limit if per_source is None else per_source
         self._timeout = timeout
-        self._all: dict[int, tuple[str, float]] = {}  # in order of age
-        self._of_source: dict[str, dict[int, None]] = {}
+        self._all: dict[K, tuple[str, float]] = {}  # in order of age
+        self._of_source: dict[str, dict[K, None]] = {}
 
     def __len__(self) -> int:
         return len(self._all)
 
-    def adjust(self, limit: int, per_source: int) -> list[int]:
+    def __iter__(self) -> Iterator[K]:
+        """The oldest first."""
+        return iter(self._all)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._all
+
+    def adjust(self, limit: int, per_source: int) -> list[K]:
         """Other bounds; returns the connections that must be closed for them, the oldest of each source and of all."""
         self._limit, self._per_source = limit, per_source
         crowding = [key for mine in self._of_source.values() for key in list(mine)[: max(0, len(mine) - per_source)]]
@@ -43,9 +58,9 @@ class HalfOpen:
             self.leave(key)
         return crowding + surplus
 
-    def enter(self, key: int, source: str, now: float) -> int | None:
+    def enter(self, key: K, source: str, now: float = 0.0) -> K | None:
         """A connection came; returns the one that must be closed for it."""
-        yielded: int | None = None
+        yielded: K | None = None
         mine = self._of_source.get(source, {})
         if len(mine) >= self._per_source:
             yielded = next(iter(mine))
@@ -54,11 +69,21 @@ class HalfOpen:
             yielded = next(iter(crowd))
         if yielded is not None:
             self.leave(yielded)
-        self._all[key] = (source, now + self._timeout)
-        self._of_source.setdefault(source, {})[key] = None
+        self._put(key, source, now + self._timeout)
         return yielded
 
-    def leave(self, key: int) -> None:
+    def touch(self, key: K) -> None:
+        """It is the youngest now, if it is one of them."""
+        if key in self._all:
+            source, deadline = self._all[key]
+            self.leave(key)
+            self._put(key, source, deadline)
+
+    def _put(self, key: K, source: str, deadline: float) -> None:
+        self._all[key] = (source, deadline)
+        self._of_source.setdefault(source, {})[key] = None
+
+    def leave(self, key: K) -> None:
         """It said who it is, or is gone."""
         source, _ = self._all.pop(key, ("", 0.0))
         mine = self._of_source.get(source)
@@ -71,7 +96,7 @@ class HalfOpen:
     def next_expiry(self) -> float | None:
         return next(iter(self._all.values()))[1] if self._all else None
 
-    def expire(self, now: float) -> list[int]:
+    def expire(self, now: float) -> list[K]:
         """Connections whose time is over; they are forgotten here."""
         over = []
         for key, (_, deadline) in self._all.items():
