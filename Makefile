@@ -1,4 +1,4 @@
-# make demo | test | quick | check | bench | matrix | punch | clients | scale | scenes | simulate | pod | protos | setup | clean     (each sets up what it needs)
+# make demo | test | quick | check | bench | matrix | punch | clients | scale | scenes | simulate | pod | protos | native | setup | clean     (each sets up what it needs)
 # Of the interpreters that will do, the distribution's comes first: it is built with profile-guided optimisation, which
 # one built by hand mostly lacks, and the whole mesh is a third slower on such a one.
 PYTHON ?= $(shell for p in /usr/bin/python3.1[1-9] python3; do \
@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup system demo test quick check bench matrix punch clients scale scenes simulate pod protos clean
+.PHONY: help setup system native demo test quick check bench matrix punch clients scale scenes simulate pod protos clean
 
 help:           ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
@@ -22,10 +22,13 @@ $(STAMP): pyproject.toml constraints.txt
 system:         # Debian packages for the simulated networks and the bench's peers, where permitted
 	@sh lab/system.sh
 
-demo: setup system   ## two nodes, two relays, killed under a download
+native: setup system ## the tunnel's data path compiled, where there is a C compiler; else it is interpreted
+	@$(BIN)/python deploy/native.py
+
+demo: native    ## two nodes, two relays, killed under a download
 	$(BIN)/causeway demo
 
-test: setup system   ## all tests
+test: native    ## all tests
 	sh tests/run.sh all
 
 quick: setup    ## the fast subset, under a minute
@@ -36,34 +39,34 @@ check: setup    ## ruff format + lint, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup system  ## side by side with peers, ratios in one run
+bench: native   ## side by side with peers, ratios in one run
 	$(BIN)/python -m bench
 
-matrix: setup system ## every fault × every kind of connection: stalls and losses, in under half an hour
+matrix: native  ## every fault × every kind of connection: stalls and losses, in under half an hour
 	$(BIN)/python -m lab.matrix
 
-punch: setup system  ## every pair of NATs, 20 tries each: who gets a direct path, and how soon
+punch: native   ## every pair of NATs, 20 tries each: who gets a direct path, and how soon
 	$(BIN)/python -m tests.e2e.punch --json out/punch.json
 
-clients: setup system ## well-known clients and servers through a mesh, over a direct and a relayed path
+clients: native ## well-known clients and servers through a mesh, over a direct and a relayed path
 	$(BIN)/python -m lab.clients
 
-scale: setup     ## 10,000 connections, 5,000 UDP flows ten times, storms, vanished and slow clients: memory and descriptors
+scale: native   ## 10,000 connections, 5,000 UDP flows ten times, storms, vanished and slow clients: memory and descriptors
 	$(BIN)/python -m tests.e2e.scale
 
-scenes: setup system ## what the mesh does by itself, each promised figure met or missed, in about five minutes
+scenes: native  ## what the mesh does by itself, each promised figure met or missed, in about five minutes
 	$(BIN)/python -m tests.e2e.scenes --brief
 
 simulate: setup ## the DHT with 10,000 nodes in one process, without and with liars; draws out/simulate*.svg
 	$(BIN)/python -m lab.simulate --picture out/simulate.svg
 	$(BIN)/python -m lab.simulate --malicious 0.2 --picture out/simulate-malicious.svg
 
-pod: setup      ## the four containers under podman, checked and taken down (root)
+pod: native     ## the four containers under podman, checked and taken down (root)
 	CAUSEWAY_REQUIRE_PODMAN=1 $(BIN)/python -m pytest tests/deploy
 
 protos: setup   ## regenerate protos/*_pb2*.py from protos/*.proto
 	PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. protos/*.proto
 
 clean:          ## forget everything that was built
-	rm -rf $(VENV) build out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build out services/tunnel/_native *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

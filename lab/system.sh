@@ -1,8 +1,8 @@
 #!/bin/sh
-# The Debian packages for the simulated networks (nft, ip, conntrack, ping, miniupnpd), for the bench's peers (haproxy,
-# nebula, ssh, socat), for clients and servers of tests (curl, nc, dig, nginx, PostgreSQL and others) and for the pod (podman
-# and what it stands on). Installs what is missing where that is permitted, else says what to install and goes on:
-# what needs a missing tool then skips, or fails, on its own. Says nothing when all is there.
+# The Debian packages for compiling the data path (cc, the headers of Python), for the simulated networks (nft, ip, conntrack,
+# ping, miniupnpd), for the bench's peers (haproxy, nebula, ssh, socat), for clients and servers of tests (curl, nc, dig, nginx,
+# PostgreSQL and others) and for the pod (podman and what it stands on). Installs what is missing where that is permitted,
+# else says what to install and goes on: what needs a missing tool then skips, or fails, on its own. Says nothing when all is there.
 # Packages named as arguments are installed too.
 set -u
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # Debian keeps nft, haproxy and sshd out of a user's PATH
@@ -16,6 +16,8 @@ need() {
         *) missing="${missing:+$missing }$2" ;;
     esac
 }
+need cc gcc
+ls /usr/include/python3.*/Python.h >/dev/null 2>&1 || missing="${missing:+$missing }python3-dev"
 need nft nftables
 need ip iproute2
 need conntrack conntrack
@@ -54,7 +56,7 @@ else
     root=none
 fi
 if [ "$root" = none ]; then
-    echo "missing for simulated networks, bench, pod and clients: $missing (Debian: apt-get install $missing); going on without"
+    echo "missing for the compiled data path, simulated networks, bench, pod and clients: $missing (Debian: apt-get install $missing); going on without"
     exit 0
 fi
 

@@ -28,6 +28,7 @@ from typing import IO
 from causeway import nursery
 from lab.namespace import CLONE_NEWNET, LabError, Namespace, libc
 from lab.tether import tether
+from services.tunnel import native
 
 PATIENCE = 120.0  # seconds for a fork; the first waits for the imports, on a machine that may be very busy
 MESSAGE = 128 * 1024  # bytes; a request is mostly the environment. Below SO_SNDBUF's default of 208 KiB
@@ -169,6 +170,7 @@ class _Order:
 
 def main(sock: socket.socket) -> None:
     """Forks on request until the other end is closed."""
+    native.use()
     nursery.preload(_MODULES)
     ends: dict[int, int] = {}
     wake, woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

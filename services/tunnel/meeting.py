@@ -16,6 +16,7 @@ from services.tunnel.core.choice import Decision, Nearness, Option, Pace
 from services.tunnel.core.link import RELAYED, Link
 from services.tunnel.errors import LinkFailed
 from services.tunnel.joining import join
+from services.tunnel.life import Life
 from services.tunnel.pairing import Pairing
 from services.tunnel.relays import RelayPool
 from services.tunnel.sessions import Sessions
@@ -41,10 +42,10 @@ class Meeting:
         self._relays = relays
         self._rng = random.Random()
         self._pace = Pace(self._rng)
-        self._decisions: WeakKeyDictionary[Pairing, Decision] = WeakKeyDictionary()
-        self._said: WeakKeyDictionary[Pairing, tuple[str, float]] = WeakKeyDictionary()
-        self._not_before: WeakKeyDictionary[Pairing, float] = WeakKeyDictionary()
-        self._measured: WeakKeyDictionary[Pairing, dict[str, Nearness]] = WeakKeyDictionary()
+        self._decisions: WeakKeyDictionary[Life, Decision] = WeakKeyDictionary()
+        self._said: WeakKeyDictionary[Life, tuple[str, float]] = WeakKeyDictionary()
+        self._not_before: WeakKeyDictionary[Life, float] = WeakKeyDictionary()
+        self._measured: WeakKeyDictionary[Life, dict[str, Nearness]] = WeakKeyDictionary()
         """What links over relays showed: truer than what two nodes say of their relays."""
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -52,8 +53,8 @@ class Meeting:
         self._pace.see(self._relays.serving(), now)
         relayed = [pairing for pairing in self._sessions.pairings.values() if _is_relayed(pairing)]
         for pairing in relayed:
-            if pairing.keys.initiator and now >= self._not_before.get(pairing, 0.0):
-                self._not_before[pairing] = now + LOOK_EVERY
+            if pairing.keys.initiator and now >= self._not_before.get(pairing.life, 0.0):
+                self._not_before[pairing.life] = now + LOOK_EVERY
                 self._look(pairing, now)
 
     async def close(self) -> None:
@@ -64,7 +65,7 @@ class Meeting:
 
     def why(self, pairing: Pairing) -> Decision | None:
         """The last decision about a session's relay; None: it is the other side's, or none was needed."""
-        return self._decisions.get(pairing)
+        return self._decisions.get(pairing.life)
 
     def _look(self, pairing: Pairing, now: float) -> None:
         active = pairing.session.active
@@ -74,7 +75,7 @@ class Meeting:
         decision = choice.decide(options, current, self._pair(pairing), self._rng.random())
         if decision is None:
             return
-        self._decisions[pairing] = decision
+        self._decisions[pairing.life] = decision
         if decision.relay == active.relay or any(
             link.relay == decision.relay and link.usable for link in pairing.session.links
         ):
@@ -100,16 +101,16 @@ class Meeting:
             self._begin(pairing, chosen, old, now)
 
     def _begin(self, pairing: Pairing, relay: str, old: Link | None, now: float) -> None:
-        self._not_before[pairing] = now + AGAIN_AFTER
+        self._not_before[pairing.life] = now + AGAIN_AFTER
         task = asyncio.create_task(self._move(pairing, relay, old), name=f"move {pairing.peer}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _agree(self, pairing: Pairing, decision: Decision, now: float, *, moves: bool) -> None:
         """Tells the other side, and does it here."""
-        said, when = self._said.get(pairing, ("", float("-inf")))
+        said, when = self._said.get(pairing.life, ("", float("-inf")))
         if said != decision.relay or now - when >= REPEAT_EVERY:
-            self._said[pairing] = (decision.relay, now)
+            self._said[pairing.life] = (decision.relay, now)
             pairing.session.note(choice.encode_word(decision.relay))
         pairing.apply(pairing.session.agree(decision.relay, decision.cause))
         pairing.mark()
@@ -140,7 +141,7 @@ class Meeting:
                 session.retire(old)
                 pairing.mark()
                 log.info("standby changed", extra={"peer": pairing.peer, "relay": relay, "before": old.relay})
-        self._not_before[pairing] = time.monotonic() + 0.5
+        self._not_before[pairing.life] = time.monotonic() + 0.5
 
     # ---------------------------------------------------------------- what there is to choose from
 
@@ -158,7 +159,7 @@ class Meeting:
 
     def _measure(self, pairing: Pairing, now: float) -> dict[str, float]:
         """Round trips between both nodes through relays that have or had links lately."""
-        seen = self._measured.setdefault(pairing, {})
+        seen = self._measured.setdefault(pairing.life, {})
         for link in pairing.session.links:
             if link.relay and link.usable and (rtt := link.path_rtt.smoothed) is not None:
                 seen.setdefault(link.relay, Nearness()).sample(rtt, now)

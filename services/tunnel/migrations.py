@@ -5,6 +5,7 @@ from weakref import WeakKeyDictionary
 
 from services.tunnel import metrics
 from services.tunnel.core.choice import BETTER, DRAIN, FAILOVER, LOAD, RETURN
+from services.tunnel.life import Life
 from services.tunnel.pairing import Pairing
 
 CAUSES = (BETTER, LOAD, DRAIN, FAILOVER, RETURN)
@@ -15,7 +16,7 @@ class Migrations:
 
     def __init__(self) -> None:
         self.total: Counter[str] = Counter(dict.fromkeys(CAUSES, 0))
-        self._left: WeakKeyDictionary[Pairing, str] = WeakKeyDictionary()
+        self._left: WeakKeyDictionary[Life, str] = WeakKeyDictionary()
         """The relay that a session had to leave last."""
 
     def note(self, pairing: Pairing, before: str, after: str, why: str, *, lost: bool) -> None:
@@ -24,10 +25,10 @@ class Migrations:
         if not (pairing.keys.initiator and before and after and before != after):
             return
         cause = FAILOVER if lost else _CAUSES.get(why, FAILOVER)
-        if cause == BETTER and self._left.get(pairing) == after:
+        if cause == BETTER and self._left.get(pairing.life) == after:
             cause = RETURN
         if cause in (LOAD, DRAIN, FAILOVER):
-            self._left[pairing] = before
+            self._left[pairing.life] = before
         self.total[cause] += 1
         metrics.MIGRATIONS.labels(cause).inc()
 

@@ -20,6 +20,7 @@ from services.tunnel.engine import Engine
 from services.tunnel.errors import NO_PATH, Refused
 from services.tunnel.flowio import FlowIO
 from services.tunnel.keys import SessionKeys
+from services.tunnel.life import Life
 from services.tunnel.linkio import LinkIO
 from services.tunnel.streamio import StreamIO
 
@@ -73,6 +74,7 @@ class Pairing:
     """Why it ended."""
     flows: set[FlowIO] = field(default_factory=set)
     punch: Punch = field(init=False)
+    life: Life = field(default_factory=Life)
     _marked: bool = False
     _pings: list[asyncio.Future[float]] = field(default_factory=list)
     _counted: tuple[int, int] = (0, 0)

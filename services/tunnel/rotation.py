@@ -27,6 +27,7 @@ from services.tunnel.core.lifetime import Lifetimes
 from services.tunnel.core.link import DIRECT, PATH_NAMES, PUNCHED, RELAYED, Link
 from services.tunnel.core.punch import Punch
 from services.tunnel.errors import LinkFailed
+from services.tunnel.life import Life
 from services.tunnel.pairing import Pairing
 from services.tunnel.punching import punched
 from services.tunnel.relay_client import RelayClient
@@ -54,7 +55,7 @@ class Rotation:
         self._relays = relays
         self._lifetimes = lifetimes
         self._tasks: set[asyncio.Task[None]] = set()
-        self._not_before: WeakKeyDictionary[Pairing | Punch | RelayClient, float] = WeakKeyDictionary()
+        self._not_before: WeakKeyDictionary[Life | Punch | RelayClient, float] = WeakKeyDictionary()
         """A session's punched links have a pace of their own: the standby must not be cut while a hole is punched."""
         self._returns: dict[str, Backoff] = {}
         """Of relays whose control connections stray."""
@@ -109,7 +110,7 @@ class Rotation:
         waited = self._returns.get(client.name, Backoff()).until
         return self._relays.strays(client) and now >= max(waited, client.started + RETURN_AFTER)
 
-    def _may(self, one: Pairing | Punch | RelayClient, now: float) -> bool:
+    def _may(self, one: Life | Punch | RelayClient, now: float) -> bool:
         if now < self._not_before.get(one, 0.0):
             return False
         self._not_before[one] = now + WITHIN + HANDSHAKE_TIMEOUT  # until it is done, below
@@ -225,8 +226,8 @@ class Rotation:
             await retired.close()
 
 
-def _pace(pairing: Pairing, link: Link) -> Pairing | Punch:
-    return pairing.punch if link.kind == PUNCHED else pairing
+def _pace(pairing: Pairing, link: Link) -> Life | Punch:
+    return pairing.punch if link.kind == PUNCHED else pairing.life
 
 
 def _serves(pairing: Pairing, link: Link) -> bool:

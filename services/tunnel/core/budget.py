@@ -1,10 +1,12 @@
 """Memory for unacknowledged records, shared by all sessions of a node."""
 
+from typing import Final
+
 
 class Budget:
     """`limit` bytes for all; each session may use a floor of 1 MiB even when others have used it up."""
 
-    FLOOR = 1024 * 1024
+    FLOOR: Final = 1024 * 1024
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
