@@ -35,10 +35,10 @@ async def test_the_idle_time_changes_under_open_flows(two_nodes: Two) -> None:
         logs = [node.log(name).read_text() for node in two_nodes.nodes for name in ("tunnel", "proxy")]
         return all("edgeProxy.udpIdleSeconds" in log for log in logs)
 
-    before = two_nodes.uses()
     configure(600)
     try:
         await eventually(applied, "all four know the new time")
+        before = two_nodes.uses()  # not sooner: connections of those that looked before are closed by now
         with (
             crowd(two_nodes.addresses[0], socket.SOCK_DGRAM) as far,
             crowd(two_nodes.addresses[1], socket.SOCK_DGRAM) as near,
