@@ -65,7 +65,7 @@ def main() -> int:
         done = subprocess.run([sys.executable, __file__, "--here"], capture_output=True, text=True)
         if done.returncode == 0:
             return 0
-        why = next(reversed((done.stdout + done.stderr).split("\n\n")[-1].strip().splitlines()), "it failed")
+        why = (done.stdout + done.stderr).strip().rpartition("\n")[2] or f"exit code {done.returncode}"
     print(f"the data path is interpreted: {why} ({HOW})")
     return 0
 

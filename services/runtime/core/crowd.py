@@ -44,9 +44,6 @@ class Crowd(Generic[K]):
         """The oldest first."""
         return iter(self._all)
 
-    def __contains__(self, key: K) -> bool:
-        return key in self._all
-
     def adjust(self, limit: int, per_source: int) -> list[K]:
         """Other bounds; returns the connections that must be closed for them, the oldest of each source and of all."""
         self._limit, self._per_source = limit, per_source
