@@ -178,7 +178,8 @@ async def test_refusals_of_this_node(start: Start, ip: str) -> None:
     outside = discovery_pb2.Service(namespace="default", name="outside", external_name="db.example.com")
     node.discovery.put(service("web", "127.254.0.7"), service("pods", "", ("b", "10.1.1.2", 81)), outside)
     assert node.proxy is not None
-    await until(lambda: "default/web" in node.proxy._socks5._names._services, "services are known")
+    known = {"default/web", "default/pods", "default/outside"}
+    await until(lambda: known <= set(node.proxy._socks5._names._services), "services are known")
     assert await refused(ip, "192.0.2.1", 80) == 2
     assert await refused(ip, "2001:db8::1", 80) == 2
     assert await refused(ip, "web.nowhere.svc", 80) == 4
