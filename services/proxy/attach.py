@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from logging import Logger
 from pathlib import Path
 
+from services.runtime.sockets import reset
+
 MAX_WAITING = 1024  # messages with clients; each holds a descriptor
 MAX_ANSWERS = 4096  # messages in all: the tunnel lets no more offers wait (MAX_WAITING there), so no answer is lost
 CROWDED = MAX_WAITING // 2
@@ -27,7 +29,6 @@ _RETRY_FULL = 0.01  # s until descriptors in flight (ETOOMANYREFS) may have been
 _FULL = {errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM}
 _UNSENDABLE = {errno.EMSGSIZE, errno.EBADF}  # this message, never the next
 _FD = struct.Struct("i")
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends a reset
 
 
 @dataclass(slots=True)
@@ -268,13 +269,3 @@ def _send(peer: socket.socket, header: bytes, sock: socket.socket | None, keep: 
         peer.sendmsg((header,), ((socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD.pack(sock.fileno())),))
         if not keep:
             sock.close()
-
-
-def reset(sock: socket.socket) -> None:
-    """Closes `sock` so that the peer sees a reset, not an orderly end of data. Plain close for datagrams."""
-    try:
-        if sock.type == socket.SOCK_STREAM:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    except OSError:
-        pass
-    sock.close()

@@ -9,12 +9,12 @@ import struct
 from collections.abc import Callable
 from logging import Logger
 
-from services.proxy.attach import reset
 from services.proxy.core.catalog import Spot
 from services.proxy.core.ruleset import Target
 from services.proxy.departure import Departure
 from services.proxy.route import Route
 from services.proxy.tcp import Acceptor
+from services.runtime.sockets import reset
 
 _SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST in netfilter_ipv6/ip6_tables.h is 80, too
 _IPV4 = struct.Struct("!2xH4s8x")  # struct sockaddr_in: family, port, address

@@ -16,7 +16,7 @@ from logging import DEBUG, WARNING, Logger
 from weakref import WeakValueDictionary
 
 from services.proxy import errors
-from services.proxy.attach import AttachSocket, reset
+from services.proxy.attach import AttachSocket
 from services.proxy.core.balancer import Balancer
 from services.proxy.core.catalog import Backend, join
 from services.proxy.core.patience import CONNECT, patience
@@ -33,6 +33,7 @@ from services.proxy.refusals import Refusals
 from services.proxy.route import Route, Use
 from services.runtime import descriptors, telemetry
 from services.runtime.core.seldom import Seldom
+from services.runtime.sockets import reset
 
 MAX_KEPT = 4096  # clients that no backend has accepted yet; each holds a descriptor. Further ones get one attempt.
 TELL_EVERY, TELL_MOST = 60.0, 100  # s between two lines in the log on one service and reason; lines in that time

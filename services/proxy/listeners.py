@@ -123,13 +123,13 @@ class Listeners:
     def loops(self, network: Network, ip: str, port: int) -> bool:
         """Whether a connection to ip:port would come back here, and be sent to ip:port again. (What is intercepted, the
         interception knows.)"""
-        backend = Backend(self._site.node, ip, port)
-        listeners = (self._open.get(Spot(network, at, port)) for at in (ip, "::" if ":" in ip else "0.0.0.0"))
-        return any(
-            backend in one.route.balancer.backends
-            for one in listeners
-            if one is not None and not isinstance(one, Captured)
-        )
+        for at in (ip, "::" if ":" in ip else "0.0.0.0"):
+            one = self._open.get(Spot(network, at, port))
+            if one is None or isinstance(one, Captured):
+                continue
+            if Backend(self._site.node, ip, port) in one.route.balancer.backends:
+                return True
+        return False
 
     def count(self) -> int:
         """Addresses listened on now."""

@@ -8,8 +8,8 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from services.proxy.attach import reset
 from services.proxy.counters import Local
+from services.runtime.sockets import reset
 
 SCRATCH = 256 * 1024  # bytes a read at most; larger ones gain nothing over loopback
 GONE_AFTER = 16  # datagrams in a row for which the client's port was closed until its flow ends, as the tunnel's

@@ -10,8 +10,8 @@ import socket
 from dataclasses import dataclass
 
 from services.proxy import errors
-from services.proxy.attach import reset
 from services.proxy.core import http2, request
+from services.runtime.sockets import reset
 
 PATIENCE = 1.0  # s for the first bytes of a request
 LINGER = 2.0  # s that an answered client has to end its side; a close with bytes unread would take the answer back

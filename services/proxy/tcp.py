@@ -9,6 +9,7 @@ from typing import Generic, Protocol, TypeVar
 
 from services.proxy import keepalive
 from services.proxy.core.catalog import Spot
+from services.runtime.sockets import accept
 
 BACKLOG = 1024  # connections the kernel holds for us
 BURST = 64  # accepts a turn of the loop: a storm on one service leaves room for the others
@@ -57,13 +58,10 @@ class Acceptor:
         self._log = log
         self._loop = asyncio.get_running_loop()
         self._resume: asyncio.TimerHandle | None = None
-        self._sock = socket.socket(
-            socket.AF_INET6 if ":" in spot.ip else socket.AF_INET,
-            socket.SOCK_STREAM | socket.SOCK_NONBLOCK,
-            socket.IPPROTO_TCP,
-        )
+        self._family = socket.AF_INET6 if ":" in spot.ip else socket.AF_INET
+        self._sock = socket.socket(self._family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK, socket.IPPROTO_TCP)
         try:
-            if self._sock.family == socket.AF_INET6:
+            if self._family == socket.AF_INET6:
                 self._sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             # Connections that the tunnel still carries hold the port after a restart of the proxy.
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -92,13 +90,13 @@ class Acceptor:
         self._accept(BACKLOG)
 
     def _accept(self, burst: int) -> None:
-        accept, take = self._sock.accept, self._take
+        take = self._take
         if burst == BURST and self._crowded():
             self._wait(CROWDED)
             return
         for _ in range(burst):
             try:
-                client, address = accept()
+                client, address = accept(self._sock, self._family)
             except BlockingIOError:
                 return
             except OSError as error:

@@ -18,8 +18,10 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from time import monotonic
 
+from services.runtime.sockets import reset
+
 from .core.fairness import Accounts
-from .flow import Flow, Leg, Splice, prepare, reset
+from .flow import Flow, Leg, Splice, prepare
 from .pipes import PipePool
 
 SLICE = 0.002

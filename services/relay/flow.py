@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
-import struct
 from collections.abc import Callable
 
 from .core.fairness import Account
@@ -14,8 +12,6 @@ USER_TIMEOUT = 30_000
 """Milliseconds for which sent bytes may stay unacknowledged, or a leg's reader may stand still."""
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 """Seconds, seconds, probes: an idle leg whose host is gone is noticed in 30 s."""
-RESET = struct.pack("ii", 1, 0)
-"""SO_LINGER that makes close() send a reset."""
 
 
 class Leg:
@@ -93,10 +89,3 @@ def prepare(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in KEEPALIVE:
         sock.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-def reset(sock: socket.socket) -> None:
-    """Close with a reset: the far end learns at once, and the kernel keeps nothing."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-    sock.close()

@@ -14,10 +14,10 @@ from math import inf
 from time import monotonic
 
 from services.runtime.core.crowd import Crowd, source_of
+from services.runtime.sockets import reset
 
 from .core.greeting import GREETING_LENGTH, Kind, classify, proof_token, token
 from .core.limits import Limits
-from .flow import reset
 
 BACKLOG = 1024
 ACCEPT_BATCH = 64

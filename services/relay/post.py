@@ -13,12 +13,12 @@ from time import monotonic
 
 from services.runtime.config import Config
 from services.runtime.process import Service, describe
+from services.runtime.sockets import reset
 
 from . import config
 from .core.limits import Limits
 from .core.report import Report
 from .core.role import Role
-from .flow import reset
 from .listener import Newcomer, PublicPort, open_listener
 from .memory import Memory
 from .peers import Discovery

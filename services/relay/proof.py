@@ -13,8 +13,7 @@ from collections import OrderedDict
 from time import monotonic
 
 from services.runtime.core.proof import TOKEN_LENGTH
-
-from .flow import reset
+from services.runtime.sockets import reset
 
 PROOF_BYTES = 256 * 1024
 """Enough to leave TCP's slow start behind (5 round trips from 10 segments); an hour has room for many."""

@@ -17,6 +17,7 @@ from services.runtime import telemetry
 from services.runtime.core.bucket import TokenBucket
 from services.runtime.core.proof import TOKEN_LENGTH
 from services.runtime.identity import Identity
+from services.runtime.sockets import reset
 
 from . import dialback
 from .control import Control
@@ -30,7 +31,7 @@ from .core.messages import DialledBack, Message, Reject, Voucher
 from .core.report import Report
 from .core.role import Role
 from .engine import Engine
-from .flow import Splice, reset
+from .flow import Splice
 from .listener import Newcomer, PublicPort, open_listener
 from .status import CircuitStatus, ReservationStatus, Status
 from .waiting import Waiting

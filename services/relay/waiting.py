@@ -6,7 +6,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
-from .flow import reset
+from services.runtime.sockets import reset
 
 
 class Waiting:

@@ -9,7 +9,6 @@ certificate is one of ours, which `Identity.judge` decides for every kind of con
 
 import asyncio
 import socket
-import struct
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -17,6 +16,7 @@ from weakref import WeakKeyDictionary
 from cryptography.hazmat.primitives import serialization
 from OpenSSL import SSL
 
+from services.runtime import sockets
 from services.runtime.identity import Identity
 
 _T = TypeVar("_T")
@@ -33,8 +33,6 @@ _HEADER = 4
 _CHUNK = 65536
 # How long `close` waits for the other side to read what was said last. Seconds.
 _LINGER = 1.0
-# SO_LINGER on, 0 s: closing sends a reset.
-_RESET = struct.pack("ii", 1, 0)
 
 
 class TlsError(Exception):
@@ -257,7 +255,7 @@ class FramedTls:
         """Closes the socket now. `reset`: the kernel shall not hold on to the connection, with its addresses and ports,
         until the other side has read what was said and has answered."""
         if reset:
-            self._set_linger()
+            sockets.reset_on_close(self.socket)
         self._broken = self._broken or "the connection was closed on this side"
         self._aborted = True
         self._shutdown(socket.SHUT_RDWR)
@@ -313,12 +311,6 @@ class FramedTls:
             self._waiting -= 1
             if self._aborted and not self._waiting:
                 self.socket.close()
-
-    def _set_linger(self) -> None:
-        try:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        except OSError:
-            pass
 
     def _shutdown(self, how: int) -> None:
         try:

@@ -13,14 +13,14 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from services.tunnel import servicer
+from services.runtime import sockets
+from services.tunnel import wire
 from services.tunnel.core.frames import UDP, Reason
 from services.tunnel.engine import IN, OUT, Engine
 from services.tunnel.errors import DENIED, NO_PATH
-from services.tunnel.servicer import Answer, OpenRequest
+from services.tunnel.wire import Answer, OpenRequest
 
 log = logging.getLogger("causeway.tunnel")
 
@@ -31,6 +31,10 @@ PAUSE = 0.2
 """Seconds without accepting when descriptors or memory have run out."""
 BURST = 32
 """Messages taken from one connection before others get their turn."""
+DESCRIPTOR = struct.Struct("i")
+ANCILLARY_SIZE = socket.CMSG_SPACE(4 * DESCRIPTOR.size)
+"""Bytes for what comes beside a message: a few descriptors, of which the first counts."""
+CUT_OFF = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 MAX_RESULTS = 16_384
 """Results that wait for one client; who lets more gather does not read them, and is cut off."""
 
@@ -60,7 +64,7 @@ class Connection:
         """Sends an encoded AttachResult: now, or as soon as the other end has read some. `given`: goes with it."""
         if not self.alive:
             if given is not None:
-                reset(given)
+                sockets.reset(given)
             return
         self._results.append((result, given))
         if len(self._results) == 1:
@@ -84,7 +88,7 @@ class Connection:
                 return
             except OSError as error:
                 if error.errno == errno.ETOOMANYREFS and given is not None:  # too many descriptors on their way
-                    reset(given)
+                    sockets.reset(given)
                     self._results[0] = result, None
                     continue
                 self._forget()  # the client is gone; its results are nobody's
@@ -100,7 +104,7 @@ class Connection:
     def _forget(self) -> None:
         for _, given in self._results:
             if given is not None:
-                reset(given)
+                sockets.reset(given)
         self._results.clear()
 
     def _leave(self) -> None:
@@ -113,26 +117,24 @@ class Connection:
             self._send()
         for _ in range(BURST):
             try:
-                data, descriptors, flags, _ = socket.recv_fds(self.sock, MESSAGE_SIZE, 4)
+                data, ancillary, flags, _ = self.sock.recvmsg(MESSAGE_SIZE, ANCILLARY_SIZE)
             except BlockingIOError:
                 return
             except OSError:
                 self.close()
                 return
-            if not data and not descriptors:
+            if not data and not ancillary:
                 self.close()
                 return
-            for extra in descriptors[1:]:
-                os.close(extra)
-            if not self._handle(data, descriptors[0] if descriptors else -1, flags):
+            if not self._handle(data, _first(ancillary), flags):
                 return
 
     def _handle(self, data: bytes, descriptor: int, flags: int) -> bool:
         """False when this connection is no longer ours to read."""
         try:
-            if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if flags & CUT_OFF:
                 raise ValueError(f"a message of more than {MESSAGE_SIZE} bytes, or descriptors that were cut off")
-            request = servicer.decode_attach(data)
+            request = wire.decode_attach(data)
         except ValueError as error:
             log.warning("attach refused", extra={"error": str(error)})
             if descriptor >= 0:
@@ -166,37 +168,37 @@ class Connection:
             Caller(self, request).refused(reason, request.head)
 
 
-@dataclass(slots=True)
 class Caller:
     """Who asked for a stream, and what it wants to hear of it."""
 
-    connection: Connection
-    request: OpenRequest
-    accepted: bool = False
+    def __init__(self, connection: Connection, request: OpenRequest) -> None:
+        self.connection = connection
+        self.request = request
+        self.accepted = False
 
     def accept(self, path: int, rtt: float) -> None:
         """The exit has connected the backend; `rtt` of the path in seconds, 0: not measured."""
         self.accepted = True
         if self.request.give_back:
             return
-        self._say(servicer.encode_result(self.request.number, None, path, rtt))
+        self._say(wire.encode_result(self.request.number, None, path, rtt))
 
     def answered(self) -> None:
         """The first datagram of the backend came."""
         if self.request.watch:
-            self._say(servicer.encode_result(self.request.number, None, answered=True))
+            self._say(wire.encode_result(self.request.number, None, answered=True))
 
     def refused(self, reason: Reason, head: bytes = b"", given: socket.socket | None = None) -> None:
         """There will be no stream; `head` was read of the client and reached nobody. `given`: its socket goes back."""
         kept = head if self.request.keep or given is not None else b""
-        self._say(servicer.encode_result(self.request.number, reason, head=kept), given)
+        self._say(wire.encode_result(self.request.number, reason, head=kept), given)
 
     def closed(self, reason: Reason | None, head: bytes = b"", given: socket.socket | None = None) -> None:
         """The stream is over; `reason` where the other side says why."""
         if self.accepted:
             if self.request.watch:
                 refusal = reason if reason is not None and reason.code else None
-                self._say(servicer.encode_result(self.request.number, refusal, ended=True))
+                self._say(wire.encode_result(self.request.number, refusal, ended=True))
         elif given is not None:
             self.refused(reason or ENDED, head, given)
         elif not self.request.give_back and (reason is not None or self.request.keep or self.request.watch):
@@ -269,6 +271,21 @@ class AttachSocket:
             self._path.unlink()
 
 
+def _first(ancillary: list[tuple[int, int, bytes]]) -> int:
+    """The first descriptor that came with a message, others are closed; -1: none."""
+    first = -1
+    for level, kind, data in ancillary:
+        if level != socket.SOL_SOCKET or kind != socket.SCM_RIGHTS:
+            continue
+        for at in range(0, len(data) - DESCRIPTOR.size + 1, DESCRIPTOR.size):
+            descriptor: int = DESCRIPTOR.unpack_from(data, at)[0]
+            if first < 0:
+                first = descriptor
+            else:
+                os.close(descriptor)
+    return first
+
+
 def _adopt(descriptor: int, request: OpenRequest | Answer) -> socket.socket:
     """The socket that was passed. OSError, and the descriptor is closed, when it cannot serve."""
     try:
@@ -278,17 +295,11 @@ def _adopt(descriptor: int, request: OpenRequest | Answer) -> socket.socket:
         raise OSError("a descriptor was passed that is no socket") from None
     try:
         sock.getpeername()
-        if isinstance(request, OpenRequest) and (sock.type == socket.SOCK_DGRAM) != (request.opening.network == UDP):
+        if isinstance(request, OpenRequest) and (sockets.kind(sock) == socket.SOCK_DGRAM) != (
+            request.opening.network == UDP
+        ):
             raise OSError("a datagram socket for TCP, or a stream socket for UDP")
     except OSError as error:
-        reset(sock)
+        sockets.reset(sock)
         raise OSError(f"the socket passed cannot be used: {error.strerror or error}") from None
     return sock
-
-
-def reset(sock: socket.socket) -> None:
-    """Closes an application's socket so that it sees a reset and not an orderly end."""
-    with contextlib.suppress(OSError):
-        if sock.type == socket.SOCK_STREAM:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    sock.close()

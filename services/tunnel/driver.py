@@ -1,6 +1,6 @@
 """The tunnel in motion: the only owner of its tasks, timers and clock.
 
-The data's way through the code: proxy → `attach` → `Tunnel.open` → `streams` → a `Pairing`'s stream → records →
+The data's way through the code: proxy → `attach` → `opener` → `streams` → a `Pairing`'s stream → records →
 `linkio` → … → the other node's `linkio` → stream → `offers` → its proxy → `attach` → backend.
 """
 
@@ -15,31 +15,29 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from services.runtime import telemetry
 from services.runtime.config import Config
 from services.runtime.identity import Identity
 from services.runtime.process import Service
 from services.runtime.serve import LocalServer
-from services.tunnel import attach, metrics, servicer, status
-from services.tunnel.attach import AttachSocket, Connection
+from services.tunnel import metrics, servicer, status
+from services.tunnel.attach import AttachSocket
 from services.tunnel.candidates import find
-from services.tunnel.config import MAX_WAITING, OPEN_TIMEOUT, Settings
-from services.tunnel.core.frames import Opening, Reason
+from services.tunnel.config import Settings
 from services.tunnel.core.lifetime import Lifetimes
 from services.tunnel.core.link import PATH_NAMES
 from services.tunnel.engine import Engine
-from services.tunnel.errors import LIMIT, NO_PATH, UNKNOWN_NODE, Refused
+from services.tunnel.errors import NO_PATH, UNKNOWN_NODE, Refused
 from services.tunnel.explain import explain
 from services.tunnel.meeting import Meeting
 from services.tunnel.netcheck import NetCheck
 from services.tunnel.netreport import Report
 from services.tunnel.netwatch import NetWatch
+from services.tunnel.opener import Opener
 from services.tunnel.peers import Discovery, PeerInfo
 from services.tunnel.portmap.mapper import Mapper
 from services.tunnel.probing import Probing
 from services.tunnel.relays import RelayPool
 from services.tunnel.rotation import Rotation
-from services.tunnel.servicer import OpenRequest
 from services.tunnel.sessions import Sessions
 from services.tunnel.streams import Streams
 
@@ -49,9 +47,6 @@ TICK = 0.01
 """Seconds between looks at sessions that wait for something."""
 TICK_OPENINGS = 0.1
 """Seconds between looks at streams that nobody has accepted."""
-FIRST_CONTACT = 2.0
-"""Seconds that a stream waits at least where there is no session with the node yet: to make one over a relay takes up to
-eight round trips. Who has others to ask is in a hurry with a node that was there and is silent, not with one that is far."""
 TICK_IDLE = 1.0
 SWEEP = 5.0
 CLOCK_JUMP = 60.0
@@ -85,11 +80,11 @@ class Tunnel:
         self.netcheck = NetCheck(
             settings, identity, self.discovery, self.relays, self.sessions.arrivals, lambda: self.portmap.mapping
         )
+        self.opener = Opener(self.sessions, self.streams)
         self.attach = AttachSocket(
-            self.engine, settings.run_dir / "tunnel.attach", self.open, self.streams.offers.answer
+            self.engine, settings.run_dir / "tunnel.attach", self.opener.open, self.streams.offers.answer
         )
         self.udp_idle = settings.udp_idle
-        self._waiting: set[asyncio.Task[None]] = set()
         self._awake = asyncio.Event()
         self._asleep = 0.0
 
@@ -115,11 +110,9 @@ class Tunnel:
         await self.meeting.close()
         await self.probing.close()
         self.attach.close()
-        for task in self._waiting:
-            task.cancel()
+        await self.opener.close()
         await self.netcheck.close()
         await self.sessions.close()
-        await asyncio.gather(*self._waiting, return_exceptions=True)
         await self.relays.close()
         await self.discovery.close()
         self.engine.close()
@@ -241,43 +234,6 @@ class Tunnel:
                 self._changed.set()
             else:
                 self.relays.published(reservations)
-
-    # ---------------------------------------------------------------- streams out
-
-    def open(self, request: OpenRequest, sock: socket.socket, connection: Connection) -> None:
-        """A client's socket was handed over: becomes a stream to another node."""
-        request.asked = time.monotonic()
-        span = telemetry.start_span("tunnel.open", parent=request.opening.traceparent, peer=request.node)
-        if span.traceparent != request.opening.traceparent:
-            old = request.opening
-            request.opening = Opening(old.network, old.address, old.service, span.traceparent, old.client)
-        pairing = self.sessions.preferred.get(request.node)
-        if pairing is not None and pairing.session.active is not None:
-            self.streams.begin(pairing, request, sock, connection, span)
-            return
-        if len(self._waiting) >= MAX_WAITING:
-            reason = Reason(LIMIT, f"{MAX_WAITING} streams wait for a session already")
-            self.streams.refuse(request, sock, connection, span, reason)
-            return
-        task = asyncio.create_task(self._open_later(request, sock, connection, span))
-        self._waiting.add(task)
-        task.add_done_callback(self._waiting.discard)
-
-    async def _open_later(
-        self, request: OpenRequest, sock: socket.socket, connection: Connection, span: telemetry.Span
-    ) -> None:
-        timeout = request.timeout or OPEN_TIMEOUT
-        if request.node not in self.sessions.preferred:
-            timeout = max(timeout, FIRST_CONTACT)
-        try:
-            pairing = await self.sessions.session_with(request.node, timeout, span.traceparent)
-        except Refused as error:
-            self.streams.refuse(request, sock, connection, span, error.reason)
-        except BaseException:
-            attach.reset(sock)
-            raise
-        else:
-            self.streams.begin(pairing, request, sock, connection, span)
 
     # ---------------------------------------------------------------- asked over gRPC
 

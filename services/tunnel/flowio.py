@@ -6,6 +6,7 @@ The socket was passed in by the proxy and is ours alone. What cannot go on at on
 import socket
 from typing import TYPE_CHECKING
 
+from services.runtime import sockets
 from services.tunnel.core.frames import Reason
 from services.tunnel.core.stream import Stream
 from services.tunnel.engine import HANGUP, IN, Engine
@@ -103,7 +104,7 @@ class FlowIO:
             except OSError:
                 self._fail()
                 return
-            if not payload and sock.type != socket.SOCK_DGRAM:  # the end of a connection, no empty datagram
+            if not payload and sockets.kind(sock) != socket.SOCK_DGRAM:  # the end of a connection, no empty datagram
                 self._fail()
                 return
             self.used_at = self._engine.now

@@ -6,8 +6,6 @@ ends, and every few seconds while it is open. What was carried since the last lo
 
 from collections.abc import Iterable
 
-from prometheus_client import Counter, Histogram
-
 from services.tunnel import metrics
 from services.tunnel.core.frames import Reason
 from services.tunnel.core.link import PATH_NAMES
@@ -31,9 +29,6 @@ class Ledger:
 
     def __init__(self) -> None:
         self._services: set[str] = set()
-        self._carried: dict[tuple[str, str], tuple[Counter, Counter]] = {}
-        """The figures for what went out and what came in, by service and path: found once, not for each stream."""
-        self._first: dict[tuple[str, str], Histogram] = {}
 
     def name(self, service: str) -> str:
         """The service as it is named in metrics."""
@@ -45,30 +40,20 @@ class Ledger:
 
     def look(self, ios: Iterable[IO]) -> None:
         """Puts down what these streams have carried since the last look."""
+        carried = metrics.BYTES.counts
         for io in ios:
             sent, received = io.carried()
             before_sent, before_received = io.counted
             if sent == before_sent and received == before_received:
                 continue
             io.counted = sent, received
-            key = io.service, path_of(io)
-            counts = self._carried.get(key)
-            if counts is None:
-                service, path = key
-                counts = self._carried[key] = (
-                    metrics.BYTES.labels("out", service, path),
-                    metrics.BYTES.labels("in", service, path),
-                )
-            counts[0].inc(sent - before_sent)
-            counts[1].inc(received - before_received)
+            service, path = io.service, path_of(io)
+            carried["out", service, path] += sent - before_sent
+            carried["in", service, path] += received - before_received
 
     def first_byte(self, io: IO, seconds: float) -> None:
         """The first byte for a client of this node has come, so long after it asked."""
-        key = io.service, path_of(io)
-        timing = self._first.get(key)
-        if timing is None:
-            timing = self._first[key] = metrics.FIRST_BYTE.labels(*key)
-        timing.observe(seconds)
+        metrics.FIRST_BYTE.observe((io.service, path_of(io)), seconds)
 
     def refused(self, service: str, path: str, reason: Reason) -> None:
         """A client of this node gets no stream."""

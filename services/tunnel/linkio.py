@@ -4,10 +4,10 @@ import contextlib
 import logging
 import random
 import socket
-import struct
 import time
 from typing import TYPE_CHECKING
 
+from services.runtime import sockets
 from services.tunnel.core.link import NOT_SENT, PUNCHED, Link
 from services.tunnel.core.packets import HEADER, HEADER_SIZE, MAX_BODY, CorruptLink, ProtocolError
 from services.tunnel.engine import IN, OUT, Engine
@@ -80,7 +80,7 @@ class LinkIO:
         with contextlib.suppress(OSError):
             # A reset makes NATs on the way refuse the two ports for 10 s (measured with Linux' conntrack): no new punch.
             if reset and self.link.kind != PUNCHED:
-                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sockets.reset_on_close(self.sock)
             self.sock.close()
 
     def _break(self) -> None:

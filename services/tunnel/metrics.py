@@ -2,6 +2,8 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from services.runtime.tally import Tally, Timings
+
 STALL = Histogram(
     "causeway_stream_stall_seconds",
     "Time during which a session's open streams stood still, by cause.",
@@ -11,15 +13,15 @@ STALL = Histogram(
 SESSIONS = Gauge("causeway_tunnel_sessions", "Sessions with other nodes.")
 LINKS = Gauge("causeway_tunnel_links", "Links by kind of path.", ["path"])
 STREAMS = Gauge("causeway_tunnel_streams_open", "Streams open now.")
-STREAMS_TOTAL = Counter("causeway_tunnel_streams", "Streams since the start.", ["direction", "network"])
-BYTES = Counter(
+STREAMS_TOTAL = Tally("causeway_tunnel_streams", "Streams since the start.", ["direction", "network"])
+BYTES = Tally(
     "causeway_tunnel_bytes", "Plain bytes of streams carried, by service and path.", ["direction", "service", "path"]
 )
-FIRST_BYTE = Histogram(
+FIRST_BYTE = Timings(
     "causeway_tunnel_first_byte_seconds",
     "From when a client's socket came here until the first byte or datagram for it did.",
     ["service", "path"],
-    buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+    bounds=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
 )
 ERRORS = Counter(
     "causeway_tunnel_stream_errors",

@@ -6,30 +6,30 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from services.runtime import telemetry
-from services.tunnel import attach
+from services.runtime import sockets, telemetry
 from services.tunnel.config import MAX_WAITING
 from services.tunnel.core.frames import Opening, Reason
 from services.tunnel.errors import LIMIT, NO_LISTENER
 from services.tunnel.flowio import FlowIO
 from services.tunnel.pairing import Pairing
-from services.tunnel.servicer import Answer, Offer
 from services.tunnel.streamio import StreamIO
+from services.tunnel.wire import Answer, Offer
 
 OFFER_TIMEOUT = 10.0
 """Seconds an offered stream waits for the local proxy."""
 
 
-@dataclass(frozen=True, slots=True)
-class Offered:
+class Offered(Offer):
     """A stream that waits for an answer until `deadline`."""
 
-    pairing: Pairing
-    io: StreamIO | FlowIO
-    deadline: float
-    offer: Offer
+    def __init__(
+        self, token: bytes, pairing: Pairing, io: StreamIO | FlowIO, opening: Opening, traceparent: str, path: int
+    ) -> None:
+        super().__init__(token, pairing.peer, opening, traceparent, path)
+        self.pairing = pairing
+        self.io = io
+        self.deadline = time.monotonic() + OFFER_TIMEOUT
 
 
 class Offers:
@@ -52,15 +52,15 @@ class Offers:
         token = os.urandom(16)
         io.span = telemetry.start_span("tunnel.accept", parent=opening.traceparent, peer=pairing.peer)
         active = pairing.session.active
-        offer = Offer(token, pairing.peer, opening, io.span.traceparent, active.kind if active is not None else 0)
-        self._waiting[token] = Offered(pairing, io, time.monotonic() + OFFER_TIMEOUT, offer)
+        path = active.kind if active is not None else 0
+        offer = self._waiting[token] = Offered(token, pairing, io, opening, io.span.traceparent, path)
         self._untold.append(offer)
         self._news.set()
 
     def listen(self, listener: object) -> None:
         """A listener takes over. What the former one was told and did not answer is offered again."""
         self._listener = listener
-        self._untold = collections.deque(offered.offer for offered in self._waiting.values())
+        self._untold = collections.deque(self._waiting.values())
         self._news.set()  # wakes the former listener, too
 
     def unlisten(self, listener: object) -> None:
@@ -84,7 +84,7 @@ class Offers:
         offered = self._waiting.pop(answer.token, None)
         if offered is None or offered.io.stream.owner is None:
             if sock is not None:
-                attach.reset(sock)
+                sockets.reset(sock)
             return
         pairing, io = offered.pairing, offered.io
         refusal = answer.refusal
@@ -98,7 +98,7 @@ class Offers:
             pairing.accept(io, sock)
             return
         if sock is not None:
-            attach.reset(sock)
+            sockets.reset(sock)
         pairing.refuse(io, refusal or Reason(NO_LISTENER, "refused"))
 
     def expire(self, now: float) -> None:

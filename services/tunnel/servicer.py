@@ -1,69 +1,26 @@
-"""Protobuf ↔ domain, server side: TunnelService, and the messages of the attach socket."""
+"""Protobuf ↔ domain, server side: TunnelService."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, Protocol
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import DecodeError
 
 from protos import tunnel_pb2 as pb
 from protos import tunnel_pb2_grpc
 from services.runtime import serve
-from services.tunnel.core import frames
-from services.tunnel.core.frames import Opening, Reason
 from services.tunnel.core.natkind import show
 from services.tunnel.errors import UNKNOWN_NODE, Refused
 from services.tunnel.netreport import Report
 from services.tunnel.status import LinkStatus, PeerStatus, TunnelStatus
+from services.tunnel.wire import Offer, encode_offers
 
 FULL_NAME = "causeway.tunnel.v1.TunnelService"
 add_to_server: Callable[..., Any] = tunnel_pb2_grpc.add_TunnelServiceServicer_to_server
 
 FINDING = {None: pb.FINDING_UNSPECIFIED, True: pb.FINDING_YES, False: pb.FINDING_NO}
-NETWORK = {frames.TCP: pb.NETWORK_TCP, frames.UDP: pb.NETWORK_UDP}
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A stream that a peer asks for; `path` is a link kind."""
-
-    token: bytes
-    peer: str
-    opening: Opening
-    traceparent: str
-    path: int
-
-
-@dataclass(slots=True)
-class OpenRequest:
-    """Start a stream."""
-
-    number: int
-    node: str
-    opening: Opening
-    head: bytes
-    datagrams: tuple[bytes, ...]
-    timeout: float
-    keep: bool = False
-    watch: bool = False
-    welcome: bytes = b""
-    give_back: bool = False
-    asked: float = 0.0
-    """When it came; monotonic seconds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Answers an offer; `refusal` None: accepted, and a descriptor came along."""
-
-    token: bytes
-    refusal: Reason | None
-    service: str = ""
-    """Of which this node knows the backend as an endpoint."""
 
 
 class Tunnel(Protocol):
@@ -83,67 +40,6 @@ class Offers(Protocol):
     def unlisten(self, listener: object) -> None: ...
 
 
-def decode_attach(data: bytes) -> OpenRequest | Answer:
-    """A message of the attach socket. ValueError when it is none."""
-    try:
-        return _decode_attach(pb.Attach.FromString(data))
-    except (DecodeError, OverflowError) as error:  # OverflowError: a duration of more years than there are
-        raise ValueError("not an Attach message") from error
-
-
-def _decode_attach(message: pb.Attach) -> OpenRequest | Answer:
-    role = message.WhichOneof("role")
-    if role == "open":
-        request = message.open
-        target = request.target
-        opening = Opening(
-            frames.UDP if target.network == pb.NETWORK_UDP else frames.TCP,
-            target.address,
-            target.service,
-            request.traceparent,
-            request.client,
-        )
-        timeout = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else 0.0
-        return OpenRequest(
-            message.id,
-            request.node,
-            opening,
-            request.head,
-            tuple(request.datagrams),
-            timeout,
-            keep=request.keep and message.id != 0 and opening.network == frames.TCP,
-            watch=request.watch and message.id != 0,
-            welcome=request.welcome,
-            give_back=request.give_back and not request.keep and message.id != 0 and opening.network == frames.TCP,
-        )
-    if role == "accept":
-        return Answer(message.accept.token, None, message.accept.service)
-    if role == "refuse":
-        refusal = message.refuse.refusal
-        return Answer(message.refuse.token, Reason(refusal.reason, refusal.message))
-    raise ValueError("an Attach message without open, accept or refuse")
-
-
-def encode_result(
-    number: int,
-    refusal: Reason | None,
-    path: int = 0,
-    rtt: float = 0.0,
-    head: bytes = b"",
-    *,
-    ended: bool = False,
-    answered: bool = False,
-) -> bytes:
-    """AttachResult; `rtt` in seconds, 0: not measured."""
-    result = pb.AttachResult(id=number, path=path, head=head, ended=ended, answered=answered)  # type: ignore[arg-type]
-    if rtt:
-        result.rtt.FromTimedelta(timedelta(seconds=rtt))
-    if refusal is not None:
-        result.refusal.reason = refusal.code  # type: ignore[assignment]
-        result.refusal.message = refusal.message
-    return result.SerializeToString()
-
-
 class TunnelServicer(tunnel_pb2_grpc.TunnelServiceServicer):
     """gRPC on tunnel.sock."""
 
@@ -161,23 +57,7 @@ class TunnelServicer(tunnel_pb2_grpc.TunnelServiceServicer):
                 offers = await self._offers.next(listener)
                 if not offers:
                     await context.abort(grpc.StatusCode.ABORTED, "another listener took over")
-                yield pb.ListenResponse(
-                    offers=[
-                        pb.Offer(
-                            token=offer.token,
-                            peer=offer.peer,
-                            target=pb.Target(
-                                network=NETWORK[offer.opening.network],
-                                address=offer.opening.address,
-                                service=offer.opening.service,
-                            ),
-                            traceparent=offer.traceparent,
-                            client=offer.opening.client,
-                            path=offer.path,  # type: ignore[arg-type]
-                        )
-                        for offer in offers
-                    ]
-                )
+                yield encode_offers(offers)
         finally:
             self._offers.unlisten(listener)
 

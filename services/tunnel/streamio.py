@@ -5,11 +5,10 @@ being gathered and written straight from the record that was opened; only what t
 take at once is copied, and that is bounded by the stream's credit.
 """
 
-import contextlib
 import socket
-import struct
 from typing import TYPE_CHECKING
 
+from services.runtime import sockets
 from services.tunnel.core.frames import Reason
 from services.tunnel.core.stream import Stream
 from services.tunnel.engine import BROKEN, IN, OUT, Engine
@@ -94,7 +93,7 @@ class StreamIO:
         """From now on this is the other end of the stream."""
         sock.setblocking(False)
         self.sock = sock
-        self._messages = sock.type == socket.SOCK_SEQPACKET
+        self._messages = sockets.kind(sock) == socket.SOCK_SEQPACKET
         self._descriptor = sock.fileno()
         self._mask = IN
         self._engine.add(self._descriptor, IN, self._ready, self._fail)
@@ -109,14 +108,14 @@ class StreamIO:
 
     def _ready(self, mask: int) -> None:
         if mask == IN:
-            self._read()
+            self.read()
             return
         if mask & OUT:
             self._write()
         if mask & IN or (mask & BROKEN and self._mask > 0 and self._mask & IN):
             # Also an event from before an earlier one of the same batch made us read again: taken for one of a paused
             # socket it would put the stream to sleep, and nobody would wake it.
-            self._read()
+            self.read()
         elif mask & BROKEN and self.sock is not None:
             error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:
@@ -126,7 +125,8 @@ class StreamIO:
                 self._engine.remove(self._descriptor)
                 self._mask = -1
 
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Takes what the application has sent, as much as there is room for."""
         sock, stream, session = self.sock, self.stream, self.pairing.session
         if sock is None or self.eof:
             return
@@ -163,8 +163,10 @@ class StreamIO:
             return
         self.eof = True
         session.finish(stream)
-        self._listen(self._mask & ~IN)
-        self._maybe_close()
+        if self.finished and not self._out:
+            self.close()
+        else:
+            self._listen(self._mask & ~IN)
 
     def settle(self) -> None:
         """The exit has accepted: what is read now goes nowhere else, and what comes now is the backend's."""
@@ -271,16 +273,15 @@ class StreamIO:
             self._listen(self._mask | OUT)
 
     def _shutdown(self) -> None:
-        if self.sock is not None:
-            with contextlib.suppress(OSError):
+        if self.eof:
+            self.close()
+        elif self.sock is not None:
+            try:
                 self.sock.shutdown(socket.SHUT_WR)
-            self._maybe_close()
+            except OSError:  # the application is gone: reading tells
+                pass
 
     # ---------------------------------------------------------------- the end
-
-    def _maybe_close(self) -> None:
-        if self.eof and self.finished and not self._out:
-            self.close()
 
     def _fail(self) -> None:
         """The application is gone."""
@@ -288,7 +289,7 @@ class StreamIO:
         self.pairing.mark()
         sock = self.release()
         if sock is not None:
-            self._drop(sock, reset=True)
+            sockets.reset(sock)
         self.close()
 
     def release(self) -> socket.socket | None:
@@ -308,11 +309,6 @@ class StreamIO:
             self.pairing.closed(self)  # who may want the socket back
         sock = self.release()
         if sock is not None:
-            self._drop(sock, reset=reset and self.early is None)
-
-    @staticmethod
-    def _drop(sock: socket.socket, *, reset: bool) -> None:
-        with contextlib.suppress(OSError):
-            if reset:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        sock.close()
+            if reset and self.early is None:
+                sockets.reset_on_close(sock)
+            sock.close()

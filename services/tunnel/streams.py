@@ -8,8 +8,8 @@ import logging
 import socket
 import time
 
-from services.runtime import descriptors, telemetry
-from services.tunnel import attach, metrics
+from services.runtime import descriptors, sockets, telemetry
+from services.tunnel import metrics
 from services.tunnel.attach import Caller, Connection
 from services.tunnel.config import OPEN_TIMEOUT
 from services.tunnel.core.frames import UDP, Opening, Reason
@@ -19,8 +19,8 @@ from services.tunnel.ledger import NO_PATH as NO_STREAM
 from services.tunnel.ledger import Ledger, path_of
 from services.tunnel.offers import Offers
 from services.tunnel.pairing import Pairing
-from services.tunnel.servicer import OpenRequest
 from services.tunnel.streamio import StreamIO
+from services.tunnel.wire import OpenRequest
 
 FULL = "{} streams are open, and there are hardly any descriptors left (ulimit -n)"
 
@@ -40,13 +40,14 @@ class Streams:
         """Streams since the start, both directions."""
         self._live: set[StreamIO | FlowIO] = set()
         """Streams that have a descriptor, or will get one."""
+        self._room = descriptors.room()
         self._opening: dict[StreamIO | FlowIO, float] = {}
         """Streams of ours that the exit has not accepted, with the time at which patience ends."""
 
     @property
     def full(self) -> bool:
         """One stream more might take the descriptor that something else needs."""
-        return len(self._live) >= descriptors.room()
+        return len(self._live) >= self._room
 
     def begin(
         self, pairing: Pairing, request: OpenRequest, sock: socket.socket, connection: Connection, span: telemetry.Span
@@ -63,7 +64,7 @@ class Streams:
             return
         self.total += 1
         self._live.add(io)
-        metrics.STREAMS_TOTAL.labels("out", "udp" if opening.network == UDP else "tcp").inc()
+        metrics.STREAMS_TOTAL.counts["out", "udp" if opening.network == UDP else "tcp"] += 1
         io.service = self.ledger.name(opening.service)
         io.began = request.asked
         io.caller = Caller(connection, request) if request.number else None
@@ -81,6 +82,8 @@ class Streams:
                 io.bytes_out += len(datagram)
                 pairing.session.send_datagram(io.stream, datagram)
         io.attach(sock)
+        if isinstance(io, StreamIO):
+            io.read()  # most clients have spoken by now: their first bytes go with the OPEN, in one record
 
     def refuse(
         self, request: OpenRequest, sock: socket.socket, connection: Connection, span: telemetry.Span, reason: Reason
@@ -98,12 +101,12 @@ class Streams:
         if request.keep and connection.alive:
             sock.close()
         else:
-            attach.reset(sock)
+            sockets.reset(sock)
 
     def opened(self, pairing: Pairing, io: StreamIO | FlowIO, opening: Opening) -> None:
         """The peer asks for a stream."""
         self.total += 1
-        metrics.STREAMS_TOTAL.labels("in", "udp" if opening.network == UDP else "tcp").inc()
+        metrics.STREAMS_TOTAL.counts["in", "udp" if opening.network == UDP else "tcp"] += 1
         if self.full:
             pairing.refuse(io, Reason(LIMIT, FULL.format(len(self._live))))
             return
@@ -164,7 +167,8 @@ class Streams:
             io.early = None  # nobody has another descriptor: the client is told by a reset
 
     def expire(self, now: float) -> None:
-        """Gives up what nobody answered in time."""
+        """Gives up what nobody answered in time; once a second."""
+        self._room = descriptors.room()
         self.offers.expire(now)
         self.expire_openings(now)
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from protos import tunnel_pb2
-from services.proxy.attach import reset
 from services.proxy.core.catalog import Backend
 from services.proxy.core.health import EJECT_AFTER
 from services.proxy.core.patience import ATTEMPT, CONNECT
 from services.proxy.route import Route
+from services.runtime.sockets import reset
 from tests.load import Load
 from tests.proxy.conftest import Node, until
 from tests.proxy.neighbours import Asked, service

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from protos import tunnel_pb2 as pb
-from services.tunnel.driver import FIRST_CONTACT
+from services.tunnel.opener import FIRST_CONTACT
 from tests.patience import until
 from tests.tunnel.conftest import Nodes
 from tests.tunnel.local import TCP, UDP, Attached, Backend, Exit, dial, receive, send, tcp_pair, udp_pair

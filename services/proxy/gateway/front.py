@@ -5,7 +5,6 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 
-from services.proxy.attach import reset
 from services.proxy.core import clienthello
 from services.proxy.core.clienthello import Incomplete, NotTls
 from services.proxy.core.gateway.table import Entry, Served
@@ -17,6 +16,7 @@ from services.proxy.gateway.exchange import Shared, Visit
 from services.proxy.gateway.http1 import Http1
 from services.proxy.gateway.streams import HANDSHAKE, Stream, splice
 from services.proxy.route import Route
+from services.runtime.sockets import reset
 
 MAX_CLIENTS = 4096  # that are talked to at once; each holds two descriptors and up to 0.5 MiB while it is busy (HTTP/2: for each stream)
 MAX_EACH = 1024  # of one address

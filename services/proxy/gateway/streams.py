@@ -3,16 +3,15 @@
 import asyncio
 import socket
 import ssl
-import struct
 from collections.abc import Callable
+
+from services.runtime import sockets
 
 READ = 64 * 1024  # bytes a read; the stream's buffers hold at most twice that each way
 HANDSHAKE = 10.0  # s for the TLS handshake
 SHUTDOWN = 2.0  # s for TLS to close in good order
 LINGER = 2.0  # s in which a client may take the answer to what it is still sending
 FLUSH = 30.0  # s in which the last of what was written has to be taken
-
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 s: close() sends a reset
 
 
 class _Protocol(asyncio.StreamReaderProtocol):
@@ -127,11 +126,8 @@ class Stream:
             return
         self._closed = True
         sock = self._writer.get_extra_info("socket")
-        if sock is not None and sock.family != socket.AF_UNIX:
-            try:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            except OSError:  # it has gone already
-                pass
+        if sock is not None:
+            sockets.reset_on_close(sock)
         self._writer.transport.abort()
 
 

@@ -5,6 +5,7 @@ A frame is `kind (1) | stream id (4) | length (4) | payload`, numbers big endian
 
 from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 from services.tunnel.core.packets import ProtocolError
 
@@ -30,8 +31,7 @@ _REASON = Struct("!B")
 TCP, UDP = 1, 2
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
+class Opening(NamedTuple):
     """Where a stream should end and who asks; the strings are at most 1,024 bytes each in UTF-8."""
 
     network: int
@@ -43,23 +43,31 @@ class Opening:
     client: str = ""
 
     def encode(self) -> bytes:
-        parts = [text.encode() for text in (self.address, self.service, self.traceparent, self.client)]
-        if max(map(len, parts)) > MAX_TEXT:
+        address, service = self.address.encode(), self.service.encode()
+        traceparent, client = self.traceparent.encode(), self.client.encode()
+        sizes = len(address), len(service), len(traceparent), len(client)
+        if max(sizes) > MAX_TEXT:
             raise ValueError(f"a target's text is longer than {MAX_TEXT} bytes")
-        return _SIZES.pack(self.network, *map(len, parts)) + b"".join(parts)
+        return _SIZES.pack(self.network, *sizes) + address + service + traceparent + client
 
-    @classmethod
-    def decode(cls, payload: bytes) -> "Opening":
+    @staticmethod
+    def decode(payload: bytes) -> "Opening":
         if len(payload) < _SIZES.size:
             raise ProtocolError(f"OPEN of {len(payload)} bytes")
-        network, *sizes = _SIZES.unpack_from(payload)
-        if network not in (TCP, UDP) or max(sizes) > MAX_TEXT or _SIZES.size + sum(sizes) != len(payload):
+        network, address, service, traceparent, client = _SIZES.unpack_from(payload)
+        to_service = _SIZES.size + address
+        to_traceparent = to_service + service
+        to_client = to_traceparent + traceparent
+        longest = max(address, service, traceparent, client)
+        if network not in (TCP, UDP) or longest > MAX_TEXT or to_client + client != len(payload):
             raise ProtocolError("OPEN with sizes that do not fit")
-        texts, at = [], _SIZES.size
-        for size in sizes:
-            texts.append(payload[at : at + size].decode("utf-8", "replace"))
-            at += size
-        return cls(network, *texts)
+        return Opening(
+            network,
+            payload[_SIZES.size : to_service].decode("utf-8", "replace"),
+            payload[to_service:to_traceparent].decode("utf-8", "replace"),
+            payload[to_traceparent:to_client].decode("utf-8", "replace"),
+            payload[to_client:].decode("utf-8", "replace"),
+        )
 
 
 MAX_TEXT = 1024
