@@ -112,9 +112,13 @@ def _limit(opening: tunnel_pb2.Outbound, timeout: float) -> None:
         opening.ClearField("timeout")
 
 
+_ACCEPTANCE = tunnel_pb2.Attach(accept=tunnel_pb2.Accept())  # made once, as an Opening
+
+
 def accept(token: bytes, service: str) -> bytes:
     """The header that answers an offer with a connection to an endpoint of `service`, "" for another target."""
-    return tunnel_pb2.Attach(accept=tunnel_pb2.Accept(token=token, service=service)).SerializeToString()
+    _ACCEPTANCE.accept.token, _ACCEPTANCE.accept.service = token, service
+    return _ACCEPTANCE.SerializeToString()
 
 
 def refuse(token: bytes, reason: str, message: str) -> bytes:

@@ -76,14 +76,14 @@ class Streams:
             if request.keep or request.give_back:
                 io.early = bytearray(request.head)
             io.welcome = request.welcome
+            io.attach(sock)
+            io.read()  # most clients have spoken by now: their first bytes go with the OPEN, in one record
         else:
             io.from_client = True
             for datagram in request.datagrams:
                 io.bytes_out += len(datagram)
                 pairing.session.send_datagram(io.stream, datagram)
-        io.attach(sock)
-        if isinstance(io, StreamIO):
-            io.read()  # most clients have spoken by now: their first bytes go with the OPEN, in one record
+            io.attach(sock)
 
     def refuse(
         self, request: OpenRequest, sock: socket.socket, connection: Connection, span: telemetry.Span, reason: Reason
