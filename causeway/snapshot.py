@@ -91,7 +91,7 @@ def merge(
         "zone": proxy.zone if proxy else "",
         "run_dir": str(run_dir),
         "services": services,
-        "roles": {"relay": _relay_role(relay), "tunnel": {"listen_port": tunnel.listen_port if tunnel else 0}},
+        "roles": {"relay": _relay_role(relay), "tunnel": _tunnel_role(tunnel)},
         "self": _self(discovery.self, now) if discovery else None,
         "peers": [
             _peer(name, known.get(name), sessions.get(name), now) for name in sorted({*known, *sessions} - {node})
@@ -139,6 +139,13 @@ def _dht(dht: discovery_pb2.DhtStatus) -> dict[str, Any]:
         "relays": dht.relays,
         "holders": list(dht.holders),
         "refreshed": seconds(dht.refreshed) if dht.HasField("refreshed") else None,
+    }
+
+
+def _tunnel_role(tunnel: tunnel_pb2.GetStatusResponse | None) -> dict[str, Any]:
+    return {
+        "listen_port": tunnel.listen_port if tunnel else 0,
+        "compiled": tunnel.compiled if tunnel else False,
     }
 
 

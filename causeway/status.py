@@ -40,7 +40,7 @@ def status(output: str, watch: float | None, config: Path | None, run_dir: Path 
       services.{discovery,tunnel,relay,proxy}   {up, error}
       roles.relay      {active, reason, draining, listen_port, load_permille, conditions[], reservations[],
                        circuits[], bytes_total, circuits_total, refused_total}
-      roles.tunnel     {listen_port}
+      roles.tunnel     {listen_port, compiled: the data path is, as by `make native`}
       self             {revision, addresses[], tunnel_port, relay_port, discovery_port, reservations[],
                        claim} or null
       peers[]          {name, sources[], verified, record_age: s or null, addresses[], is_relay, relay_rank, reservations[],

@@ -52,7 +52,9 @@ def _head(found: dict[str, Any]) -> RenderableType:
     for name, state in found["sources"].items():
         grid.add_row(f"source {escape(name)}", escape(state))
     streams, connections = found["streams"], found["connections"]
-    grid.add_row("streams", f"{streams['open']} open, {streams['total']} since the start")
+    interpreted = found["services"]["tunnel"]["up"] and not found["roles"]["tunnel"]["compiled"]
+    way = "; the data path is interpreted (make native)" if interpreted else ""
+    grid.add_row("streams", f"{streams['open']} open, {streams['total']} since the start{way}")
     refused = ", ".join(f"{reason} {count}" for reason, count in connections["refused"].items())
     line = f"{connections['accepted_total']} accepted, {connections['dialled_total']} dialled here"
     grid.add_row("connections", escape(line + (f", refused: {refused}" if refused else "")))

@@ -826,12 +826,15 @@ class GetStatusResponse(_message.Message):
     STREAMS_TOTAL_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     MIGRATIONS_FIELD_NUMBER: _builtins.int
+    COMPILED_FIELD_NUMBER: _builtins.int
     node_name: _builtins.str
     listen_port: _builtins.int
     """Public TCP port; 0: does not listen."""
     streams: _builtins.int
     """Streams open now, and since the start."""
     streams_total: _builtins.int
+    compiled: _builtins.bool
+    """The data path runs compiled; false: interpreted, and carries less."""
     @_builtins.property
     def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Session]: ...
     @_builtins.property
@@ -855,10 +858,11 @@ class GetStatusResponse(_message.Message):
         streams_total: _builtins.int = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
         migrations: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        compiled: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["listen_port", b"listen_port", "migrations", b"migrations", "node_name", b"node_name", "relays", b"relays", "sessions", b"sessions", "streams", b"streams", "streams_total", b"streams_total", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compiled", b"compiled", "listen_port", b"listen_port", "migrations", b"migrations", "node_name", b"node_name", "relays", b"relays", "sessions", b"sessions", "streams", b"streams", "streams_total", b"streams_total", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -19,7 +19,7 @@ from services.runtime.config import Config
 from services.runtime.identity import Identity
 from services.runtime.process import Service
 from services.runtime.serve import LocalServer
-from services.tunnel import metrics, servicer, status
+from services.tunnel import metrics, native, servicer, status
 from services.tunnel.attach import AttachSocket
 from services.tunnel.candidates import find
 from services.tunnel.config import Settings
@@ -290,6 +290,7 @@ class Tunnel:
             streams=sum(len(pairing.session.streams) for pairing in pairings),
             streams_total=self.streams.total,
             migrations=dict(self.sessions.migrations.total),
+            compiled=native.used(),
             warnings=list(self.sessions.warnings),
         )
 

@@ -77,6 +77,11 @@ def use(folder: Path = FOLDER) -> bool:
     return True
 
 
+def used() -> bool:
+    """Whether this process runs them."""
+    return LIBRARY in sys.modules
+
+
 class _Finder(MetaPathFinder):
     """Finds modules in the files that it was given."""
 

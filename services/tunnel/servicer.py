@@ -143,6 +143,7 @@ class TunnelServicer(tunnel_pb2_grpc.TunnelServiceServicer):
             streams=status.streams,
             streams_total=status.streams_total,
             migrations=status.migrations,
+            compiled=status.compiled,
             warnings=[*status.warnings, *self._more_warnings()],
         )
 

@@ -89,6 +89,7 @@ class TunnelStatus:
     streams: int
     streams_total: int
     migrations: dict[str, int]
+    compiled: bool
     warnings: list[str] = field(default_factory=list)
 
 

@@ -123,6 +123,17 @@ def test_the_dht_is_shown() -> None:
     assert (found["servers"], found["holders"], found["refreshed"]) == (3, ["r1", "r2"], 12)
 
 
+def test_a_data_path_that_is_not_compiled_is_told() -> None:
+    reply = tunnel()
+    for compiled in (False, True):
+        reply.compiled = compiled
+        found = snapshot.merge(Path("/run/c"), SERVICES, tunnel=reply)
+        assert found["roles"]["tunnel"] == {"listen_port": 20006, "compiled": compiled}
+        assert ("3 open, 70 since the start; the data path is interpreted" in text_of(found)) is not compiled
+    away = SERVICES | {"tunnel": {"up": False, "error": "down"}}
+    assert "interpreted" not in text_of(snapshot.merge(Path("/run/c"), away)), "nobody knows"
+
+
 def test_a_session_with_a_node_that_discovery_does_not_know_is_shown() -> None:
     found = snapshot.merge(Path("/run/c"), SERVICES, tunnel=tunnel())
     assert [peer["name"] for peer in found["peers"]] == ["edge-b"]

@@ -91,6 +91,7 @@ async def test_a_tunnel_runs_it(nodes: Nodes) -> None:
         for pid in (nodes.a.pid("tunnel"), apart.pid):
             maps = Path(f"/proc/{pid}/maps")
             await until(lambda maps=maps: native.LIBRARY in maps.read_text(), f"{pid} has loaded it")
+        assert (await nodes.a.tunnel()).compiled, "as it says itself"
     finally:
         await apart.stop()
 
