@@ -143,10 +143,9 @@ def _dht(dht: discovery_pb2.DhtStatus) -> dict[str, Any]:
 
 
 def _tunnel_role(tunnel: tunnel_pb2.GetStatusResponse | None) -> dict[str, Any]:
-    return {
-        "listen_port": tunnel.listen_port if tunnel else 0,
-        "compiled": tunnel.compiled if tunnel else False,
-    }
+    if tunnel is None:
+        tunnel = tunnel_pb2.GetStatusResponse()
+    return {"listen_port": tunnel.listen_port, "compiled": tunnel.compiled}
 
 
 def _relay_role(relay: relay_pb2.GetStatusResponse | None) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 """What the proxy counts. Plain integers: an increment on the path of every connection must cost nothing."""
 
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-FIRST_BYTE = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-"""Bounds of the buckets of the time to the first byte, in seconds: those of causeway_tunnel_first_byte_seconds."""
+from services.runtime.core.buckets import FIRST_BYTE, Buckets
 
 
 class Local:
@@ -13,13 +11,7 @@ class Local:
 
     def __init__(self) -> None:
         self.bytes = [0, 0]  # from clients, and from backends
-        self.first = [0] * (len(FIRST_BYTE) + 1)  # first bytes of backends, by bucket; the last: later than all bounds
-        self.waited = 0.0  # s until then, of all together
-
-    def first_byte(self, seconds: float) -> None:
-        """A backend has sent its first, so long after the client came."""
-        self.first[bisect_left(FIRST_BYTE, seconds)] += 1
-        self.waited += seconds
+        self.first = Buckets(FIRST_BYTE)  # until the first byte of a backend, from when the client came
 
 
 @dataclass(slots=True)

@@ -2,12 +2,11 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import REGISTRY, Collector
 
-from services.proxy.counters import FIRST_BYTE, Counters, Local
+from services.proxy.counters import Counters, Local
 
 LOCAL = "local"
 """The path of what stays on this node, among those of causeway_tunnel_bytes_total."""
@@ -82,9 +81,7 @@ def _local(carried: Mapping[str, Local]) -> Iterator[Metric]:
     for service, one in carried.items():
         for direction, count in zip(("out", "in"), one.bytes, strict=True):
             size.add_metric([direction, service, LOCAL], count)
-        sums = list(accumulate(one.first))
-        bounds = [*map(str, FIRST_BYTE), "+Inf"]
-        first.add_metric([service, LOCAL], list(zip(bounds, sums, strict=True)), one.waited)
+        first.add_metric([service, LOCAL], one.first.cumulated(), one.first.total)
     yield size
     yield first
 

@@ -31,7 +31,7 @@ class Meter:
         """So much was read from a side: 0 the client, 1 the backend."""
         self._bytes[side] += size
         if side and self._local is not None:
-            self._local.first_byte(now - self._came)
+            self._local.first.observe(now - self._came)
             self._local = None
 
 

@@ -7,6 +7,6 @@ MAX_RESERVE = 4096
 
 
 def room() -> int:
-    """Descriptors for clients' connections. Ask often (1 µs), since `prlimit` may change it while we run."""
+    """Descriptors for clients' connections. Asked again and again (1 µs), since `prlimit` may change it while we run."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return limit - min(limit // RESERVE_SHARE, MAX_RESERVE)

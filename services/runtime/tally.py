@@ -3,14 +3,13 @@
 Prometheus' own counters take a lock and a microsecond for each increment (measured), and twice that to find the labels.
 """
 
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import REGISTRY, Collector, CollectorRegistry
-from prometheus_client.utils import floatToGoString
+
+from services.runtime.core.buckets import Buckets
 
 Labels = tuple[str, ...]
 
@@ -46,22 +45,19 @@ class Timings(Collector):
         """bounds: of the buckets, in seconds, ascending; one for all that is later is added."""
         self._family = (name, text, labels)
         self._bounds = bounds
-        self._buckets: dict[Labels, list[int]] = {}
-        self._sums: defaultdict[Labels, float] = defaultdict(float)
+        self._buckets: dict[Labels, Buckets] = {}
         registry.register(self)
 
     def observe(self, labels: Labels, seconds: float) -> None:
         buckets = self._buckets.get(labels)
         if buckets is None:
-            buckets = self._buckets[labels] = [0] * (len(self._bounds) + 1)
-        buckets[bisect_left(self._bounds, seconds)] += 1
-        self._sums[labels] += seconds
+            buckets = self._buckets[labels] = Buckets(self._bounds)
+        buckets.observe(seconds)
 
     def collect(self) -> Iterator[Metric]:
         """As in Tally."""
         name, text, labels = self._family
         family = HistogramMetricFamily(name, text, labels=labels)
-        names = [*map(floatToGoString, self._bounds), "+Inf"]
         for values, buckets in self._buckets.copy().items():
-            family.add_metric(values, list(zip(names, accumulate(buckets.copy()), strict=True)), self._sums[values])
+            family.add_metric(values, buckets.cumulated(), buckets.total)
         yield family

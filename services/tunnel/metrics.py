@@ -2,6 +2,7 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from services.runtime.core import buckets
 from services.runtime.tally import Tally, Timings
 
 STALL = Histogram(
@@ -21,7 +22,7 @@ FIRST_BYTE = Timings(
     "causeway_tunnel_first_byte_seconds",
     "From when a client's socket came here until the first byte or datagram for it did.",
     ["service", "path"],
-    bounds=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+    bounds=buckets.FIRST_BYTE,
 )
 ERRORS = Counter(
     "causeway_tunnel_stream_errors",

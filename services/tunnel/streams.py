@@ -41,6 +41,7 @@ class Streams:
         self._live: set[StreamIO | FlowIO] = set()
         """Streams that have a descriptor, or will get one."""
         self._room = descriptors.room()
+        """As it was at the last look, at most a second ago: asking takes a microsecond."""
         self._opening: dict[StreamIO | FlowIO, float] = {}
         """Streams of ours that the exit has not accepted, with the time at which patience ends."""
 

@@ -18,7 +18,7 @@ def test_a_tally_counts_by_labels() -> None:
 
 def test_timings_are_a_histogram() -> None:
     registry = CollectorRegistry()
-    timings = Timings("cw_wait_seconds", "Waits.", ["service"], (0.01, 1), registry)
+    timings = Timings("cw_wait_seconds", "Waits.", ["service"], (0.01, 1.0), registry)
     for seconds in (0.002, 0.01, 0.5, 7.0):
         timings.observe(("web",), seconds)
     buckets = {
