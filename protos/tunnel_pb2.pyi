@@ -322,7 +322,7 @@ Global___Target: _TypeAlias = Target  # noqa: Y015
 @_typing.final
 class Attach(_message.Message):
     """First message on a connection to `tunnel.attach`; further messages may follow on the same
-    connection as long as each carries a descriptor or is a `refuse`. The message is one SEQPACKET
+    connection as long as each carries a descriptor, or is a `refuse` or a `listen`. The message is one SEQPACKET
     datagram of at most 64 KiB with at most one descriptor (SCM_RIGHTS): a connected stream socket
     (TCP or Unix), or for UDP a connected datagram socket. The tunnel owns that socket from then on.
     Without a descriptor (outbound only) the connection itself becomes the stream: one message in, one
@@ -335,6 +335,7 @@ class Attach(_message.Message):
     OPEN_FIELD_NUMBER: _builtins.int
     ACCEPT_FIELD_NUMBER: _builtins.int
     REFUSE_FIELD_NUMBER: _builtins.int
+    LISTEN_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Echoed in AttachResult; chosen by the caller, 0: no result wanted."""
     @_builtins.property
@@ -343,6 +344,8 @@ class Attach(_message.Message):
     def accept(self) -> Global___Accept: ...
     @_builtins.property
     def refuse(self) -> Global___Refuse: ...
+    @_builtins.property
+    def listen(self) -> Global___Listen: ...
     def __init__(
         self,
         *,
@@ -350,16 +353,36 @@ class Attach(_message.Message):
         open: Global___Outbound | None = ...,
         accept: Global___Accept | None = ...,
         refuse: Global___Refuse | None = ...,
+        listen: Global___Listen | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "open", b"open", "refuse", b"refuse", "role", b"role"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "listen", b"listen", "open", b"open", "refuse", b"refuse", "role", b"role"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "id", b"id", "open", b"open", "refuse", b"refuse", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept", b"accept", "id", b"id", "listen", b"listen", "open", b"open", "refuse", b"refuse", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_role: _TypeAlias = _typing.Literal["open", "accept", "refuse"]  # noqa: Y015
+    _WhichOneofReturnType_role: _TypeAlias = _typing.Literal["open", "accept", "refuse", "listen"]  # noqa: Y015
     _WhichOneofArgType_role: _TypeAlias = _typing.Literal["role", b"role"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_role) -> _WhichOneofReturnType_role | None: ...
 
 Global___Attach: _TypeAlias = Attach  # noqa: Y015
+
+@_typing.final
+class Listen(_message.Message):
+    """Take the streams that other nodes open towards this one, as the call of that name does: with the offers in AttachResults on this
+    connection. Whoever asked before, here or there, is told that it is over.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Listen: _TypeAlias = Listen  # noqa: Y015
 
 @_typing.final
 class Outbound(_message.Message):
@@ -532,6 +555,8 @@ class AttachResult(_message.Message):
     ENDED_FIELD_NUMBER: _builtins.int
     RTT_FIELD_NUMBER: _builtins.int
     ANSWERED_FIELD_NUMBER: _builtins.int
+    OFFERS_FIELD_NUMBER: _builtins.int
+    TAKEN_OVER_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     path: Global___PathKind.ValueType
     """Path used."""
@@ -545,6 +570,8 @@ class AttachResult(_message.Message):
     """
     answered: _builtins.bool
     """The first datagram of the backend came for the accepted flow (`watch`, UDP)."""
+    taken_over: _builtins.bool
+    """There will be no more of them: another listener took over."""
     @_builtins.property
     def refusal(self) -> Global___Refusal:
         """Absent: accepted."""
@@ -552,6 +579,10 @@ class AttachResult(_message.Message):
     @_builtins.property
     def rtt(self) -> _duration_pb2.Duration:
         """Round trip of the path used; absent while none was measured."""
+
+    @_builtins.property
+    def offers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Offer]:
+        """Not a result, but what `listen` asked for; in order of arrival, as many as have gathered."""
 
     def __init__(
         self,
@@ -563,10 +594,12 @@ class AttachResult(_message.Message):
         ended: _builtins.bool = ...,
         rtt: _duration_pb2.Duration | None = ...,
         answered: _builtins.bool = ...,
+        offers: _abc.Iterable[Global___Offer] | None = ...,
+        taken_over: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["refusal", b"refusal", "rtt", b"rtt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "ended", b"ended", "head", b"head", "id", b"id", "path", b"path", "refusal", b"refusal", "rtt", b"rtt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answered", b"answered", "ended", b"ended", "head", b"head", "id", b"id", "offers", b"offers", "path", b"path", "refusal", b"refusal", "rtt", b"rtt", "taken_over", b"taken_over"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -39,9 +39,10 @@ class TunnelServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TunnelServiceAsyncStub: ...
     Listen: _grpc.UnaryStreamMultiCallable[_tunnel_pb2.ListenRequest, _tunnel_pb2.ListenResponse]
-    """Streams that other nodes open towards this one, as they come. One listener at a time: a new call
+    """Streams that other nodes open towards this one, as they come. One listener at a time: a new one
     takes over from the old one, which ends with ABORTED. Offers that wait (at most 10 s) go to the
     next listener. Each offer is answered by an Attach on `tunnel.attach` with `accept` or `refuse`.
+    The same on `tunnel.attach` itself, where it costs a fifth: an Attach with `listen`.
     """
     PingPeer: _grpc.UnaryUnaryMultiCallable[_tunnel_pb2.PingPeerRequest, _tunnel_pb2.PingPeerResponse]
     """Builds a session to a node if there is none, and measures round trips inside it."""
@@ -60,9 +61,10 @@ class TunnelServiceAsyncStub(TunnelServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Listen: _aio.UnaryStreamMultiCallable[_tunnel_pb2.ListenRequest, _tunnel_pb2.ListenResponse]  # type: ignore[assignment]
-    """Streams that other nodes open towards this one, as they come. One listener at a time: a new call
+    """Streams that other nodes open towards this one, as they come. One listener at a time: a new one
     takes over from the old one, which ends with ABORTED. Offers that wait (at most 10 s) go to the
     next listener. Each offer is answered by an Attach on `tunnel.attach` with `accept` or `refuse`.
+    The same on `tunnel.attach` itself, where it costs a fifth: an Attach with `listen`.
     """
     PingPeer: _aio.UnaryUnaryMultiCallable[_tunnel_pb2.PingPeerRequest, _tunnel_pb2.PingPeerResponse]  # type: ignore[assignment]
     """Builds a session to a node if there is none, and measures round trips inside it."""
@@ -84,9 +86,10 @@ class TunnelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _tunnel_pb2.ListenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_tunnel_pb2.ListenResponse], _abc.AsyncIterator[_tunnel_pb2.ListenResponse]]:
-        """Streams that other nodes open towards this one, as they come. One listener at a time: a new call
+        """Streams that other nodes open towards this one, as they come. One listener at a time: a new one
         takes over from the old one, which ends with ABORTED. Offers that wait (at most 10 s) go to the
         next listener. Each offer is answered by an Attach on `tunnel.attach` with `accept` or `refuse`.
+        The same on `tunnel.attach` itself, where it costs a fifth: an Attach with `listen`.
         """
 
     @_abc_1.abstractmethod

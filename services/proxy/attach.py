@@ -62,6 +62,7 @@ class AttachSocket:
         self._retry: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._delay = _RETRY_BUSY
+        self._greeting = b""
         self._closed = False
 
     @property
@@ -82,6 +83,12 @@ class AttachSocket:
         """Connects now, or in the background as soon as the tunnel is there."""
         self._connect()
 
+    def greet(self, header: bytes) -> None:
+        """Says this to the tunnel, and from now on first to every other one."""
+        self._greeting = header
+        if self._peer is not None:
+            self.give(header, None)
+
     def give(
         self,
         header: bytes,
@@ -97,9 +104,6 @@ class AttachSocket:
         not be handed over within MAX_WAIT, and the socket is the caller's again. Without it the message is an answer
         to this very tunnel process, and dies with the connection; the socket is reset then.
         """
-        if self._peer is None and lost is None:
-            # Whoever is to be answered is there: its offer came by gRPC, which may be quicker to find it than we were.
-            self._connect(at_once=True)
         if self._peer is not None and not self._queue:
             try:
                 _send(self._peer, header, sock, keep)
@@ -136,12 +140,12 @@ class AttachSocket:
 
     # ── connecting ──
 
-    def _connect(self, *, at_once: bool = False) -> None:
+    def _connect(self) -> None:
         """One attempt; arms the next when it fails. A Unix connect succeeds or fails at once."""
         if self._closed or self._peer is not None:
             return
         if self._retry is not None:
-            if at_once or (self._queue and self._retry.when() - self._loop.time() > _RETRY_BUSY):
+            if self._queue and self._retry.when() - self._loop.time() > _RETRY_BUSY:
                 self._retry.cancel()
             else:
                 return
@@ -149,6 +153,8 @@ class AttachSocket:
         peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
             peer.connect(self._path)
+            if self._greeting:
+                peer.send(self._greeting)
         except OSError:  # not there yet, or its backlog is full
             peer.close()
             self._arm(_RETRY_BUSY if self._queue else self._delay, self._reconnect)

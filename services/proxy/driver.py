@@ -30,6 +30,7 @@ SETTLE = 0.05  # s in which changes of services are gathered
 # Inbound streams are judged by the services known; a proxy that just started knows none yet, and would deny all.
 # The tunnel keeps offers for 10 s, so this much is safe; then allowedTargets must do.
 FIRST_SNAPSHOT = 5.0  # s
+LISTEN_AGAIN = 5.0  # s after another proxy took over: two that fight would starve both
 
 ATTACH = "tunnel.attach"
 
@@ -68,6 +69,7 @@ class Proxy:
         self._dns = Dns(self.settings.dns, self._catalog, self._counters.dns, service.log)
         self._synced = asyncio.Event()
         self._settling: asyncio.TimerHandle | None = None
+        self._listening: asyncio.TimerHandle | None = None  # again
         self._default = self.settings.traffic
         self._site = self.settings.site
         self._problems: dict[str, str] = {}
@@ -169,7 +171,7 @@ class Proxy:
                 await self._synced.wait()
         except TimeoutError:
             self._log.warning("discovery does not answer; inbound streams reach allowedTargets only until it does")
-        await peers.listen(self.settings.run_dir, self._inbound.serve, self._log)
+        self._attach.greet(peers.LISTEN)
 
     def _changed(self) -> None:
         if self._settling is None:
@@ -214,16 +216,24 @@ class Proxy:
 
     def _result(self, message: bytes, sock: socket.socket | None) -> None:
         try:
-            outcome = peers.outcome(message)
+            result = peers.result(message)
         except ValueError as error:
             self._log.warning("the tunnel sent nonsense", extra={"error": str(error)})
             return
-        self._departure.settle(outcome, sock)
+        if isinstance(result, list):
+            for offer in result:
+                self._inbound.serve(offer)
+        elif isinstance(result, peers.TakenOver):
+            self._log.warning("another proxy took over this node's inbound streams; is one running twice?")
+            self._listening = asyncio.get_running_loop().call_later(LISTEN_AGAIN, self._attach.greet, peers.LISTEN)
+        else:
+            self._departure.settle(result, sock)
 
     async def _close(self) -> None:
         """Stops accepting, lets the tunnel take what was accepted, ends what only this process carries."""
-        if self._settling is not None:
-            self._settling.cancel()
+        for timer in (self._settling, self._listening):
+            if timer is not None:
+                timer.cancel()
         self._listeners.close()
         await self._socks5.close()
         await self._gateway.close()

@@ -5,9 +5,8 @@ import contextlib
 import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from logging import Logger
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -23,9 +22,6 @@ from services.runtime import dial
 
 T = TypeVar("T")
 
-_LISTEN_FIRST = 0.1  # s until Listen is called again after it ended; doubles up to _LISTEN_LAST
-_LISTEN_LAST = 2.0
-_LISTEN_TAKEN = 5.0  # s after another proxy took over: two that fight would starve both
 RTT_EVERY = 5.0  # s between two looks at the round trips
 
 _NETWORKS: dict[int, Network] = {discovery_pb2.PROTOCOL_TCP: "tcp", discovery_pb2.PROTOCOL_UDP: "udp"}
@@ -41,6 +37,9 @@ _REFUSED[tunnel_pb2.REFUSAL_REASON_UNKNOWN_NODE] = errors.UNKNOWN_NODE
 
 
 # ── tunnel: headers on tunnel.attach ──
+
+LISTEN = tunnel_pb2.Attach(listen=tunnel_pb2.Listen()).SerializeToString()
+"""The header that asks for offers."""
 
 
 class Opening:
@@ -142,12 +141,20 @@ class Outcome:
     relayed: bool  # the path to it goes through a relay
 
 
-def outcome(message: bytes) -> Outcome:
+class TakenOver(NamedTuple):
+    """Another proxy gets the offers."""
+
+
+def result(message: bytes) -> "Outcome | list[Offer] | TakenOver":
     """An AttachResult. Raises ValueError when it is none."""
     try:
         result = tunnel_pb2.AttachResult.FromString(message)
     except DecodeError as error:
         raise ValueError("not an AttachResult") from error
+    if result.offers:
+        return [_offer(offer) for offer in result.offers]
+    if result.taken_over:
+        return TakenOver()
     refused = result.HasField("refusal")
     return Outcome(
         result.id,
@@ -176,34 +183,6 @@ class Offer:
     service: str
     traceparent: str
     client: str
-
-
-async def listen(run_dir: Path, serve: Callable[[Offer], None], log: Logger) -> None:
-    """Takes the tunnel's offers for ever, over its restarts and ours."""
-    channel = dial.local_channel(run_dir, "tunnel")
-    stub: Any = tunnel_pb2_grpc.TunnelServiceStub(channel)
-    delay = _LISTEN_FIRST
-    failing = False
-    try:
-        while True:
-            problem = "ended by the tunnel"
-            try:
-                async for response in stub.Listen(tunnel_pb2.ListenRequest(), wait_for_ready=True):
-                    failing, delay = False, _LISTEN_FIRST
-                    for offer in response.offers:
-                        serve(_offer(offer))
-            except grpc.aio.AioRpcError as error:
-                problem = f"{error.code().name}: {error.details()}"
-                if error.code() is grpc.StatusCode.ABORTED:
-                    problem = "another proxy took over this node's inbound streams; is one running twice?"
-                    failing, delay = False, _LISTEN_TAKEN
-            if not failing:
-                failing = True
-                log.warning("offers interrupted, trying again", extra={"source": "tunnel", "error": problem})
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, _LISTEN_LAST)
-    finally:
-        await channel.close(None)
 
 
 def _offer(offer: tunnel_pb2.Offer) -> Offer:

@@ -43,6 +43,7 @@ ENDED = Reason(NO_PATH, "the session with the node ended")
 
 OnOpen = Callable[[OpenRequest, socket.socket, "Connection"], None]
 OnAnswer = Callable[[Answer, socket.socket | None], None]
+OnListen = Callable[["Connection"], None]
 
 
 class Connection:
@@ -53,12 +54,19 @@ class Connection:
         self._owner = owner
         self._descriptor = sock.fileno()
         self._results: deque[tuple[bytes, socket.socket | None]] = deque()
+        self._full = False
+        """The other end has to read some before it gets more."""
         owner.engine.add(self._descriptor, IN, self._ready, self.close)
 
     @property
     def alive(self) -> bool:
         """False: nobody hears of results any more."""
         return self.sock.fileno() >= 0
+
+    @property
+    def takes_messages(self) -> bool:
+        """It has neither ended nor become a stream itself."""
+        return self in self._owner.connections
 
     def answer(self, result: bytes, given: socket.socket | None = None) -> None:
         """Sends an encoded AttachResult: now, or as soon as the other end has read some. `given`: goes with it."""
@@ -69,7 +77,7 @@ class Connection:
         self._results.append((result, given))
         if len(self._results) == 1:
             self._send()
-        elif len(self._results) > MAX_RESULTS and self in self._owner.connections:
+        elif len(self._results) > MAX_RESULTS and self.takes_messages:
             log.warning("a client of the attach socket does not read its results")
             self.close()
 
@@ -83,7 +91,8 @@ class Connection:
                     socket.send_fds(self.sock, [result], [given.fileno()])
                     given.close()
             except BlockingIOError:
-                if self in self._owner.connections:
+                if not self._full and self.takes_messages:
+                    self._full = True
                     self._owner.engine.change(self._descriptor, IN | OUT)
                 return
             except OSError as error:
@@ -94,7 +103,8 @@ class Connection:
                 self._forget()  # the client is gone; its results are nobody's
                 return
             self._results.popleft()
-        if self in self._owner.connections:
+        if self._full and self.takes_messages:
+            self._full = False
             self._owner.engine.change(self._descriptor, IN)
 
     def close(self) -> None:
@@ -141,6 +151,11 @@ class Connection:
                 os.close(descriptor)
             self.close()
             return False
+        if isinstance(request, wire.Listen):
+            if descriptor >= 0:
+                os.close(descriptor)
+            self._owner.on_listen(self)
+            return True
         sock: socket.socket | None = None
         if descriptor >= 0:
             try:
@@ -212,10 +227,11 @@ class Caller:
 class AttachSocket:
     """Listens on run_dir/tunnel.attach."""
 
-    def __init__(self, engine: Engine, path: Path, on_open: OnOpen, on_answer: OnAnswer) -> None:
+    def __init__(self, engine: Engine, path: Path, on_open: OnOpen, on_answer: OnAnswer, on_listen: OnListen) -> None:
         self.engine = engine
         self.on_open = on_open
         self.on_answer = on_answer
+        self.on_listen = on_listen
         self.connections: set[Connection] = set()
         self._path = path
         self._resume: asyncio.TimerHandle | None = None

@@ -28,6 +28,7 @@ from services.tunnel.core.link import PATH_NAMES
 from services.tunnel.engine import Engine
 from services.tunnel.errors import NO_PATH, UNKNOWN_NODE, Refused
 from services.tunnel.explain import explain
+from services.tunnel.listening import Listening
 from services.tunnel.meeting import Meeting
 from services.tunnel.netcheck import NetCheck
 from services.tunnel.netreport import Report
@@ -81,8 +82,13 @@ class Tunnel:
             settings, identity, self.discovery, self.relays, self.sessions.arrivals, lambda: self.portmap.mapping
         )
         self.opener = Opener(self.sessions, self.streams)
+        offers = self.streams.offers
         self.attach = AttachSocket(
-            self.engine, settings.run_dir / "tunnel.attach", self.opener.open, self.streams.offers.answer
+            self.engine,
+            settings.run_dir / "tunnel.attach",
+            self.opener.open,
+            offers.answer,
+            lambda connection: offers.listen(Listening(self.engine, offers, connection)),
         )
         self.udp_idle = settings.udp_idle
         self._awake = asyncio.Event()

@@ -29,7 +29,7 @@ _CORE = (
     "absence budget carrier control datagrams dispatch epoch events frames gaps handover inbox link outbox packets paths"
     " session signals stream"
 )
-_SHELL = "attach engine flowio keys ledger linkio offers opener pairing streamio streams wire"
+_SHELL = "attach engine flowio keys ledger linkio listening offers opener pairing streamio streams wire"
 MODULES = (
     *(f"services.tunnel.core.{name}" for name in _CORE.split()),
     *(f"services.tunnel.{name}" for name in _SHELL.split()),

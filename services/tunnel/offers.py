@@ -1,11 +1,11 @@
 """Streams that peers ask for, until the local proxy has answered."""
 
-import asyncio
 import collections
 import os
 import socket
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from services.runtime import sockets, telemetry
 from services.tunnel.config import MAX_WAITING
@@ -32,6 +32,16 @@ class Offered(Offer):
         self.deadline = time.monotonic() + OFFER_TIMEOUT
 
 
+class Listener(Protocol):
+    """Who takes offers."""
+
+    def news(self) -> None:
+        """There are some to take."""
+
+    def replaced(self) -> None:
+        """Another one does from now on."""
+
+
 class Offers:
     """One listener at a time takes them; answers come over the attach socket."""
 
@@ -41,8 +51,7 @@ class Offers:
         self._node_name = node_name
         self._waiting: dict[bytes, Offered] = {}
         self._untold: collections.deque[Offer] = collections.deque()
-        self._news = asyncio.Event()
-        self._listener: object | None = None
+        self._listener: Listener | None = None
 
     def add(self, pairing: Pairing, io: StreamIO | FlowIO, opening: Opening) -> None:
         """A peer asks for a stream; refused when too many wait."""
@@ -55,29 +64,30 @@ class Offers:
         path = active.kind if active is not None else 0
         offer = self._waiting[token] = Offered(token, pairing, io, opening, io.span.traceparent, path)
         self._untold.append(offer)
-        self._news.set()
+        if self._listener is not None:
+            self._listener.news()
 
-    def listen(self, listener: object) -> None:
+    def listen(self, listener: Listener) -> None:
         """A listener takes over. What the former one was told and did not answer is offered again."""
-        self._listener = listener
+        former, self._listener = self._listener, listener
         self._untold = collections.deque(self._waiting.values())
-        self._news.set()  # wakes the former listener, too
+        if former is not None:
+            former.replaced()
+        listener.news()
 
-    def unlisten(self, listener: object) -> None:
+    def unlisten(self, listener: Listener) -> None:
         """A listener is gone."""
         if self._listener is listener:
             self._listener = None
 
-    async def next(self, listener: object) -> list[Offer]:
-        """Offers in order of arrival; empty when another listener took over."""
-        while self._listener is listener:
-            batch = [offer for offer in self._untold if offer.token in self._waiting]
-            self._untold.clear()
-            if batch:
-                return batch
-            self._news.clear()
-            await self._news.wait()
-        return []
+    def take(self, listener: Listener, most: int) -> list[Offer]:
+        """The next `most` offers, in order of arrival; none for who is not the listener."""
+        batch: list[Offer] = []
+        while self._untold and len(batch) < most and self._listener is listener:
+            offer = self._untold.popleft()
+            if offer.token in self._waiting:
+                batch.append(offer)
+        return batch
 
     def answer(self, answer: Answer, sock: socket.socket | None) -> None:
         """The proxy's word on an offer."""

@@ -14,12 +14,15 @@ from services.runtime import serve
 from services.tunnel.core.natkind import show
 from services.tunnel.errors import UNKNOWN_NODE, Refused
 from services.tunnel.netreport import Report
+from services.tunnel.offers import Listener
 from services.tunnel.status import LinkStatus, PeerStatus, TunnelStatus
-from services.tunnel.wire import Offer, encode_offers
+from services.tunnel.wire import Offer, add_offers
 
 FULL_NAME = "causeway.tunnel.v1.TunnelService"
 add_to_server: Callable[..., Any] = tunnel_pb2_grpc.add_TunnelServiceServicer_to_server
 
+AT_ONCE = 256
+"""Offers in one response, of 4 MiB at most (gRPC's default): each has four texts of up to 1 KiB and a name."""
 FINDING = {None: pb.FINDING_UNSPECIFIED, True: pb.FINDING_YES, False: pb.FINDING_NO}
 
 
@@ -35,9 +38,26 @@ class Tunnel(Protocol):
 class Offers(Protocol):
     """Where `Listen` takes its offers."""
 
-    async def next(self, listener: object) -> list[Offer]: ...
-    def listen(self, listener: object) -> None: ...
-    def unlisten(self, listener: object) -> None: ...
+    def listen(self, listener: Listener) -> None: ...
+    def take(self, listener: Listener, most: int) -> list[Offer]: ...
+    def unlisten(self, listener: Listener) -> None: ...
+
+
+class Call:
+    """A call of `Listen`."""
+
+    def __init__(self) -> None:
+        self.awake = asyncio.Event()
+        self.over = False
+
+    def news(self) -> None:
+        """There are offers to take."""
+        self.awake.set()
+
+    def replaced(self) -> None:
+        """Another listener took over."""
+        self.over = True
+        self.awake.set()
 
 
 class TunnelServicer(tunnel_pb2_grpc.TunnelServiceServicer):
@@ -50,16 +70,19 @@ class TunnelServicer(tunnel_pb2_grpc.TunnelServiceServicer):
 
     async def Listen(self, request: pb.ListenRequest, context: Any) -> AsyncIterator[pb.ListenResponse]:
         """See protos/tunnel.proto."""
-        listener = object()
-        self._offers.listen(listener)
+        call = Call()
+        self._offers.listen(call)
         try:
-            while True:
-                offers = await self._offers.next(listener)
-                if not offers:
-                    await context.abort(grpc.StatusCode.ABORTED, "another listener took over")
-                yield encode_offers(offers)
+            while not call.over:
+                await call.awake.wait()
+                call.awake.clear()
+                while offers := self._offers.take(call, AT_ONCE):
+                    response = pb.ListenResponse()
+                    add_offers(response, offers)
+                    yield response
+            await context.abort(grpc.StatusCode.ABORTED, "another listener took over")
         finally:
-            self._offers.unlisten(listener)
+            self._offers.unlisten(call)
 
     async def PingPeer(self, request: pb.PingPeerRequest, context: Any) -> pb.PingPeerResponse:
         """See protos/tunnel.proto."""

@@ -1,4 +1,4 @@
-"""Protobuf ↔ domain: what is said of each stream. Attach and AttachResult of the attach socket, and Offer of `Listen`.
+"""Protobuf ↔ domain: what is said of each stream. Attach and AttachResult of the attach socket, and the offers.
 
 Plain classes and named tuples: to make a dataclass takes up to half a microsecond also where this is compiled.
 """
@@ -65,7 +65,11 @@ class Answer(NamedTuple):
     """Of which this node knows the backend as an endpoint."""
 
 
-def decode_attach(data: bytes) -> OpenRequest | Answer:
+class Listen(NamedTuple):
+    """Asks for the offers."""
+
+
+def decode_attach(data: bytes) -> OpenRequest | Answer | Listen:
     """A message of the attach socket. ValueError when it is none."""
     try:
         return _decode_attach(pb.Attach.FromString(data))
@@ -73,7 +77,7 @@ def decode_attach(data: bytes) -> OpenRequest | Answer:
         raise ValueError("not an Attach message") from error
 
 
-def _decode_attach(message: pb.Attach) -> OpenRequest | Answer:
+def _decode_attach(message: pb.Attach) -> OpenRequest | Answer | Listen:
     role = message.WhichOneof("role")
     if role == "open":
         request = message.open
@@ -105,12 +109,13 @@ def _decode_attach(message: pb.Attach) -> OpenRequest | Answer:
     if role == "refuse":
         refusal = message.refuse.refusal
         return Answer(message.refuse.token, Reason(refusal.reason, refusal.message))
-    raise ValueError("an Attach message without open, accept or refuse")
+    if role == "listen":
+        return Listen()
+    raise ValueError("an Attach message without open, accept, refuse or listen")
 
 
-def encode_offers(offers: Sequence[Offer]) -> pb.ListenResponse:
-    """What `Listen` says of them."""
-    response = pb.ListenResponse()
+def add_offers(response: pb.ListenResponse | pb.AttachResult, offers: Sequence[Offer]) -> None:
+    """Puts them into what tells a listener."""
     for offer in offers:
         opening, message = offer.opening, response.offers.add()  # field by field: twice as fast as by a constructor
         message.token = offer.token
@@ -122,7 +127,6 @@ def encode_offers(offers: Sequence[Offer]) -> pb.ListenResponse:
         target.network = pb.NETWORK_UDP if opening.network == frames.UDP else pb.NETWORK_TCP
         target.address = opening.address
         target.service = opening.service
-    return response
 
 
 def encode_result(

@@ -17,6 +17,7 @@ import grpc
 
 from protos import discovery_pb2, discovery_pb2_grpc, tunnel_pb2, tunnel_pb2_grpc
 
+OFFERS = 12  # in one message
 TCP, UDP = tunnel_pb2.NETWORK_TCP, tunnel_pb2.NETWORK_UDP
 
 
@@ -30,14 +31,15 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         self._listening: socket.socket | None = None
         self._connections: set[socket.socket] = set()
         self._offers: dict[bytes, tunnel_pb2.Offer] = {}  # not answered yet
-        self._news = asyncio.Event()
+        self._untold: list[tunnel_pb2.Offer] = []
+        self._listener: socket.socket | None = None
         self._answers: dict[bytes, asyncio.Future[tuple[tunnel_pb2.Attach, socket.socket | None]]] = {}
         self.opened: asyncio.Queue[tuple[tunnel_pb2.Attach, socket.socket, socket.socket]] = asyncio.Queue()
         self.refusal: tunnel_pb2.Refusal | None = None  # what every client gets instead of a stream
         self.relayed: set[str] = set()  # nodes to which the path goes through a relay
         self.mute = False  # tests answer themselves those who are kept
         self.read_ahead = 0  # bytes to have read of a client that is refused
-        self.listeners = 0  # calls of Listen since the start
+        self.listeners = 0  # connections that asked for offers, since the start
         self._deaf = False
         self.status = tunnel_pb2.GetStatusResponse()
 
@@ -60,6 +62,7 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
             self._loop.remove_reader(connection)
             connection.close()
         self._connections.clear()
+        self._listener = None
         await self._server.stop(0)
         self._listening = self._server = None
         while not self.opened.empty():
@@ -88,8 +91,9 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         token = os.urandom(16)
         answer = self._answers[token] = self._loop.create_future()
         target = tunnel_pb2.Target(network=network, address=address, service=more.pop("service", ""))
-        self._offers[token] = tunnel_pb2.Offer(token=token, peer="a", target=target, client="1.2.3.4:5", **more)
-        self._news.set()
+        offer = tunnel_pb2.Offer(token=token, peer="a", target=target, client="1.2.3.4:5", **more)
+        self._offers[token] = offer
+        self._tell(offer)
         async with asyncio.timeout(20):
             attach, sock = await answer
         if attach.WhichOneof("role") == "refuse":
@@ -99,25 +103,36 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         sock.setblocking(False)
         return attach.accept, sock
 
-    def push(self, offers: dict[bytes, tunnel_pb2.Offer]) -> None:
-        """Makes these offers only, and waits for no answer."""
-        self._offers = offers
-        self._news.set()
+    def listens(self, connection: socket.socket) -> None:
+        """It gets every offer that is not answered: the listener before may have died with it."""
+        self.listeners += 1
+        self._listener = connection
+        self._tell(*self._offers.values())
+
+    def take_over(self) -> None:
+        """As if another proxy listened from now on."""
+        assert self._listener is not None
+        self._listener.send(tunnel_pb2.AttachResult(taken_over=True).SerializeToString())
+        self._listener = None
+
+    def _tell(self, *offers: tunnel_pb2.Offer) -> None:
+        """As many at a time as have gathered; as soon as the proxy takes them."""
+        if not self._untold:
+            self._loop.call_soon(self._flush)
+        self._untold.extend(offers)
+
+    def _flush(self) -> None:
+        while self._untold and self._listener is not None:
+            try:
+                self._listener.send(tunnel_pb2.AttachResult(offers=self._untold[:OFFERS]).SerializeToString())
+            except BlockingIOError:
+                self._loop.call_later(0.01, self._flush)
+                return
+            del self._untold[:OFFERS]
+        self._untold.clear()
 
     async def GetStatus(self, request: Any, context: Any) -> tunnel_pb2.GetStatusResponse:
         return self.status
-
-    async def Listen(self, request: Any, context: Any) -> AsyncIterator[tunnel_pb2.ListenResponse]:
-        """Each listener gets every offer that is not answered: the one before may have died with it."""
-        self.listeners += 1
-        made: set[bytes] = set()
-        while True:
-            self._news.clear()
-            offers = [offer for token, offer in self._offers.items() if token not in made]
-            made.update(offer.token for offer in offers)
-            if offers:
-                yield tunnel_pb2.ListenResponse(offers=offers)
-            await self._news.wait()
 
     def _accept(self) -> None:
         assert self._listening is not None
@@ -132,13 +147,17 @@ class Tunnel(tunnel_pb2_grpc.TunnelServiceServicer):
         if not data:
             self._loop.remove_reader(connection)
             self._connections.discard(connection)
+            if self._listener is connection:
+                self._listener = None
             connection.close()
             return
         assert len(fds) <= 1
         sock = socket.socket(fileno=fds[0]) if fds else None
         attach = tunnel_pb2.Attach.FromString(data)
         role = attach.WhichOneof("role")
-        if role == "open":
+        if role == "listen":
+            self.listens(connection)
+        elif role == "open":
             assert sock is not None
             sock.setblocking(False)
             self._settle(connection, attach, sock)

@@ -228,6 +228,20 @@ async def test_listening_goes_on_after_a_restart_of_the_tunnel(node: Node, ip: s
     backend.close()
 
 
+async def test_a_proxy_that_was_replaced_listens_again(
+    node: Node, ip: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.proxy.driver.LISTEN_AGAIN", 0.3)
+    before = node.tunnel.listeners
+    node.tunnel.take_over()
+    await until(lambda: "is one running twice?" in caplog.text)
+    backend = socket.create_server((ip, 8080))
+    _, sock = await node.tunnel.offer(f"{ip}:8080")
+    assert sock is not None and node.tunnel.listeners == before + 1
+    sock.close()
+    backend.close()
+
+
 async def test_streams_outlive_the_proxy(node: Node, ip: str) -> None:
     backend = socket.create_server((ip, 8080))
     _, sock = await node.tunnel.offer(f"{ip}:8080")

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +95,12 @@ async def was_reset(sock: socket.socket) -> bool:
     return False
 
 
-async def readable(sock: socket.socket) -> None:
+async def readable(sock: socket.socket, patience: float | None = PATIENCE) -> None:
     """Waits until there is something to read, or the end."""
     loop, news = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(sock, news.set)
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             await news.wait()
     finally:
         loop.remove_reader(sock)
@@ -184,44 +184,56 @@ Decide = Callable[[pb.Offer], Awaitable[socket.socket | pb.Refusal | None]]
 class Exit:
     """The proxy of the exit node: takes offers and dials what they name, unless `decide` says otherwise.
 
-    `decide` gives a socket, a refusal, or None: no answer at all.
+    `decide` gives a socket, a refusal, or None: no answer at all. `call`: it listens by gRPC, not on `tunnel.attach`.
     """
 
-    def __init__(self, node: Node, decide: Decide | None = None) -> None:
+    def __init__(self, node: Node, decide: Decide | None = None, *, call: bool = False) -> None:
         self.node = node
         self.offers: list[pb.Offer] = []
-        self.ended: grpc.StatusCode | None = None
+        self.replaced = False
+        """Another one listens."""
         self.decide = decide or dial
         self.service = ""
         """Of all that it accepts."""
+        self._call = call
         self._attached = Attached(node)
         self._attached.sock.setblocking(True)  # under a flood of offers the answers wait
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Exit:
-        self._channel = grpc.aio.insecure_channel(f"unix:{self.node.run_dir}/tunnel.sock")
-        self._call = tunnel_pb2_grpc.TunnelServiceStub(self._channel).Listen(pb.ListenRequest())
-        self._listening = asyncio.create_task(self._listen())
+        self._listening = asyncio.create_task(self._listen_by_call() if self._call else self._listen())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._call.cancel()
         for task in [self._listening, *self._tasks]:
             task.cancel()
         await asyncio.gather(self._listening, *self._tasks, return_exceptions=True)
-        await self._channel.close()
         self._attached.close()
 
     async def _listen(self) -> None:
+        self._attached.give(pb.Attach(listen=pb.Listen()))
+        while not self.replaced:
+            await readable(self._attached.sock, patience=None)
+            if not (data := self._attached.sock.recv(65536)):
+                return
+            result = pb.AttachResult.FromString(data)
+            self._take(result.offers)
+            self.replaced = result.taken_over
+
+    async def _listen_by_call(self) -> None:
         try:
-            async for response in self._call:
-                for offer in response.offers:
-                    self.offers.append(offer)
-                    task = asyncio.create_task(self._answer(offer))
-                    self._tasks.add(task)
-                    task.add_done_callback(self._tasks.discard)
+            async with api(self.node) as stub:
+                async for response in stub.Listen(pb.ListenRequest()):
+                    self._take(response.offers)
         except grpc.aio.AioRpcError as error:
-            self.ended = error.code()
+            self.replaced = error.code() is grpc.StatusCode.ABORTED
+
+    def _take(self, offers: Iterable[pb.Offer]) -> None:
+        for offer in offers:
+            self.offers.append(offer)
+            task = asyncio.create_task(self._answer(offer))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, offer: pb.Offer) -> None:
         decision = await self.decide(offer)

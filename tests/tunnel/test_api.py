@@ -111,15 +111,17 @@ async def test_without_any_listener_too_and_a_late_one_still_serves(
     (await backend.accept()).close()
 
 
+@pytest.mark.parametrize("old_calls", [False, True])
+@pytest.mark.parametrize("new_calls", [False, True])
 async def test_a_new_listener_takes_over_with_what_the_old_one_left(
-    nodes: Nodes, attached: Attached, backend: Backend
+    nodes: Nodes, attached: Attached, backend: Backend, old_calls: bool, new_calls: bool
 ) -> None:
-    async with Exit(nodes.b, silent) as old:
+    async with Exit(nodes.b, silent, call=old_calls) as old:
         client, accepted = tcp_pair()
         number = attached.open("b", backend.address, accepted)
         await until(lambda: old.offers, "the old listener has the offer")
-        async with Exit(nodes.b) as new:
-            await until(lambda: old.ended is grpc.StatusCode.ABORTED, "the old listener ends")
+        async with Exit(nodes.b, call=new_calls) as new:
+            await until(lambda: old.replaced, "the old listener ends")
             assert not (await attached.result(number)).HasField("refusal")
             assert [offer.token for offer in new.offers] == [offer.token for offer in old.offers]
             served = await backend.accept()
@@ -127,6 +129,29 @@ async def test_a_new_listener_takes_over_with_what_the_old_one_left(
             assert await receive(served, 5) == b"hello"
             served.close()
             client.close()
+
+
+@pytest.mark.parametrize("calls", [False, True])
+async def test_offers_outlive_the_listener_that_had_them(nodes: Nodes, attached: Attached, calls: bool) -> None:
+    """Many, with texts as long as they may be: more than one message holds, and in order."""
+    addresses = [f"{calls}{number:01000}" for number in range(40)]
+    clients = []
+
+    def told(listener: Exit) -> list[pb.Offer]:
+        return [offer for offer in listener.offers if offer.target.address in addresses]
+
+    async with Exit(nodes.b, silent, call=calls) as old:
+        for address in addresses:
+            client, accepted = tcp_pair()
+            attached.open("b", address, accepted, want=False, client="c" * 1024)
+            clients.append(client)
+        await until(lambda: len(told(old)) == len(addresses), "all are offered")
+        assert [offer.target.address for offer in told(old)] == addresses
+    async with Exit(nodes.b, silent, call=calls) as new:
+        await until(lambda: len(told(new)) == len(addresses), "all are offered again")
+        assert [offer.token for offer in told(new)] == [offer.token for offer in told(old)]
+        for client in clients:
+            reset(client)
 
 
 async def test_a_caller_that_goes_before_the_answer(nodes: Nodes, attached: Attached, backend: Backend) -> None:

@@ -18,6 +18,7 @@ from tests.tunnel.local import (
     Backend,
     Exit,
     descriptors,
+    readable,
     receive,
     send,
     tcp_pair,
@@ -61,6 +62,7 @@ GARBAGE = [
     pb.Attach(id=3).SerializeToString(),
     pb.Attach(open=pb.Outbound(node="b")).SerializeToString()[:-1],
     pb.Attach(open=pb.Outbound(node="b", timeout={"seconds": 1 << 62})).SerializeToString(),
+    pb.Attach(listen=pb.Listen()).SerializeToString()[:-1] + b"\x01",
 ]
 
 
@@ -77,6 +79,29 @@ async def test_garbage_ends_the_connection(nodes: Nodes, data: bytes, descriptor
     kept.close()
     given.close()
     one.close()
+
+
+async def test_a_listener_that_becomes_a_stream_or_brings_a_descriptor(nodes: Nodes, backend: Backend) -> None:
+    """Streams that b asks for are for who listened last, unless that connection is a stream itself now."""
+    client, given = tcp_pair()
+    one, fresh = Attached(nodes.a), Attached(nodes.b)
+    one.give(pb.Attach(listen=pb.Listen()), given)
+    await was_reset(client)  # by an end or a reset, but at once
+    one.open("b", backend.address, want=False)
+    served = await backend.accept()
+    caller, accepted = tcp_pair()
+    fresh.open("a", backend.address, accepted, want=False)
+    await send(served, b"of the stream")
+    await readable(one.sock)
+    assert one.sock.recv(100) == b"of the stream"
+    async with Exit(nodes.a) as late:
+        await until(lambda: late.offers, "the offer waited for a listener")
+        assert one.silent(), "nothing is said on what is a stream"
+        dialled = await backend.accept()
+    for sock in (client, served, caller, dialled):
+        sock.close()
+    one.close()
+    fresh.close()
 
 
 async def test_random_garbage(nodes: Nodes) -> None:
