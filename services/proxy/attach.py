@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from logging import Logger
 from pathlib import Path
 
-from services.runtime.sockets import reset
+from services.runtime.sockets import adopt, reset
 
 MAX_WAITING = 1024  # messages with clients; each holds a descriptor
 MAX_ANSWERS = 4096  # messages in all: the tunnel lets no more offers wait (MAX_WAITING there), so no answer is lost
@@ -187,7 +187,7 @@ class AttachSocket:
             if not message:
                 self._lose(None)
                 return
-            self._on_result(message, socket.socket(fileno=descriptors[0]) if descriptors else None)
+            self._on_result(message, adopt(descriptors[0]) if descriptors else None)
 
     def _lose(self, error: OSError | None) -> None:
         """The tunnel went away: answers to it are worthless, clients wait for the next."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.proxy import errors, keepalive
+from services.proxy import errors
 from services.proxy.core.catalog import Network
 from services.proxy.core.patience import CONNECT
 
@@ -66,7 +66,6 @@ class Dialer:
         try:
             if kind == socket.SOCK_STREAM:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                keepalive.watch(sock)
             code = sock.connect_ex(address)
             if code == errno.EINPROGRESS:
                 code = sock.connect_ex(address)  # over loopback the handshake is complete by now

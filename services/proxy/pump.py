@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 
 from services.proxy.counters import Local
+from services.runtime import keepalive
 from services.runtime.sockets import reset
 
 SCRATCH = 256 * 1024  # bytes a read at most; larger ones gain nothing over loopback
@@ -47,8 +48,10 @@ class StreamPump:
         head: bytes = b"",
         welcome: bytes = b"",
     ) -> None:
-        """Owns two connected non-blocking sockets from now on: the client's and the backend's. `ended` is called once, when
-        both are closed. `head` was read from `one` before; `welcome` is what `one` is told before any byte of `two`."""
+        """Owns two connected non-blocking sockets from now on: the client's, which its listener has the kernel watch, and the
+        backend's. `ended` is called once, when both are closed. `head` was read from `one` before; `welcome` is what `one` is
+        told before any byte of `two`."""
+        keepalive.watch(two)
         self._loop = asyncio.get_running_loop()
         self._socks = (one, two)
         self._ended = ended

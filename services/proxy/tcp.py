@@ -7,8 +7,8 @@ from collections.abc import Callable
 from logging import Logger
 from typing import Generic, Protocol, TypeVar
 
-from services.proxy import keepalive
 from services.proxy.core.catalog import Spot
+from services.runtime import keepalive
 from services.runtime.sockets import accept
 
 BACKLOG = 1024  # connections the kernel holds for us

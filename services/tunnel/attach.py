@@ -305,16 +305,16 @@ def _first(ancillary: list[tuple[int, int, bytes]]) -> int:
 def _adopt(descriptor: int, request: OpenRequest | Answer) -> socket.socket:
     """The socket that was passed. OSError, and the descriptor is closed, when it cannot serve."""
     try:
-        sock = socket.socket(fileno=descriptor)  # asks the kernel what it is
+        sock = sockets.adopt(descriptor)
     except OSError:
         os.close(descriptor)
         raise OSError("a descriptor was passed that is no socket") from None
     try:
         sock.getpeername()
-        if isinstance(request, OpenRequest) and (sockets.kind(sock) == socket.SOCK_DGRAM) != (
-            request.opening.network == UDP
-        ):
-            raise OSError("a datagram socket for TCP, or a stream socket for UDP")
+        if isinstance(request, OpenRequest):
+            wanted = socket.SOCK_DGRAM if request.opening.network == UDP else socket.SOCK_STREAM
+            if sockets.kind(sock) != wanted:
+                raise OSError("it is of the wrong kind: a datagram socket for TCP, or a stream socket for UDP")
     except OSError as error:
         sockets.reset(sock)
         raise OSError(f"the socket passed cannot be used: {error.strerror or error}") from None

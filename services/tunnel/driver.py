@@ -189,6 +189,7 @@ class Tunnel:
             if rounds % int(SWEEP):
                 continue
             self.sessions.sweep(now)
+            self.streams.watch()
             self._count()
 
     def _count(self) -> None:

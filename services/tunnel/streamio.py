@@ -8,7 +8,7 @@ take at once is copied, and that is bounded by the stream's credit.
 import socket
 from typing import TYPE_CHECKING
 
-from services.runtime import sockets
+from services.runtime import keepalive, sockets
 from services.tunnel.core.frames import Reason
 from services.tunnel.core.stream import Stream
 from services.tunnel.engine import BROKEN, IN, OUT, Engine
@@ -41,6 +41,7 @@ class StreamIO:
         "_out",
         "_out_start",
         "_own",
+        "_watched",
         "began",
         "caller",
         "counted",
@@ -87,18 +88,28 @@ class StreamIO:
         self._out_start = 0
         self._own = 0
         """Bytes at the front of `_out` that did not come from the peer, which gets no credit for them."""
+        self._watched = False
         stream.owner = self
 
-    def attach(self, sock: socket.socket) -> None:
-        """From now on this is the other end of the stream."""
+    def attach(self, sock: socket.socket, *, messages: bool = False) -> None:
+        """From now on this is the other end of the stream. `messages`: it is a SOCK_SEQPACKET."""
         sock.setblocking(False)
         self.sock = sock
-        self._messages = sockets.kind(sock) == socket.SOCK_SEQPACKET
+        self._messages = messages
         self._descriptor = sock.fileno()
         self._mask = IN
         self._engine.add(self._descriptor, IN, self._ready, self._fail)
         if self._out or self.finished:
             self._write()
+
+    def watch(self) -> None:
+        """The kernel asks from now on whether the other end is still there. For streams that last: it takes four system calls."""
+        if not self._watched and self.sock is not None:
+            self._watched = True
+            try:
+                keepalive.watch(self.sock)
+            except OSError:  # no TCP: the kernel knows
+                pass
 
     def carried(self) -> tuple[int, int]:
         """Bytes to the peer, and from it."""

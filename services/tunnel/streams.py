@@ -77,7 +77,7 @@ class Streams:
             if request.keep or request.give_back:
                 io.early = bytearray(request.head)
             io.welcome = request.welcome
-            io.attach(sock)
+            io.attach(sock, messages=sock is connection.sock)
             io.read()  # most clients have spoken by now: their first bytes go with the OPEN, in one record
         else:
             io.from_client = True
@@ -124,6 +124,12 @@ class Streams:
     def count(self) -> None:
         """Brings the metrics up to date with the streams that are open."""
         self.ledger.look(self._live)
+
+    def watch(self) -> None:
+        """Every few seconds: has the kernel watch those who have come since."""
+        for io in self._live:
+            if isinstance(io, StreamIO):
+                io.watch()
 
     def accepted(self, io: StreamIO | FlowIO) -> None:
         """The exit has connected the backend."""

@@ -8,13 +8,14 @@ import pytest
 
 from lab.network import Network
 from lab.wire import Shape
-from services.proxy import keepalive
 from services.proxy.core.catalog import Spot
 from services.proxy.counters import Local
 from services.proxy.dialer import Dialer
 from services.proxy.pump import Meter, StreamPump
 from services.proxy.tcp import TcpListener
+from services.runtime import keepalive
 from tests.e2e.conftest import require_simulation
+from tests.tunnel.local import tcp_pair
 
 PORT = 7000
 PATIENCE = 60.0  # seconds for what the kernel notices within three
@@ -72,11 +73,11 @@ async def test_who_vanished_is_noticed(vanishes: str, monkeypatch: pytest.Monkey
             assert dialled_sock is not None
             near = dialled_sock
             far_server.close()
-        ours, kept = socket.socketpair()
-        for sock in (ours, kept):
-            sock.setblocking(False)
+        ours, kept = node.namespace.call(tcp_pair)
+        kept.setblocking(False)
         ended = asyncio.Event()
-        pump = StreamPump(near, ours, lambda _: ended.set(), Meter(Local(), 0.0))
+        pair = (near, ours) if vanishes == "client" else (ours, near)
+        pump = StreamPump(*pair, lambda _: ended.set(), Meter(Local(), 0.0))
         try:
             await loop.sock_sendall(far, b"there")
             assert await asyncio.wait_for(loop.sock_recv(kept, 100), PATIENCE) == b"there"

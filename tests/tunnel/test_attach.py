@@ -167,6 +167,7 @@ async def test_descriptors_that_are_no_connection(nodes: Nodes, attached: Attach
         unconnected = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         datagrams = udp_pair()
         streams = tcp_pair()
+        messages = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for number, network, what in (
             (file.fileno(), 1, "no socket"),
             (pipe[0], 1, "no socket"),
@@ -174,13 +175,14 @@ async def test_descriptors_that_are_no_connection(nodes: Nodes, attached: Attach
             (unconnected.fileno(), UDP, "cannot be used"),
             (datagrams[1].fileno(), 1, "datagram"),
             (streams[1].fileno(), UDP, "datagram"),
+            (messages[1].fileno(), 1, "wrong kind"),
         ):
             asked = attached.open("b", backend.address, number, network=network)
             result = await attached.result(asked)
             assert result.refusal.reason == pb.REFUSAL_REASON_DENIED and what in result.refusal.message
         for descriptor in pipe:
             os.close(descriptor)
-        for sock in (listening, unconnected, *datagrams, *streams):
+        for sock in (listening, unconnected, *datagrams, *streams, *messages):
             sock.close()
 
 

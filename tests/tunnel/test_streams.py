@@ -7,6 +7,7 @@ import socket
 import pytest
 
 from protos import tunnel_pb2 as pb
+from services.runtime import keepalive
 from tests.tunnel.conftest import Nodes
 from tests.tunnel.local import (
     PATIENCE,
@@ -15,6 +16,7 @@ from tests.tunnel.local import (
     Backend,
     Exit,
     descriptors,
+    dial,
     receive,
     receive_all,
     reset,
@@ -55,6 +57,36 @@ async def test_data_and_half_close_both_ways(exit_b: Exit, attached: Attached, b
     served.close()
     assert await received == NOISE[: 4 << 20]
     client.close()
+
+
+async def test_the_kernel_watches_the_connections_of_a_stream_that_lasts(
+    nodes: Nodes, attached: Attached, backend: Backend
+) -> None:
+    """At both ends, and of none that came over a Unix socket; see tests/proxy/test_half_open.py for what comes of it."""
+    dialled: list[socket.socket] = []
+
+    async def decide(offer: pb.Offer) -> socket.socket | pb.Refusal:
+        made = await dial(offer)
+        assert isinstance(made, socket.socket)
+        dialled.append(made.dup())
+        return made
+
+    async with Exit(nodes.b, decide):
+        client, accepted = tcp_pair()
+        one, other = socket.socketpair()
+        watched = accepted.dup()
+        for given in (accepted, other):
+            assert not (await attached.result(attached.open("b", backend.address, given))).HasField("refusal")
+        for sock in (watched, *dialled):
+            await until(lambda sock=sock: sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), "it is watched")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == keepalive.IDLE
+        for sock, served in ((client, await backend.accept()), (one, await backend.accept())):
+            sock.setblocking(False)
+            await send(sock, b"well")
+            assert await receive(served, 4) == b"well"
+            served.close()
+        for sock in (client, one, watched, *dialled):
+            sock.close()
 
 
 async def test_the_backend_ends_first(exit_b: Exit, attached: Attached, backend: Backend) -> None:

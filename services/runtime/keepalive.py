@@ -12,7 +12,7 @@ COUNT = 4  # unanswered questions. Two minutes in all: an application that is on
 
 
 def watch(sock: socket.socket) -> None:
-    """For a connection, or for a listener, whose accepted connections inherit it."""
+    """For a TCP connection, or for a listener, whose accepted connections inherit it. OSError: it is neither, or gone."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, IDLE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, INTERVAL)
