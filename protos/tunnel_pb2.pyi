@@ -322,8 +322,8 @@ Global___Target: _TypeAlias = Target  # noqa: Y015
 @_typing.final
 class Attach(_message.Message):
     """First message on a connection to `tunnel.attach`; further messages may follow on the same
-    connection as long as each carries a descriptor, or is a `refuse` or a `listen`. The message is one SEQPACKET
-    datagram of at most 64 KiB with at most one descriptor (SCM_RIGHTS): a connected stream socket
+    connection as long as each carries a descriptor, or is a `refuse` or a `listen`. The message is one
+    SEQPACKET datagram of at most 64 KiB with at most one descriptor (SCM_RIGHTS): a connected stream socket
     (TCP or Unix), or for UDP a connected datagram socket. The tunnel owns that socket from then on.
     Without a descriptor (outbound only) the connection itself becomes the stream: one message in, one
     chunk of bytes (or one datagram) out, EOF by shutdown.
@@ -367,8 +367,8 @@ Global___Attach: _TypeAlias = Attach  # noqa: Y015
 
 @_typing.final
 class Listen(_message.Message):
-    """Take the streams that other nodes open towards this one, as the call of that name does: with the offers in AttachResults on this
-    connection. Whoever asked before, here or there, is told that it is over.
+    """Take the streams that other nodes open towards this one, as the call of that name does, with the offers in
+    AttachResults on this connection. Whoever listened before, here or there, is told that it is over.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

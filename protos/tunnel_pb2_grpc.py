@@ -70,7 +70,7 @@ class TunnelServiceServicer:
         """Streams that other nodes open towards this one, as they come. One listener at a time: a new one
         takes over from the old one, which ends with ABORTED. Offers that wait (at most 10 s) go to the
         next listener. Each offer is answered by an Attach on `tunnel.attach` with `accept` or `refuse`.
-        The same on `tunnel.attach` itself, where it costs a fifth: an Attach with `listen`.
+        The same, for less, on `tunnel.attach` itself: an Attach with `listen`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

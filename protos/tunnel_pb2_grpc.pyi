@@ -42,7 +42,7 @@ class TunnelServiceStub:
     """Streams that other nodes open towards this one, as they come. One listener at a time: a new one
     takes over from the old one, which ends with ABORTED. Offers that wait (at most 10 s) go to the
     next listener. Each offer is answered by an Attach on `tunnel.attach` with `accept` or `refuse`.
-    The same on `tunnel.attach` itself, where it costs a fifth: an Attach with `listen`.
+    The same, for less, on `tunnel.attach` itself: an Attach with `listen`.
     """
     PingPeer: _grpc.UnaryUnaryMultiCallable[_tunnel_pb2.PingPeerRequest, _tunnel_pb2.PingPeerResponse]
     """Builds a session to a node if there is none, and measures round trips inside it."""
@@ -64,7 +64,7 @@ class TunnelServiceAsyncStub(TunnelServiceStub):
     """Streams that other nodes open towards this one, as they come. One listener at a time: a new one
     takes over from the old one, which ends with ABORTED. Offers that wait (at most 10 s) go to the
     next listener. Each offer is answered by an Attach on `tunnel.attach` with `accept` or `refuse`.
-    The same on `tunnel.attach` itself, where it costs a fifth: an Attach with `listen`.
+    The same, for less, on `tunnel.attach` itself: an Attach with `listen`.
     """
     PingPeer: _aio.UnaryUnaryMultiCallable[_tunnel_pb2.PingPeerRequest, _tunnel_pb2.PingPeerResponse]  # type: ignore[assignment]
     """Builds a session to a node if there is none, and measures round trips inside it."""
@@ -89,7 +89,7 @@ class TunnelServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams that other nodes open towards this one, as they come. One listener at a time: a new one
         takes over from the old one, which ends with ABORTED. Offers that wait (at most 10 s) go to the
         next listener. Each offer is answered by an Attach on `tunnel.attach` with `accept` or `refuse`.
-        The same on `tunnel.attach` itself, where it costs a fifth: an Attach with `listen`.
+        The same, for less, on `tunnel.attach` itself: an Attach with `listen`.
         """
 
     @_abc_1.abstractmethod

@@ -14,6 +14,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from services.runtime import sockets
 from services.tunnel import wire
@@ -21,6 +22,9 @@ from services.tunnel.core.frames import UDP, Reason
 from services.tunnel.engine import IN, OUT, Engine
 from services.tunnel.errors import DENIED, NO_PATH
 from services.tunnel.wire import Answer, OpenRequest
+
+if TYPE_CHECKING:
+    from services.tunnel.offers import Listener
 
 log = logging.getLogger("causeway.tunnel")
 
@@ -56,6 +60,8 @@ class Connection:
         self._results: deque[tuple[bytes, socket.socket | None]] = deque()
         self._full = False
         """The other end has to read some before it gets more."""
+        self.listener: Listener | None = None
+        """What takes offers for it, once it has asked."""
         owner.engine.add(self._descriptor, IN, self._ready, self.close)
 
     @property

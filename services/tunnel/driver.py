@@ -20,7 +20,7 @@ from services.runtime.identity import Identity
 from services.runtime.process import Service
 from services.runtime.serve import LocalServer
 from services.tunnel import metrics, native, servicer, status
-from services.tunnel.attach import AttachSocket
+from services.tunnel.attach import AttachSocket, Connection
 from services.tunnel.candidates import find
 from services.tunnel.config import Settings
 from services.tunnel.core.lifetime import Lifetimes
@@ -82,13 +82,12 @@ class Tunnel:
             settings, identity, self.discovery, self.relays, self.sessions.arrivals, lambda: self.portmap.mapping
         )
         self.opener = Opener(self.sessions, self.streams)
-        offers = self.streams.offers
         self.attach = AttachSocket(
             self.engine,
             settings.run_dir / "tunnel.attach",
             self.opener.open,
-            offers.answer,
-            lambda connection: offers.listen(Listening(self.engine, offers, connection)),
+            self.streams.offers.answer,
+            self._on_listen,
         )
         self.udp_idle = settings.udp_idle
         self._awake = asyncio.Event()
@@ -122,6 +121,11 @@ class Tunnel:
         await self.relays.close()
         await self.discovery.close()
         self.engine.close()
+
+    def _on_listen(self, connection: Connection) -> None:
+        offers = self.streams.offers
+        connection.listener = connection.listener or Listening(self.engine, offers, connection)
+        offers.listen(connection.listener)
 
     async def _tick(self) -> None:
         """Every 10 ms while a session waits for something, else every second."""

@@ -70,6 +70,8 @@ class Offers:
     def listen(self, listener: Listener) -> None:
         """A listener takes over. What the former one was told and did not answer is offered again."""
         former, self._listener = self._listener, listener
+        if former is listener:
+            return
         self._untold = collections.deque(self._waiting.values())
         if former is not None:
             former.replaced()

@@ -81,6 +81,22 @@ async def test_garbage_ends_the_connection(nodes: Nodes, data: bytes, descriptor
     one.close()
 
 
+async def test_a_listener_that_asks_again(nodes: Nodes, backend: Backend) -> None:
+    """It takes over from nobody, and hears of each offer once."""
+    one, fresh = Attached(nodes.a), Attached(nodes.b)
+    client, accepted = tcp_pair()
+    one.give(pb.Attach(listen=pb.Listen()))
+    fresh.open("a", backend.address, accepted, want=False)
+    token = (await one.result(0)).offers[0].token
+    for _ in range(3):
+        one.give(pb.Attach(listen=pb.Listen()))
+    one.give(pb.Attach(refuse=pb.Refuse(token=token)))
+    assert await was_reset(client), "all has been read"
+    assert one.silent()
+    for sock in (client, one, fresh):
+        sock.close()
+
+
 async def test_a_listener_that_becomes_a_stream_or_brings_a_descriptor(nodes: Nodes, backend: Backend) -> None:
     """Streams that b asks for are for who listened last, unless that connection is a stream itself now."""
     client, given = tcp_pair()
