@@ -1,6 +1,5 @@
 """A connection to the attach socket on which offers are told, as many at a time as have gathered."""
 
-from protos import tunnel_pb2 as pb
 from services.tunnel import wire
 from services.tunnel.attach import Connection
 from services.tunnel.engine import Engine
@@ -29,9 +28,7 @@ class Listening:
         """Tells them. Those that a connection was told and did not answer are told to the next one."""
         self._marked = False
         while self._connection.takes_messages and (offers := self._offers.take(self, AT_ONCE)):
-            result = pb.AttachResult()
-            wire.add_offers(result, offers)
-            self._connection.answer(result.SerializeToString())
+            self._connection.answer(wire.encode_offers(offers))
 
     def broke(self) -> None:
         """Telling them failed, a fault of ours."""
@@ -40,4 +37,4 @@ class Listening:
     def replaced(self) -> None:
         """Another listener took over."""
         if self._connection.takes_messages:
-            self._connection.answer(pb.AttachResult(taken_over=True).SerializeToString())
+            self._connection.answer(wire.TAKEN_OVER)

@@ -114,6 +114,17 @@ def _decode_attach(message: pb.Attach) -> OpenRequest | Answer | Listen:
     raise ValueError("an Attach message without open, accept, refuse or listen")
 
 
+TAKEN_OVER = pb.AttachResult(taken_over=True).SerializeToString()
+"""What a connection that listened is told when another listener takes over."""
+
+
+def encode_offers(offers: Sequence[Offer]) -> bytes:
+    """What a connection that listens is told of them."""
+    result = pb.AttachResult()
+    add_offers(result, offers)
+    return result.SerializeToString()
+
+
 def add_offers(response: pb.ListenResponse | pb.AttachResult, offers: Sequence[Offer]) -> None:
     """Puts them into what tells a listener."""
     for offer in offers:
