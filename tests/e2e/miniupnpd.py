@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 
 from lab.network import GATEWAY, Lan, Network
+from tests.patience import PATIENCE
 
 EXTERNAL = "11.0.0.1"
 """The router's outside address here. miniupnpd refuses to work behind reserved ones, those for documentation included,
@@ -29,6 +31,9 @@ PROTOCOLS = {
     "all": "enable_natpmp=yes\nenable_upnp=yes",
 }
 
+READY = {"PCP": "NAT-PMP/PCP traffic on port", "UPnP": "HTTP listening on port", "all": "NAT-PMP/PCP traffic on port"}
+"""What it says last before it can be asked."""
+
 
 def program() -> str | None:
     """Its path; None when it is not installed."""
@@ -41,6 +46,7 @@ class Miniupnpd:
     def __init__(self, network: Network, lan: Lan, protocols: str = "all", *, external: str = EXTERNAL) -> None:
         """`external`: address that the router gets; empty: it keeps what it has, and the daemon finds out."""
         self._lan = lan
+        self._protocols = protocols
         self._folder = Path(tempfile.mkdtemp(prefix="cw-"))
         self._process: subprocess.Popen[bytes] | None = None
         router = lan.router
@@ -76,14 +82,19 @@ deny 0-65535 0.0.0.0/0 0-65535
         )
 
     def start(self) -> None:
-        """It comes up and knows of no mapping."""
+        """It comes up, until it can be asked, and knows of no mapping."""
         assert self._process is None
         self._lan.router.nft(f"table inet miniupnpd\ndelete table inet miniupnpd\n{TABLE}")
         found = program()
         assert found is not None
         with (self._folder / "log").open("ab") as log:
             argv = [found, "-d", "-f", str(self._folder / "conf"), "-P", str(self._folder / "pid")]
+            before = log.tell()
             self._process = self._lan.router.popen(argv, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        deadline = time.monotonic() + PATIENCE
+        while READY[self._protocols] not in self.log[before:]:
+            assert self._process.poll() is None and time.monotonic() < deadline, self.log
+            time.sleep(0.02)
 
     def kill(self) -> None:
         """It is gone, with all its mappings."""

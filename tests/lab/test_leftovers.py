@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lab.network import Network
@@ -30,9 +31,12 @@ sys.stdin.read()
 
 
 def inodes_in_use() -> set[int]:
-    """Network namespaces in which some process runs, or to which one holds a descriptor."""
-    used = set()
+    """Network namespaces in which some process runs, or to which one holds a descriptor. Not those of tests that run beside this
+    one: the kernel gives a number that is free again to the next namespace, which may be theirs."""
+    used, others = set(), beside()
     for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) in others:
+            continue
         for entry in [process / "ns/net", *_listed(process / "fd")]:
             with contextlib.suppress(OSError):
                 if os.readlink(entry).startswith("net:"):
@@ -45,6 +49,18 @@ def _listed(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except OSError:
         return []
+
+
+def beside() -> set[int]:
+    """Processes of the tests that run beside this one (pytest-xdist)."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return set()
+    workers = [it for it in psutil.Process(os.getppid()).children() if it.pid != os.getpid()]
+    found = set()
+    for worker in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {worker.pid, *(it.pid for it in worker.children(recursive=True))}
+    return found
 
 
 def gone(inodes: set[int]) -> bool:
